@@ -1,1 +1,209 @@
-def main(): pass
+"""The `cltools` command: one subcommand per stage, thin. Errors of the user's input exit with 2."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cltools.errors import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train CL and NSCL under shared randomness and measure how closely they stay aligned.",
+)
+
+Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
+Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
+EmbeddingType = Literal["float32", "float16"]
+ProbeTimes = Literal["last", "all"]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+
+
+def limit_threads(count: int) -> None:
+    """Set the thread count of every numerical library; call it before they are imported.
+
+    Two jobs that each start a thread per core run many times slower than with one thread each.
+    """
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+                     "POLARS_MAX_THREADS"):  # fmt: skip
+        os.environ[variable] = str(count)
+    # CUDA's matrix products repeat bit by bit only with this workspace setting.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _json_object(text: str, what: str) -> Any:
+    """JSON given on the command line, or in the file that is named there."""
+    if not text.lstrip().startswith(("{", "[")):
+        try:
+            text = Path(text).read_text()
+        except OSError:
+            raise InputError(f"{what} {text!r} is neither JSON nor a readable file") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{what} is not valid JSON ({error}): correct it") from None
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="Config file (YAML), or its content as JSON.")],
+    output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
+) -> None:
+    """Check a config and list the cells that it asks for."""
+    from cltools.experiment import load_experiment, read_config
+    from cltools.files import write_json
+
+    inline = config.lstrip().startswith("{")
+    experiment = load_experiment(
+        _json_object(config, "the config") if inline else read_config(Path(config))
+    )
+    if output is None:
+        for identity, cell in experiment.plans.items():
+            typer.echo(f"{identity}  until {cell.until}  in {', '.join(cell.sweeps)}")
+        typer.echo(f"{experiment.name}: {len(experiment.plans)} cells")
+    else:
+        write_json(output, experiment.summary())
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Option(help="Name of the data set in the store.")],
+    definition: Annotated[
+        str, typer.Option(help='JSON or a file with it: {"source": "folder", "path": "photos"}.')
+    ],
+    store: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Read a data set and write it as an image store."""
+    limit_threads(1)
+    from cltools.stages.prepare import prepare as run_stage
+
+    run_stage(name, _json_object(definition, "--definition"), store)
+
+
+@app.command()
+def train(
+    cell: Annotated[
+        str, typer.Option(help='JSON or a file with it: {"dataset": "digits", "horizon": 20, ...}.')
+    ],
+    store: Store,
+    run: Annotated[Path, typer.Option(help="Folder for weights, log and resume state.")],
+    manifest: Annotated[Path, typer.Option(help="Manifest to write when training is done.")],
+    until: Annotated[
+        str | None, typer.Option(help="'20 epochs' or '300 steps'; default: the horizon.")
+    ] = None,
+    device: Device = "auto",
+    save_every_seconds: Annotated[
+        float, typer.Option(help="Time between saves of the resume state.")
+    ] = 120.0,
+    save_every_steps: Annotated[
+        int | None, typer.Option(min=1, help="Also save the resume state every so many steps.")
+    ] = None,
+) -> None:
+    """Train the objectives of one cell together, from wherever an earlier run stopped."""
+    from cltools.cells import resolve_cell
+    from cltools.durations import Duration
+
+    settings = resolve_cell(_json_object(cell, "--cell"))
+    try:
+        stop = None if until is None else Duration.parse(until)
+    except ValueError as error:
+        raise InputError(f"--until: {error}") from None
+    limit_threads(settings["threads"])
+    from cltools.stages.train import train as run_stage
+
+    run_stage(
+        settings,
+        store,
+        run,
+        manifest,
+        until=stop,
+        device_name=device,
+        save_every_seconds=save_every_seconds,
+        save_every_steps=save_every_steps,
+    )
+
+
+@app.command()
+def embed(
+    manifests: Manifests,
+    store: Annotated[list[Path], typer.Option(help="Image store; one for each data set.")],
+    done: Annotated[Path, typer.Option(help="List of the files made, to write at the end.")],
+    dtype: Annotated[EmbeddingType, typer.Option(help="How numbers are stored.")] = "float32",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Embed the images of trained cells, at every checkpoint, into each cell's embeddings/."""
+    limit_threads(threads)
+    from cltools.stages.embed import embed_cells
+
+    embed_cells(manifests, store, done, device, dtype, threads)
+
+
+@app.command()
+def measure(
+    manifests: Manifests,
+    done: Annotated[Path, typer.Option(help="List of the tables made, to write at the end.")],
+    linear_probe: Annotated[ProbeTimes, typer.Option(help="Checkpoints to probe.")] = "last",
+    discard_embeddings: Annotated[
+        bool, typer.Option("--discard-embeddings", help="Delete embeddings once measured.")
+    ] = False,
+    threads: Threads = 1,
+) -> None:
+    """Measure embedded cells: alignment, losses and bound, accuracies, weight gap."""
+    limit_threads(threads)
+    from cltools.stages.measure import measure_cells
+
+    measure_cells(manifests, done, linear_probe, discard_embeddings, threads)
+
+
+@app.command()
+def collect(
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    measured: Annotated[list[Path], typer.Argument(help="Lists written by `cltools measure`.")],
+    measures: Annotated[Path, typer.Option(help="Tidy table of all measures to write.")],
+    log: Annotated[Path, typer.Option(help="Table of all training logs to write.")],
+) -> None:
+    """Join the tables of an experiment's cells."""
+    limit_threads(1)
+    from cltools.stages.collect import collect as run_stage
+
+    run_stage(plan, measured, measures, log)
+
+
+@app.command()
+def plot(
+    name: Annotated[str, typer.Argument(help="Name of the figure.")],
+    output: Annotated[Path, typer.Option(help="Path without ending: .pdf, .png, .csv are added.")],
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    measures: Annotated[Path, typer.Option(help="measures.parquet of an experiment.")],
+    log: Annotated[Path | None, typer.Option(help="training_log.parquet.")] = None,
+    style: Annotated[str, typer.Option(help='JSON, e.g. {"dpi": 300}.')] = "{}",
+) -> None:
+    """Draw one figure of an experiment."""
+    limit_threads(1)
+    from cltools.files import read_json
+    from cltools.stages.plot import plot as run_stage
+
+    sweeps = read_json(plan, made_by="cltools plan")["sweeps"]
+    run_stage(name, measures, log, sweeps, output, _json_object(style, "--style"))
+
+
+def main() -> None:
+    """Entry point: log lines to stderr, one sentence and exit code 2 for wrong input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

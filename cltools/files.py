@@ -26,9 +26,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield scratch
         with open(scratch, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(scratch, 0o666 & ~_umask())  # some writers make private files
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def canonical_json(value: Any) -> str:

@@ -1,0 +1,30 @@
+# From a config to figures: prepare -> train -> embed -> measure -> plot.
+#
+#   results/stores/<data set>-<hash>/   images, once per data set
+#   results/cells/<cell>-<hash>/        weights, log and measures of one cell, shared by experiments
+#   results/<experiment>/               tables and figures of one experiment
+#
+# `snakemake --cores 2` runs the default experiment, `--configfile FILE` another one.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# A --configfile stands alone: this one is not merged into it.
+if not workflow.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/plot.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        experiment_targets(),

@@ -1,0 +1,173 @@
+"""A cell: one point of the grid, its defaults, its checks and its identity.
+
+The JSON schema `config.schema.json` is the only place that knows the keys of a cell, their ranges,
+meanings and defaults.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jsonschema
+
+from cltools.durations import Duration
+from cltools.errors import InputError
+from cltools.files import canonical_json, sha256_text
+from cltools.recipes import RECIPES
+
+DURATION_KEYS = ("horizon", "warmup")
+
+
+@cache
+def schema() -> dict[str, Any]:
+    return json.loads((resources.files("cltools") / "config.schema.json").read_text())
+
+
+def cell_keys() -> dict[str, Any]:
+    return schema()["$defs"]["cell"]["properties"]
+
+
+def defaults() -> dict[str, Any]:
+    """The default of every cell key that has one."""
+    return {key: rule["default"] for key, rule in cell_keys().items() if "default" in rule}
+
+
+def check(value: Any, definition: str | None, where: str) -> None:
+    """Check `value` against the config schema, or one of its definitions.
+
+    Raises InputError, one sentence that names the key (`where` is the path of `value`).
+    """
+    rules = schema()
+    if definition is not None:
+        rules = {"$defs": rules["$defs"], "$ref": f"#/$defs/{definition}"}
+    errors = jsonschema.Draft202012Validator(rules).iter_errors(value)
+    error = jsonschema.exceptions.best_match(errors)
+    if error is not None:
+        raise InputError(_sentence(error, where))
+
+
+def _sentence(error: jsonschema.ValidationError, where: str) -> str:
+    path = ".".join([where, *(str(part) for part in error.absolute_path)]).strip(".")
+    match error.validator:
+        case "additionalProperties" if isinstance(error.schema.get("properties"), dict):
+            known = sorted(error.schema["properties"])
+            unknown = next(key for key in sorted(error.instance) if key not in known)
+            return unknown_key(f"{path}.{unknown}".strip("."), known)
+        case "required":
+            missing = next(key for key in error.validator_value if key not in error.instance)
+            return f"config key {f'{path}.{missing}'.strip('.')} is missing: add it"
+        case "enum":
+            return f"config key {path} is {error.instance!r}, but must be one of " + ", ".join(
+                map(repr, error.validator_value)
+            )
+        case "exclusiveMinimum" | "minimum" | "exclusiveMaximum" | "maximum":
+            words = {
+                "exclusiveMinimum": "greater than",
+                "minimum": "at least",
+                "exclusiveMaximum": "less than",
+                "maximum": "at most",
+            }[error.validator]
+            limit = error.validator_value
+            return f"config key {path} is {error.instance!r}, but must be {words} {limit}"
+        case "type":
+            hint = ""
+            if isinstance(error.instance, str) and _is_number(error.instance):
+                hint = " (YAML reads 1e-1 as text: write 0.1)"
+            return f"config key {path} is {error.instance!r}, but must be of type " + (
+                f"{error.validator_value}{hint}"
+            )
+        case "pattern" if error.schema in schema()["$defs"]["duration"]["anyOf"]:
+            return (
+                f"config key {path} is {error.instance!r}, but must be a duration such as 20, "
+                "'20 epochs' or '300 steps'"
+            )
+    return f"config key {path or 'of the top level'} is wrong: {error.message}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def unknown_key(path: str, known: Iterable[str]) -> str:
+    """The sentence for an unknown key, with the nearest known one if there is any."""
+    known = sorted(known)
+    close = difflib.get_close_matches(path.rsplit(".", 1)[-1], known, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
+    return f"config key {path} is unknown: {remedy}"
+
+
+def resolve_recipe(choice: str | Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The full recipe from a family's name, or from a mapping with `family` and overrides."""
+    family, overrides = (choice, {}) if isinstance(choice, str) else (choice["family"], choice)
+    if family not in RECIPES:
+        raise InputError(
+            f"config key {where} names the view recipe {family!r}, but must be one of "
+            f"{', '.join(sorted(RECIPES))}"
+        )
+    recipe = {**RECIPES[family], **{k: v for k, v in overrides.items() if k != "family"}}
+    check(recipe, "recipe", where)
+    return recipe
+
+
+def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, Any]:
+    """Fill defaults, check every key and bring durations into one form.
+
+    A bare number for `warmup` or in `checkpoints` counts in the unit of `horizon`. Raises
+    InputError, one sentence that names the key.
+    """
+    cell = {**defaults(), **settings}
+    if "recipe" in cell and (isinstance(cell["recipe"], str) or "family" in cell["recipe"]):
+        cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
+    check(cell, "cell", where)
+    horizon = Duration.parse(cell["horizon"])
+    if horizon.count == 0:
+        raise InputError(f"config key {where}.horizon is 0, but must be at least 1")
+    cell["horizon"] = str(horizon)
+    cell["warmup"] = str(Duration.parse(cell["warmup"], horizon.unit))
+    cell["checkpoints"] = [str(Duration.parse(c, horizon.unit)) for c in cell["checkpoints"]]
+    order = list(cell_keys()["objectives"]["items"]["enum"])
+    cell["objectives"] = sorted(cell["objectives"], key=order.index)
+    return cell
+
+
+def parse_cell(text: str) -> dict[str, Any]:
+    """A resolved cell from JSON text. Raises InputError."""
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"the cell is not JSON ({error}): give settings as JSON") from None
+    if not isinstance(settings, dict):
+        raise InputError("the cell is not a JSON object: give settings as {...}")
+    return resolve_cell(settings)
+
+
+def canonical_cell(cell: Mapping[str, Any]) -> str:
+    """Canonical JSON of a resolved cell without the keys at their default."""
+    plain = resolve_cell({"dataset": "any", "recipe": cell["recipe"], "horizon": cell["horizon"]})
+    shown = {k: v for k, v in cell.items() if k in ("recipe", "horizon") or v != plain[k]}
+    return canonical_json(shown)
+
+
+def cell_id(cell: Mapping[str, Any]) -> str:
+    """Folder name of a cell: readable, and unique by a hash of the canonical cell."""
+    classes = "all" if cell["classes"] is None else cell["classes"]
+    readable = (
+        f"{cell['dataset'].rsplit('-', 1)[0]}-C{classes}-tau{cell['tau']:g}-B{cell['batch_size']}"
+        f"-{cell['lr_rule']}-seed{cell['seed']}"
+    )
+    return f"{readable}-{sha256_text(canonical_cell(cell))[:10]}"
+
+
+def training_key(cell: Mapping[str, Any]) -> str:
+    """Hash of all that decides one model's weights: the cell without its list of objectives.
+
+    A model trained alone and the same model trained with others carry the same key.
+    """
+    return sha256_text(canonical_cell({**cell, "objectives": defaults()["objectives"]}))

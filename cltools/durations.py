@@ -1,0 +1,35 @@
+"""Durations, given in epochs or in optimiser steps: the one place that knows both."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Duration:
+    """`count` epochs or steps; its text is "20 epochs", in file names "20epochs"."""
+
+    unit: str
+    count: int
+
+    @classmethod
+    def parse(cls, value: int | str, default_unit: str = "epochs") -> "Duration":
+        """From 20, "20 epochs" or "300 steps"; a bare number counts in `default_unit`.
+
+        Raises ValueError for anything else.
+        """
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return cls(default_unit, value)
+        match = re.fullmatch(r"(\d+) ?(epochs|steps)", value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError(f"{value!r} is not a duration: write 20, '20 epochs' or '300 steps'")
+        return cls(match[2], int(match[1]))
+
+    def in_steps(self, steps_per_epoch: int) -> int:
+        return self.count * (steps_per_epoch if self.unit == "epochs" else 1)
+
+    @property
+    def slug(self) -> str:
+        return f"{self.count}{self.unit}"
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.unit}"

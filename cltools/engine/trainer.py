@@ -1,0 +1,300 @@
+"""The coupled trainer: several objectives, the same start, the same views of the same batches.
+
+Each objective has its own network and optimiser; the step makes the views once and gives them to
+all. Nothing draws random numbers here (see `randomness`), so objectives do not influence each
+other, and nothing waits for the device inside a step.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cltools.durations import Duration
+from cltools.engine.models import Network, build_network
+from cltools.engine.optim import build_optimizer, lr_at, peak_lr, set_lr
+from cltools.engine.randomness import batch_order, initialise
+from cltools.engine.views import Recipe, ViewParameters, epoch_parameters, render
+from cltools.errors import InputError
+from cltools.maths.objectives import (
+    CONTRASTIVE,
+    NEED_TWO_CLASSES,
+    all_contrastive_losses,
+    contrastive_loss,
+    cross_entropy,
+    pair_masks,
+    similarity_logits,
+)
+
+# Rows of the log stay on the device until this many steps are done: one wait for all of them.
+FLUSH_STEPS = 50
+# Tracked on every contrastive model whatever is trained: DCL, NSCL and their gap come for free.
+ALWAYS_LOGGED = ("dcl", "nscl", "scl")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one cell and split, on the device.
+
+    images (n, H, W, c) uint8; labels (n,) 0..C-1 on the CPU; samples (n,) positions in the split,
+    on the CPU; split_size images in the whole split; mean, std (c,) of the data set in [0, 1].
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
+    split_size: int
+    classes: int
+    mean: Tensor
+    std: Tensor
+
+    def pixels(self, positions: Tensor) -> Tensor:
+        """Images at `positions` (on the device) as floats (n, c, H, W) in [0, 1]."""
+        return self.images[positions].permute(0, 3, 1, 2).float().div_(255)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Standardised by channel, in the memory format that convolutions want."""
+        standard = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        return standard.contiguous(memory_format=torch.channels_last)
+
+
+def _no_lap(part: str) -> None:
+    """Default of `CoupledTrainer.lap`: nobody is timing."""
+
+
+class CoupledTrainer:
+    """The state of a coupled run, and its step.
+
+    Raises InputError when the batch is larger than the training set or the stopping point lies
+    beyond the horizon.
+    """
+
+    def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
+        if cell["batch_size"] > len(data.labels):
+            raise InputError(
+                f"config key batch_size is {cell['batch_size']}, but the training set of this cell "
+                f"has {len(data.labels)} images: lower batch_size"
+            )
+        self.cell, self.data, self.device = cell, data, device
+        self.recipe = Recipe.from_settings(cell["recipe"])
+        self.steps_per_epoch = len(data.labels) // cell["batch_size"]
+        self.horizon = self.in_steps(cell["horizon"])
+        self.warmup = self.in_steps(cell["warmup"])
+        self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
+        self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in cell["objectives"]]
+        self.columns = ["grad_norm", *self.logged, "ce"]
+
+        self.networks: dict[str, Network] = {}
+        for objective in cell["objectives"]:
+            network = build_network(cell, data.images.shape[-1], data.classes, objective)
+            initialise(network, cell["seed"])
+            self.networks[objective] = network.to(device, memory_format=torch.channels_last)
+        self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
+
+        self.step = 0
+        self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
+        self.lap: Callable[[str], None] = _no_lap
+        self._epoch = -1
+        self._order = torch.empty(0)
+        self._views: list[ViewParameters] = []
+        self._pending: list[Tensor] = []
+        self._pending_composition: list[list[int]] = []
+        self._measured = torch.empty(0, len(self.networks), len(self.columns))
+        self._composition = torch.empty(0, 2, dtype=torch.int64)
+
+    def in_steps(self, duration: str) -> int:
+        return Duration.parse(duration).in_steps(self.steps_per_epoch)
+
+    def _init_digest(self) -> str:
+        """Hash of the initial weights that all objectives share (encoder and projector)."""
+        digest = hashlib.sha256()
+        for name, tensor in next(iter(self.networks.values())).state_dict().items():
+            if not name.startswith("head."):
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _start_epoch(self, epoch: int) -> None:
+        seed, data = self.cell["seed"], self.data
+        self._order = batch_order(seed, epoch, len(data.labels), self.cell["batch_size"])
+        height, width = data.images.shape[1:3]
+        self._views = epoch_parameters(
+            seed, epoch, self.cell["views"], data.split_size, data.samples, self.recipe,
+            height, width,
+        )  # fmt: skip
+        self._epoch = epoch
+
+    def _chain_digests(self) -> None:
+        """Fold the epoch that begins into the digests of batches and views."""
+        batches = hashlib.sha256(self.digests["batches"].encode())
+        batches.update(self.data.samples[self._order].numpy().tobytes())
+        views = hashlib.sha256(self.digests["views"].encode())
+        for view in self._views:
+            for field in fields(view):
+                views.update(getattr(view, field.name).numpy().tobytes())
+        self.digests |= {"batches": batches.hexdigest(), "views": views.hexdigest()}
+
+    def train_step(self) -> None:
+        """One step of every objective on one batch."""
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._start_epoch(epoch)
+        if within == 0:
+            self._chain_digests()
+        positions = self._order[within]
+        labels = self.data.labels[positions]
+        counts = torch.bincount(labels)
+        two_classes = bool((counts > 0).sum() > 1)
+        views = self._make_views(positions)
+        labels_here = labels.to(self.device, non_blocking=True)
+        masks = pair_masks(labels_here, self.cell["views"])
+        self.lap("views")
+
+        lr = lr_at(self.step, self.peak_lr, self.warmup, self.horizon)
+        rows = []
+        for objective, network in self.networks.items():
+            if objective in NEED_TWO_CLASSES and not two_classes:
+                # No anchor of this batch has a negative: the model takes no step. The manifest
+                # counts these steps.
+                rows.append(views.new_full((len(self.columns),), torch.nan))
+                continue
+            rows.append(
+                self._update(objective, network, views, labels_here, masks, two_classes, lr)
+            )
+        self._pending.append(torch.stack(rows))
+        self._pending_composition.append([int(counts.max()), int((counts > 0).sum())])
+        self.step += 1
+        if len(self._pending) >= FLUSH_STEPS:
+            self.flush()
+        self.lap("logging")
+
+    def _make_views(self, positions: Tensor) -> Tensor:
+        """The K views of the batch, view-major (K*B, c, H, W), standardised."""
+        pixels = self.data.pixels(positions.to(self.device, non_blocking=True))
+        parameters = ViewParameters.concatenate([view[positions] for view in self._views])
+        size = tuple(self.data.images.shape[1:3])
+        repeated = pixels.repeat(self.cell["views"], 1, 1, 1)
+        return self.data.normalise(render(repeated, parameters, self.recipe, size))
+
+    def _update(
+        self, objective: str, network: Network, views: Tensor, labels: Tensor, masks: Any,
+        two_classes: bool, lr: float,
+    ) -> Tensor:  # fmt: skip
+        """Forward, backward and step of one objective; its row of the log."""
+        optimizer = self.optimizers[objective]
+        set_lr(optimizer, lr)
+        optimizer.zero_grad(set_to_none=True)
+        network.train()
+        bfloat16 = self.cell["precision"] == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            _, z = network(views)
+        self.lap("forward")
+        z = z.view(self.cell["views"], len(labels), -1)
+        if objective == "ce":
+            loss = cross_entropy(network.class_logits(z), labels)
+            others = {"ce": loss.detach()}
+        else:
+            logits = similarity_logits(z, self.cell["tau"])
+            loss = contrastive_loss(objective, logits, masks)
+            rest = [name for name in self.logged if name != objective]
+            with torch.no_grad():
+                others = all_contrastive_losses(rest, logits, masks, two_classes)
+            others[objective] = loss.detach()
+        self.lap("losses")
+        loss.backward()
+        self.lap("backward")
+        grad_norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in network.parameters() if p.grad is not None]
+        )
+        self.lap("logging")
+        optimizer.step()
+        self.lap("optimizer")
+        undefined = loss.new_full((), torch.nan)
+        return torch.stack([grad_norm, *(others.get(name, undefined) for name in self.columns[1:])])
+
+    def flush(self) -> None:
+        """Bring the log's rows to the CPU; stop on a loss that is not finite.
+
+        Raises InputError naming the step and the objective.
+        """
+        if not self._pending:
+            return
+        first = self.step - len(self._pending)
+        rows = torch.stack(self._pending).cpu()
+        self._measured = torch.cat([self._measured, rows])
+        self._composition = torch.cat([self._composition, torch.tensor(self._pending_composition)])
+        self._pending, self._pending_composition = [], []
+        for number, objective in enumerate(self.networks):
+            own = rows[:, number, self.columns.index(objective)]
+            bad = ~own.isfinite()
+            if objective in NEED_TWO_CLASSES:
+                bad &= self._composition[first:, 1] > 1
+            if bad.any():
+                raise InputError(
+                    f"the {objective} loss is not finite at step {first + int(bad.nonzero()[0])}: "
+                    "lower lr or lengthen warmup"
+                )
+
+    def skipped_steps(self, until: int) -> dict[str, int]:
+        """Steps below `until` that were not taken because the batch was of one class."""
+        self.flush()
+        one_class = int((self._composition[:until, 1] == 1).sum())
+        return {o: one_class for o in self.networks if o in NEED_TWO_CLASSES}
+
+    def log(self, until: int) -> dict[str, np.ndarray]:
+        """Columns of the training log, one row per step below `until` and model."""
+        self.flush()
+        models = len(self.networks)
+        steps = np.arange(until)
+        rates = np.array([lr_at(s, self.peak_lr, self.warmup, self.horizon) for s in steps])
+        per_step = {
+            "step": steps,
+            "epoch": steps / self.steps_per_epoch,
+            "lr": rates,
+            "sum_lr": np.cumsum(rates),
+            "n_max": self._composition[:until, 0].numpy(),
+            "batch_classes": self._composition[:until, 1].numpy(),
+        }
+        log = {name: np.repeat(values, models) for name, values in per_step.items()}
+        log["model"] = np.tile(list(self.networks), until)
+        values = self._measured[:until].flatten(0, 1).numpy()
+        for number, column in enumerate(self.columns):
+            log[column] = values[:, number].astype(np.float64)
+        return log
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs: tensors by name, and a mapping for JSON."""
+        self.flush()
+        tensors = {"log/measured": self._measured, "log/composition": self._composition}
+        for objective, network in self.networks.items():
+            for name, tensor in network.state_dict().items():
+                tensors[f"network/{objective}/{name}"] = tensor
+            names = {p: name for name, p in network.named_parameters()}
+            for parameter, slots in self.optimizers[objective].state.items():
+                for slot, value in slots.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer/{objective}/{slot}/{names[parameter]}"] = value
+        return tensors, {"step": self.step, "digests": self.digests}
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Take up a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
+        self.step, self.digests = about["step"], dict(about["digests"])
+        self._measured = tensors["log/measured"]
+        self._composition = tensors["log/composition"]
+        for objective, network in self.networks.items():
+            prefix = f"network/{objective}/"
+            network.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+            parameters = dict(network.named_parameters())
+            optimizer = self.optimizers[objective]
+            prefix = f"optimizer/{objective}/"
+            for key, value in tensors.items():
+                if key.startswith(prefix):
+                    slot, name = key.removeprefix(prefix).split("/")
+                    parameter = parameters[name]
+                    optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(value)

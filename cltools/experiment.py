@@ -1,0 +1,197 @@
+"""From a config to the cells that it asks for. Light: no numerical library is imported here."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cltools.cells import (
+    canonical_cell,
+    cell_id,
+    check,
+    resolve_cell,
+    schema,
+)
+from cltools.durations import Duration
+from cltools.errors import InputError
+from cltools.files import canonical_json, sha256_text
+
+STOP_KEYS = ("epochs", "steps")
+# What a data set's definition says that does not decide which images it holds.
+NOT_IDENTITY = ("path", "root", "download", "recipe")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cell of an experiment: its settings, where training stops, the sweeps it belongs to."""
+
+    cell: dict[str, Any]
+    dataset: str
+    until: Duration
+    sweeps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked config: `plans` by cell id, in the order of the config."""
+
+    config: dict[str, Any]
+    stores: dict[str, dict[str, Any]]
+    plans: dict[str, Plan]
+    sweeps: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.config["experiment"]
+
+    def setting(self, *path: str) -> Any:
+        """A config value by its path, or the schema's default."""
+        value, rules = self.config, schema()
+        for key in path:
+            rules = rules["properties"][key]
+            value = value.get(key, rules.get("default", {}))
+        return value
+
+    def summary(self) -> dict[str, Any]:
+        """Cells and sweeps as later stages need them, for JSON."""
+        return {
+            "experiment": self.name,
+            "sweeps": self.sweeps,
+            "cells": {
+                identity: {
+                    "dataset": plan.dataset,
+                    "until": str(plan.until),
+                    "sweeps": list(plan.sweeps),
+                    "cell": plan.cell,
+                }
+                for identity, plan in self.plans.items()
+            },
+        }
+
+    @cached_property
+    def batches(self) -> dict[str, list[str]]:
+        """Cell ids by job of the short stages (`cells_per_job`); a batch of one is its cell."""
+        size = self.setting("cells_per_job")
+        ids = list(self.plans)
+        if size == 1:
+            return {cell: [cell] for cell in ids}
+        chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
+        return {f"batch{number:03d}": chunk for number, chunk in enumerate(chunks)}
+
+
+def store_id(name: str, definition: Mapping[str, Any]) -> str:
+    """Folder name of a data set's store. Paths are left out: moving the files changes nothing."""
+    identity = {k: v for k, v in definition.items() if k not in NOT_IDENTITY}
+    return f"{name}-{sha256_text(canonical_json(identity))[:8]}"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file as a mapping. Raises InputError."""
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"config file {path} does not exist: check its path") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise InputError(f"config file {path} is not valid YAML{line}: correct it") from None
+    if not isinstance(config, dict):
+        raise InputError(f"config file {path} holds no settings: see config/README.md")
+    return config
+
+
+def load_experiment(config: Mapping[str, Any]) -> Experiment:
+    """Check a config and work out its cells; cells that sweeps share stand once.
+
+    Raises InputError, one sentence that names the key at fault.
+    """
+    config = dict(config)
+    check(config, None, "")
+    ids = {name: store_id(name, definition) for name, definition in config["datasets"].items()}
+    stores = {ids[name]: definition for name, definition in config["datasets"].items()}
+
+    _plan({**config["base"], "_where": "base"}, config["datasets"], ids, "base")  # its own faults
+    plans: dict[str, Plan] = {}
+    sweeps = {}
+    for name, sweep in config["sweeps"].items():
+        check(sweep, "sweep_of_parts" if "parts" in sweep else "product", f"sweeps.{name}")
+        parts = sweep.get("parts", [sweep])
+        factors = {factor for part in parts for factor in part.get("vary", {})}
+        sweeps[name] = {
+            "label": sweep.get("label", name.replace("_", " ")),
+            "factors": sorted(factors),
+        }
+        for part in parts:
+            for settings in _points(config["base"], part, f"sweeps.{name}"):
+                plan = _plan(settings, config["datasets"], ids, name)
+                _add(plans, plan)
+    return Experiment(config, stores, plans, sweeps)
+
+
+def _points(base: Mapping[str, Any], part: Mapping[str, Any], where: str) -> Iterator[dict]:
+    both = sorted(set(part.get("set", {})) & set(part.get("vary", {})))
+    if both:
+        raise InputError(f"config key {where} both sets and varies {both[0]}: keep one of them")
+    fixed = {**base, **part.get("set", {})}
+    if any(key in part.get("set", {}) for key in (*STOP_KEYS, "horizon")):
+        # A sweep with its own horizon does not stop where the base stops, unless it says so.
+        inherited = [key for key in STOP_KEYS if key not in part.get("set", {})]
+        fixed = {key: value for key, value in fixed.items() if key not in inherited}
+    vary = part.get("vary", {})
+    for values in product(*vary.values()):
+        yield {**fixed, **dict(zip(vary, values, strict=True)), "_where": where}
+
+
+def _plan(settings: dict, datasets: Mapping[str, Any], ids: Mapping[str, str], sweep: str) -> Plan:
+    where = settings.pop("_where")
+    stops = {key: settings.pop(key) for key in STOP_KEYS if key in settings}
+    if len(stops) == 2:
+        raise InputError(f"config key {where} gives both epochs and steps: keep one of them")
+    dataset = settings.get("dataset", next(iter(datasets)))
+    if dataset not in datasets:
+        raise InputError(
+            f"config key {where}: dataset {dataset!r} is not one of the datasets "
+            f"({', '.join(sorted(datasets))})"
+        )
+    recipe = settings.get("recipe", datasets[dataset]["recipe"])
+    cell = resolve_cell({**settings, "dataset": ids[dataset], "recipe": recipe}, where)
+    if "dcl" not in cell["objectives"]:
+        raise InputError(
+            f"config key {where}.objectives lacks dcl, which alignment is measured against: add it"
+        )
+    horizon = Duration.parse(cell["horizon"])
+    until = horizon
+    for unit, count in stops.items():
+        check(count, "stop", f"{where}.{unit}")
+        until = Duration(unit, count)
+    if until.unit == horizon.unit and until.count > horizon.count:
+        raise InputError(
+            f"config key {where}.{until.unit} is {until.count}, beyond the horizon of {horizon}: "
+            "lower it or raise the horizon"
+        )
+    return Plan(cell, dataset, until, (sweep,))
+
+
+def _add(plans: dict[str, Plan], plan: Plan) -> None:
+    """Add a plan, or join it with the same cell of another sweep: the longer run serves both."""
+    identity = cell_id(plan.cell)
+    known = plans.get(identity)
+    if known is None:
+        plans[identity] = plan
+        return
+    if known.until.unit != plan.until.unit:
+        raise InputError(
+            f"sweeps {known.sweeps[0]} and {plan.sweeps[0]} share the cell {identity} but one "
+            "stops by epochs and the other by steps: use the same unit"
+        )
+    sweeps = known.sweeps if plan.sweeps[0] in known.sweeps else known.sweeps + plan.sweeps
+    plans[identity] = Plan(known.cell, known.dataset, max(known.until, plan.until), sweeps)
+
+
+def cell_text(plan: Plan) -> str:
+    """The cell as stages are given it: canonical JSON, one line."""
+    return canonical_cell(plan.cell)

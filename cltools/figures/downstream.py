@@ -1,0 +1,83 @@
+"""What the features are good for: nearest class centre and linear probe."""
+
+import polars as pl
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cltools.figures import style, tables
+from cltools.figures.tables import Experiment
+
+PROBES = {"nccc": "Nearest class centre", "linear_probe": "Linear probe"}
+COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers and where they end
+
+
+def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """One row per probe and objective: dots on the left, the same numbers on the right."""
+    ended = tables.last_step(experiment.base(experiment.measures))
+    cells = pl.concat(
+        [
+            tables.rows(ended, metric=p, variant="accuracy", features="h", split=list(COLUMNS))
+            for p in PROBES
+        ]
+    )
+    plotted = tables.spread(cells, ["metric", "split", "objective"])
+    objectives = style.ordered(plotted["objective"])
+
+    # One line for each probe's name and one for each of its objectives, from the top down.
+    lines = [(probe, name) for probe in PROBES for name in (None, *objectives)]
+    figure, (row,) = style.panels(
+        1, 2, height=0.19 * len(lines) + 0.6, width_ratios=[2.4, 1], sharey=True
+    )
+    dots, numbers = row
+    numbers.axis("off")
+    right = {"ha": "right", "va": "center_baseline", "fontsize": rcParams["ytick.labelsize"]}
+    for split, place in COLUMNS.items():
+        numbers.text(place, 0, f"{split} (%)", fontweight="bold", **right)
+    labels = []
+    for y, (probe, name) in enumerate(lines):
+        labels.append(style.OBJECTIVES[name].label if name else PROBES[probe])
+        for split, place in COLUMNS.items() if name else ():
+            one = plotted.filter(metric=probe, split=split, objective=name)
+            _dot(dots, one, y, style.OBJECTIVES[name], filled=split == "test")
+            numbers.text(place, y, _number(one), **right)
+    dots.set_ylim(len(lines) - 0.4, -0.6)
+    for tick, (_, name) in zip(dots.set_yticks(range(len(lines)), labels), lines, strict=True):
+        tick.label1.set_fontweight("normal" if name else "bold")
+    dots.tick_params(axis="y", length=0)
+    dots.grid(axis="y", visible=False)
+    dots.set(xlim=(0, 102), xlabel="Accuracy (%)")
+    for chance in 100 / cells["classes"].unique():
+        dots.axvline(chance, color=style.THEORY, linewidth=0.9, linestyle=":", zorder=1)
+    grey = style.Look("", style.FOOTNOTE, "o")
+    style.finish(
+        figure,
+        "Accuracy of two classifiers on the features of each objective",
+        [
+            style.handle(grey, "test images", linestyle=""),
+            style.handle(grey, "training images", linestyle="", markerfacecolor="white"),
+            style.handle(style.Look("chance, 1/C", style.THEORY, ""), linestyle=":", linewidth=0.9),
+        ],
+        f"{tables.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tables.seeds_note(plotted, cells)}",
+    )
+    return figure, plotted
+
+
+def _dot(dots: Axes, one: pl.DataFrame, y: float, look: style.Look, *, filled: bool) -> None:
+    """Mean ± s.d. in percent at height `y`; training images as an open marker."""
+    if one.is_empty():
+        return
+    mean, sd = 100 * one["mean"][0], 100 * (one["sd"][0] or 0.0)
+    dots.errorbar(mean, y, xerr=sd, fmt="none", ecolor=look.colour, elinewidth=0.9, zorder=2)
+    face = look.colour if filled else "white"
+    dots.plot(mean, y, look.marker, color=look.colour, markerfacecolor=face, markersize=5, zorder=3)
+    if len(one) > 1:
+        dots.plot(100 * one["value"], [y + 0.32] * len(one), "o", color=look.colour, **style.SEED)
+
+
+def _number(one: pl.DataFrame) -> str:
+    if one.is_empty():
+        return "–"
+    sd = one["sd"][0]
+    return f"{100 * one['mean'][0]:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")

@@ -1,0 +1,166 @@
+"""The two losses, the gap between them, and the bound on that gap."""
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from cltools.errors import InputError
+from cltools.figures import style, tables
+from cltools.figures.style import OBJECTIVES, THEORY, Look
+from cltools.figures.tables import Experiment
+
+POINTS = 400  # a curve of more points is no clearer, only a larger file
+BOUND = Look("NSCL loss + bound on the gap", THEORY, "")
+# A bound beyond this many ranges of the losses would squeeze the curves into one line.
+FAR = 4.0
+
+
+def _smoothed(log: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """The log with running means of the losses, thinned to `POINTS` rows a run, and the window."""
+    run = ["cell", "model"]
+    length = log.group_by(run).len()["len"].max()
+    window = length // 100 | 1  # odd, so that it is centred
+    losses = ["dcl", "nscl", "gap_bound"]
+    means = pl.col(losses).fill_nan(None).rolling_mean(window, min_samples=1, center=True)
+    row = pl.int_range(pl.len()).over(run, order_by="step")
+    # The end of the longest run: the mean at the end of a shorter one would be of that run alone.
+    last = pl.col("step") == log["step"].max()
+    smooth = log.with_columns(means.over(run, order_by="step"))
+    return smooth.filter((row % max(1, length // POINTS) == 0) | last), window
+
+
+def losses_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Left: both losses and the bound on the DCL network; right: NSCL loss of two networks."""
+    log = experiment.base(experiment.log)
+    smooth, window = _smoothed(log)
+    wanted = {
+        ("dcl", "dcl loss"): pl.col("dcl"),
+        ("dcl", "nscl loss"): pl.col("nscl"),
+        ("dcl", "nscl loss + bound"): pl.col("nscl") + pl.col("gap_bound"),
+        ("nscl", "nscl loss"): pl.col("nscl"),
+    }
+    series = [
+        smooth.filter(model=model).with_columns(quantity=pl.lit(name), value=value)
+        for (model, name), value in wanted.items()
+    ]
+    by = ["model", "quantity", "step", "epoch"]
+    finite = pl.concat(series).filter(pl.col("value").is_finite())
+    plotted = tables.spread(finite, by).unique(by, keep="first", maintain_order=True)
+    plotted = plotted.drop("seed", "value")
+    for model, quantity in wanted:
+        # A bound that is undefined throughout (batches of one class) just cannot be drawn.
+        missing = plotted.filter(model=model, quantity=quantity).is_empty()
+        if missing and "bound" not in quantity:
+            raise InputError(
+                f"the training log holds no finite {quantity} of the {model} network: "
+                f"train the base sweep with both dcl and nscl"
+            )
+    return _draw_losses(log, plotted, window), plotted
+
+
+def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figure:
+    figure, (row,) = style.panels(1, 2, height=2.6)
+    plain = {"marker": ""}
+
+    def one(model: str, quantity: str) -> pl.DataFrame:
+        return plotted.filter(model=model, quantity=quantity)
+
+    bound = one("dcl", "nscl loss + bound")
+    losses = plotted.filter(pl.col("quantity") != "nscl loss + bound")["mean"]
+    top = losses.max() + FAR * (losses.max() - losses.min())
+    left = [
+        ("dcl loss", OBJECTIVES["dcl"], "DCL loss", "-"),
+        ("nscl loss", OBJECTIVES["nscl"], "NSCL loss", "-"),
+    ]
+    note = ""
+    if not bound.is_empty() and bound["mean"].min() < top:
+        left.append(("nscl loss + bound", BOUND, BOUND.label, "--"))
+    elif not bound.is_empty():
+        least = bound["mean"].min()
+        note = f" NSCL loss + bound lies above the left panel (at least {least:.3g})."
+    for quantity, look, label, dash in left:
+        line = {"label": label, "linestyle": dash}
+        style.curve(row[0], one("dcl", quantity), "epoch", look, **line, **plain)
+    for model in ("dcl", "nscl"):
+        look = OBJECTIVES[model]
+        label = f"network trained with {look.label}"
+        style.curve(row[1], one(model, "nscl loss"), "epoch", look, label=label, **plain)
+
+    row[0].set_title("Two losses of the DCL-trained network")
+    row[1].set_title("NSCL loss of two networks")
+    row[0].set_ylabel("Loss of a batch (nats)")
+    row[1].set_ylabel("NSCL loss of a batch (nats)")
+    last = plotted["epoch"].max()
+    decades = [m * 10.0**k for k in range(6) for m in (1, 2, 5)]
+    for ax in row:
+        style.epoch_axis(ax, [0, *(e for e in decades if e < last), last])
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)
+    style.finish(
+        figure,
+        "Training losses: DCL against NSCL on the same batches",
+        [],
+        f"{tables.setting(log)}. Running mean over {window} logged steps. "
+        f"{tables.seeds_note(plotted, log, 'band', points=False)}{note}",
+    )
+    return figure
+
+
+def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Gap of the DCL network, untrained and trained, and its bound; one row a sweep over C."""
+    variants = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
+    wanted = {"variant": list(variants), "objective": "dcl", "split": "train"}
+    measures = experiment.over(experiment.measures, "classes")
+    ended, untrained = tables.last_step(measures), measures.filter(step=0)
+    cells = pl.concat(
+        [
+            tables.rows(table, metric=metric, **wanted).with_columns(quantity=pl.lit(quantity))
+            for quantity, metric, table in (
+                ("gap, trained", "gap", ended),
+                ("gap, untrained", "gap", untrained),
+                ("bound", "gap_bound", ended),
+            )
+        ]
+    )
+    by = ["panel", "arm", "variant", "quantity", "classes"]
+    plotted = tables.spread(cells, by)
+
+    looks = {
+        "bound": (Look("bound log(1 + n_max exp(2/τ) / (N − n_max))", THEORY, ""), "-"),
+        "gap, trained": (OBJECTIVES["dcl"], "-"),
+        "gap, untrained": (Look("gap of the untrained network", "#7A7A7A", "o"), ""),
+    }
+    arms = plotted["arm"].unique(maintain_order=True)
+    figure, axes = style.panels(len(arms), 2, height=2.3, sharex=True, sharey=True)
+    classes = np.geomspace(plotted["classes"].min(), plotted["classes"].max(), 200)
+    for row, arm in zip(axes, arms, strict=True):
+        for ax, (variant, where) in zip(row, variants.items(), strict=True):
+            ax.plot(classes, np.log(classes / (classes - 1)), ":", color="#7A7A7A", linewidth=1.1)
+            for quantity, (look, dash) in looks.items():
+                one = plotted.filter(arm=arm, variant=variant, quantity=quantity)
+                empty = {"markerfacecolor": "white"} if quantity == "gap, untrained" else {}
+                line = {"linestyle": dash, "points": quantity != "bound"} | empty
+                style.curve(ax, one, "classes", look, bars=True, **line)
+            ax.set_yscale("log")
+            ax.set_title(f"Gap {where} · {arm}" if len(arms) > 1 else f"Gap {where}")
+            style.factor_axis(ax, plotted["classes"], "Number of classes C")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.set_ylabel("DCL − NSCL loss\n(nats, log scale)")
+            ax.label_outer()
+    handles = [
+        style.handle(OBJECTIVES["dcl"], "gap after DCL training"),
+        style.handle(looks["gap, untrained"][0], linestyle="", markerfacecolor="white"),
+        style.handle(looks["bound"][0]),
+        style.handle(Look("log(C / (C − 1))", "#7A7A7A", ""), linestyle=":", linewidth=1.1),
+    ]
+    style.finish(
+        figure,
+        "Loss gap DCL − NSCL and its bound against the number of classes",
+        handles,
+        f"{tables.setting(cells, ['classes'])}. Losses of the whole training set. "
+        f"{tables.seeds_note(plotted, cells)} log(C/(C − 1)): the gap when all similarities are "
+        f"equal.",
+    )
+    return figure, plotted.drop("panel")

@@ -1,0 +1,224 @@
+"""How every figure looks: palette, axes, curves, legend, footnote, and how it is saved."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib import rcParams
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from cltools.errors import InputError
+from cltools.files import whole_file
+
+
+@dataclass(frozen=True)
+class Look:
+    """Name, colour and marker of one series."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# The palette of Okabe and Ito, which colour-blind readers can tell apart. Figures show objectives
+# in this order.
+OBJECTIVES: dict[str, Look] = {
+    "dcl": Look("DCL", "#0072B2", "o"),
+    "nscl": Look("NSCL", "#D55E00", "s"),
+    "scl": Look("SCL", "#009E73", "^"),
+    "ce": Look("CE", "#CC79A7", "D"),
+    "nt_xent": Look("NT-Xent", "#56B4E9", "v"),
+    "nscl_with_positive": Look("NSCL with positive", "#E69F00", "P"),
+}
+CONTROL = Look("DCL with its own initial weights (control)", "#7A7A7A", "x")
+THEORY = "#222222"
+FOOTNOTE = "#6B6B6B"
+SEED = {"markersize": 2, "alpha": 0.4, "markeredgewidth": 0, "zorder": 2}  # the point of one seed
+
+DEFAULTS: dict[str, float] = {"dpi": 150, "font_size": 8, "width_scale": 1}
+TEXT_WIDTH = 7.0  # inches: two columns of a paper
+CHARACTER = 0.56  # mean width of a character of DejaVu Sans, of its size
+
+
+def parameters(style: Mapping[str, float]) -> dict[str, Any]:
+    """The matplotlib settings for a figure style; keys left out take their `DEFAULTS`.
+
+    Raises InputError on an unknown key or a value that is not a positive number.
+    """
+    for key, value in style.items():
+        if key not in DEFAULTS:
+            raise InputError(f"unknown figure style key {key!r}: choose from {', '.join(DEFAULTS)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"figure style {key} must be a positive number, not {value!r}")
+    chosen = DEFAULTS | dict(style)
+    size = chosen["font_size"]
+    return {
+        "figure.figsize": (TEXT_WIDTH * chosen["width_scale"], 3.0),
+        "savefig.dpi": chosen["dpi"],
+        "font.family": "DejaVu Sans",
+        "font.size": size,
+        "axes.titlesize": size,
+        "axes.labelsize": size,
+        "xtick.labelsize": 0.9 * size,
+        "ytick.labelsize": 0.9 * size,
+        "legend.fontsize": size,
+        "pdf.fonttype": 42,  # text stays text, which publishers ask for
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "axes.edgecolor": "#444444",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#E6E6E6",
+        "grid.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 4,
+        "legend.frameon": False,
+        "legend.handlelength": 2.2,
+    }
+
+
+def panels(rows: int, columns: int, height: float = 2.1, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure as wide as the style says, and its axes as a (rows, columns) array."""
+    # Without pyplot: nothing global is kept, and the canvas is Agg whatever the machine has.
+    figure = Figure((rcParams["figure.figsize"][0], 0.9 + height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
+
+
+def ordered(objectives: Iterable[str]) -> list[str]:
+    """Objectives without repeats, in the order of `OBJECTIVES`."""
+    present = set(objectives)
+    if unknown := present - OBJECTIVES.keys():
+        raise InputError(
+            f"no colour is set for objective {min(unknown)!r}: add it to cltools/figures/style.py"
+        )
+    return [name for name in OBJECTIVES if name in present]
+
+
+def curve(
+    ax: Axes,
+    table: pl.DataFrame,
+    x: str,
+    look: Look,
+    *,
+    bars: bool = False,
+    points: bool = True,
+    **line: Any,
+) -> None:
+    """Draw one series of `tables.spread`: mean as a line, seeds as faint points, ± one s.d.
+
+    The deviation is a band, or error bars where the x values are few and far between.
+    """
+    means = table.unique(x, keep="first").sort(x)
+    at, mean = means[x].to_numpy(), means["mean"].to_numpy()
+    sd = means["sd"].fill_null(0).to_numpy()
+    line = {"marker": look.marker, "linestyle": "-", "zorder": 3} | line
+    ax.plot(at, mean, color=look.colour, **line)
+    if sd.any() and bars:
+        ax.errorbar(
+            at, mean, sd, fmt="none", ecolor=look.colour, elinewidth=0.9, capsize=2, zorder=2
+        )
+    elif sd.any():
+        ax.fill_between(at, mean - sd, mean + sd, color=look.colour, alpha=0.15, linewidth=0)
+    if points and len(table) > len(means):
+        ax.plot(table[x], table["value"], "o", color=look.colour, **SEED)
+
+
+def handle(look: Look, label: str | None = None, **line: Any) -> Line2D:
+    """A legend entry in the look of a series."""
+    line = {"marker": look.marker, "color": look.colour} | line
+    return Line2D([], [], label=label or look.label, **line)
+
+
+def _thinned(places: np.ndarray, apart: float) -> list[int]:
+    """Indices of ascending `places` in [0, 1] at least `apart` from one another, ends included."""
+    last = len(places) - 1
+    kept = [0]
+    for index in range(1, last):
+        if places[index] - places[kept[-1]] >= apart and places[last] - places[index] >= apart:
+            kept.append(index)
+    return kept + [last] * (last > 0)
+
+
+def _ticks(ax: Axes, values: Sequence[float], places: np.ndarray, apart: float) -> None:
+    span = places[-1] - places[0] or 1.0
+    kept = _thinned((places - places[0]) / span, apart)
+    ax.xaxis.set_major_locator(FixedLocator([values[i] for i in kept]))
+    ax.xaxis.set_major_formatter(FixedFormatter([f"{values[i]:g}" for i in kept]))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def epoch_axis(ax: Axes, epochs: Iterable[float]) -> None:
+    """An x axis logarithmic in epoch + 1, so that epoch 0 has a place; ticks at `epochs`."""
+    values = sorted(set(epochs))
+    ax.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.9)), np.expm1))
+    _ticks(ax, values, np.log1p(values), apart=0.09)
+    ax.set_xlabel("Epoch (logarithmic in epoch + 1)")
+
+
+def factor_axis(ax: Axes, values: Iterable[float], label: str) -> None:
+    """A logarithmic x axis with ticks at the values that a sweep visits."""
+    values = sorted(set(values))
+    ax.set_xscale("log", base=2)
+    _ticks(ax, values, np.log2(values), apart=0.06)
+    ax.set_xlim(values[0] / 1.12, values[-1] * 1.12)
+    ax.set_xlabel(f"{label} (log scale)")
+
+
+def alignment_axis(ax: Axes, values: pl.Series) -> None:
+    """The y axis of a similarity: from 0 to 1 always, lower only where values are negative."""
+    lowest = min(0.0, float(values.min()))
+    ax.set_ylim(lowest - 0.05 if lowest < 0 else 0.0, 1.03)
+    ax.set_yticks(np.arange(np.floor(lowest * 5) / 5, 1.01, 0.2).round(1))
+
+
+def finish(figure: Figure, title: str, handles: Sequence[Artist], footnote: str) -> None:
+    """Put the title and the legend above the panels and the footnote below them."""
+    size = rcParams["font.size"]
+    width = figure.get_size_inches()[0]
+    # The title is the legend's title: the layout then gives both their place, without overlap.
+    line = sum(CHARACTER * size * (len(h.get_label()) + 8) / 72 for h in handles)
+    columns = max(1, math.ceil(len(handles) / max(1, math.ceil(line / width))))
+    figure.legend(
+        # A legend is filled column by column, but is read row by row.
+        handles=[h for column in range(columns) for h in handles[column::columns]],
+        loc="outside upper left",
+        ncols=columns,
+        title=title,
+        title_fontproperties={"weight": "bold", "size": 1.15 * size},
+        alignment="left",
+        borderaxespad=0.2,
+        columnspacing=1.6,
+    )
+    small = 0.75 * size
+    characters = int(width * 72 / (CHARACTER * small))
+    text = textwrap.fill(footnote, characters, break_long_words=False)
+    figure.supxlabel(text, x=0.008, ha="left", fontsize=small, color=FOOTNOTE)
+
+
+def save(figure: Figure, table: pl.DataFrame, stem: Path) -> None:
+    """Write `<stem>.pdf`, `.png` and `.csv`; the same figure gives the same bytes.
+
+    None of the three is put in its place before all of them are written.
+    """
+    with ExitStack() as stack:
+        pdf, png, csv = (
+            stack.enter_context(whole_file(Path(f"{stem}.{suffix}")))
+            for suffix in ("pdf", "png", "csv")
+        )
+        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        figure.savefig(png, metadata={"Software": None})
+        table.write_csv(csv)

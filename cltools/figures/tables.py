@@ -1,0 +1,152 @@
+"""From tidy tables to what a figure plots: rows of a sweep, last steps, spread over seeds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from cltools.errors import InputError
+from cltools.figures import Sweeps, base_sweep, sweeps_over
+
+# How a footnote and a panel title name the columns that describe a cell.
+COLUMNS = {
+    "dataset": "{}",
+    "architecture": "{}",
+    "classes": "C = {}",
+    "train_images": "N = {} training images",
+    "tau": "τ = {}",
+    "batch_size": "B = {}",
+    "lr_rule": "{}",
+}
+LR_RULES = {
+    "linear": "learning rate ∝ B",
+    "sqrt": "learning rate ∝ √B",
+    "fourth_root": "learning rate ∝ B^¼",
+    "constant": "constant learning rate",
+    "authors_sqrt": "authors’ √B learning rate",
+    "authors_fourth_root": "authors’ B^¼ learning rate",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The tidy tables of one experiment; a table that no figure asks for may be None."""
+
+    measures: pl.DataFrame | None
+    log: pl.DataFrame | None
+    sweeps: Sweeps
+
+    def base(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The rows of `table` that belong to the base sweep."""
+        return in_sweep(table, base_sweep(self.sweeps))
+
+    def over(self, table: pl.DataFrame, factor: str) -> pl.DataFrame:
+        """The rows of every sweep over `factor`, with columns `panel` (rank) and `arm` (title).
+
+        An arm is one line of a sweep: cells that differ in `factor` and in the seed alone. A sweep
+        that varies more than that has one arm for each value of the rest.
+        """
+        arms = []
+        names = sweeps_over(self.sweeps, factor)
+        for name in names:
+            rest = [c for c in COLUMNS if c in self.sweeps[name]["factors"] and c != factor]
+            if factor == "batch_size" and "lr_rule" not in rest:
+                rest.append("lr_rule")  # what B does depends on the rule, so every panel says it
+            cells = in_sweep(table, name)
+            parts = cells.sort(rest).partition_by(rest, maintain_order=True) if rest else [cells]
+            for part in parts:
+                title = [_named(column, part[column]) for column in rest]
+                if len(names) > 1 or not rest:
+                    title.insert(0, self.sweeps[name]["label"])
+                named = {"panel": pl.lit(len(arms)), "arm": pl.lit(", ".join(title))}
+                arms.append(part.with_columns(**named))
+        return pl.concat(arms)
+
+
+def in_sweep(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    """The rows whose cell belongs to sweep `name`; InputError when there are none."""
+    found = table.filter(pl.col("sweeps").list.contains(name))
+    if found.is_empty():
+        raise InputError(f"the tables hold no cell of sweep {name!r}: run its cells first")
+    return found
+
+
+def rows(table: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
+    """The rows with a finite value whose columns equal `wanted` (or are in it, where a list).
+
+    Raises InputError, naming what is wanted, when there are none.
+    """
+    for column, value in wanted.items():
+        values = value if isinstance(value, list) else [value]
+        table = table.filter(pl.col(column).is_in(values))
+    table = table.filter(pl.col("value").is_finite())
+    if table.is_empty():
+        names = ", ".join(f"{column} {value}" for column, value in wanted.items())
+        raise InputError(f"no measure is finite and has {names}: measure these cells anew")
+    return table
+
+
+def against_dcl(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows that compare another objective with DCL."""
+    return table.filter(pl.col("reference") == "dcl", pl.col("objective") != "dcl")
+
+
+def last_step(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows of each cell's last step. Take it before `rows`, which may drop that step."""
+    return table.filter(pl.col("step") == pl.col("step").max().over("cell"))
+
+
+def spread(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    """One row a run, sorted, with the `mean`, `sd` and number of `seeds` of its group.
+
+    The columns are `by`, `seed`, `value` and those three: what a figure draws, hence what goes
+    into its CSV. One run alone has no `sd` (null). Raises InputError where two runs of a group
+    share their seed: their spread would not be one over seeds.
+    """
+    twice = table.filter(table.select(*by, "seed", "class_draw").is_duplicated())
+    if not twice.is_empty():
+        cells = " and ".join(twice["cell"].unique().sort().head(2))
+        raise InputError(
+            f"a figure cannot tell {cells} apart: give what they differ in a sweep of its own"
+        )
+    return (
+        table.sort(*by, "seed", "class_draw", "cell")
+        .with_columns(
+            mean=pl.col("value").mean().over(by),
+            sd=pl.col("value").std().over(by),
+            seeds=pl.col("cell").n_unique().over(by),
+        )
+        .select(*by, "seed", "value", "mean", "sd", "seeds")
+    )
+
+
+def _named(column: str, values: Iterable[Any]) -> str:
+    values = sorted(set(values))
+    if column == "lr_rule":
+        text = [LR_RULES.get(value, value) for value in values]
+    else:
+        text = [v if isinstance(v, str) else f"{v:,}" if v > 1000 else f"{v:g}" for v in values]
+    if len(text) > 4 and column != "lr_rule":
+        text = [f"{text[0]}–{text[-1]}"]
+    return COLUMNS[column].format(", ".join(text))
+
+
+def setting(table: pl.DataFrame, leave_out: Sequence[str] = ()) -> str:
+    """One line on the cells of a table: data set, network, C, N, τ, B, learning-rate rule."""
+    return " · ".join(
+        _named(column, table[column].unique()) for column in COLUMNS if column not in leave_out
+    )
+
+
+def seeds_note(
+    plotted: pl.DataFrame, cells: pl.DataFrame, spread_as: str = "bars", points: bool = True
+) -> str:
+    """One sentence on what the drawn spread is: `plotted` is `spread` of (a part of) `cells`."""
+    low, high = plotted["seeds"].min(), plotted["seeds"].max()
+    if high == 1:
+        return "One seed: no spread drawn."
+    count = f"{low}–{high}" if low < high else f"{high}"
+    runs = "seeds" if cells["class_draw"].n_unique() == 1 else "runs (seeds and class draws)"
+    small = "; small points: single runs" if points else ""
+    return f"Mean over {count} {runs}, {spread_as}: ± one standard deviation{small}."

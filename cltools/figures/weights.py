@@ -1,0 +1,40 @@
+"""Do representations stay together while weights drift apart?"""
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from cltools.figures import style, tables
+from cltools.figures.alignment import PAPER
+from cltools.figures.tables import Experiment
+
+
+def weights_representations(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Weight gap and representation gap (1 − CKA) with DCL against the epoch; the base sweep."""
+    measures = experiment.base(experiment.measures)
+    others = tables.against_dcl(measures)
+    weights = tables.rows(others, metric="weight_gap", variant="mean_layer")
+    cka = tables.rows(others, metric="cka", variant=PAPER, features="h", split="test")
+    gaps = {"weight gap": weights, "1 - CKA": cka.with_columns(value=1 - pl.col("value"))}
+    cells = pl.concat([rows.with_columns(quantity=pl.lit(name)) for name, rows in gaps.items()])
+    plotted = tables.spread(cells, ["quantity", "objective", "epoch"])
+
+    figure, (row,) = style.panels(1, 2, height=2.4, sharex=True)
+    objectives = style.ordered(plotted["objective"])
+    for ax, quantity in zip(row, gaps, strict=True):
+        for name in objectives:
+            one = plotted.filter(quantity=quantity, objective=name)
+            style.curve(ax, one, "epoch", style.OBJECTIVES[name])
+        style.epoch_axis(ax, plotted["epoch"])
+        # The same limits in both panels, so that a steeper curve is a larger gap.
+        ax.set_ylim(0, 1.05 * max(1.0, plotted["value"].max()))
+    row[0].set(title="Weights", ylabel="Weight gap to DCL")
+    row[1].set(title="Representations of test images", ylabel="1 − CKA with DCL")
+    style.finish(
+        figure,
+        "Distance of each objective from DCL: weights against representations",
+        [style.handle(style.OBJECTIVES[name]) for name in objectives],
+        f"{tables.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "
+        f"‖W − W′‖ over the mean of ‖W‖ and ‖W′‖, mean over layers; two independent random layers "
+        f"have √2. CKA: encoder features h, cosine similarities, biased estimator.",
+    )
+    return figure, plotted

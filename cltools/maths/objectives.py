@@ -1,0 +1,153 @@
+"""The objectives that are trained: DCL, NSCL, SCL, CE, and two forms that the authors' code runs.
+
+All contrastive objectives are one masked log-sum-exp over the rows of one matrix of cosine
+similarities. With z_i^l the projection of view l of image i, s = cosine / tau, and an anchor
+(i, l) running over all B images and K views of the batch:
+
+====================  =========================================  ============================
+objective             numerator: mean over                       denominator: sum over
+====================  =========================================  ============================
+dcl                   the K - 1 other views of image i           all views of other images
+nscl                  the K - 1 other views of image i           all views of other classes
+nt_xent               the K - 1 other views of image i           as dcl, plus that positive
+nscl_with_positive    the K - 1 other views of image i           as nscl, plus that positive
+scl                   all other projections of i's class         all other projections
+====================  =========================================  ============================
+
+`dcl` and `nscl` are the papers' formulas (arXiv 2506.04411, 2510.08852: the positive is not in the
+denominator) over cross-view pairs with every view as an anchor. `nt_xent` is what the authors'
+class `DecoupledNTXentLoss` computes, `nscl_with_positive` what their `NegSupConLoss` does. `scl` is
+Khosla et al. 2020, L_out. The value is the mean over anchors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONTRASTIVE = ("dcl", "nscl", "scl", "nt_xent", "nscl_with_positive")
+OBJECTIVES = (*CONTRASTIVE, "ce")
+# Undefined when the whole batch is of one class: then no anchor has a negative.
+NEED_TWO_CLASSES = ("nscl", "nscl_with_positive")
+
+
+@dataclass(frozen=True)
+class PairMasks:
+    """Which projections stand in which relation, as (K*B, K*B) bool tensors, view-major rows.
+
+    `other_image` and `other_class` are the negatives of DCL and NSCL, `same_class` the positives of
+    SCL (self excluded), `not_self` everything but the diagonal.
+    """
+
+    views: int
+    not_self: Tensor
+    other_image: Tensor
+    other_class: Tensor
+    same_class: Tensor
+
+
+def pair_masks(labels: Tensor, views: int) -> PairMasks:
+    """Masks for a batch of B labelled images (labels: (B,) integers) with K = `views` views.
+
+    Raises ValueError for fewer than two images (DCL has no negatives) or fewer than two views.
+    """
+    if len(labels) < 2:
+        raise ValueError("a batch of one image has no negatives: use at least two images")
+    if views < 2:
+        raise ValueError(f"contrastive objectives need at least two views, got {views}")
+    image = torch.arange(len(labels), device=labels.device).repeat(views)
+    label = labels.repeat(views)
+    other_image = image[:, None] != image[None, :]
+    other_class = label[:, None] != label[None, :]
+    not_self = ~torch.eye(len(image), dtype=torch.bool, device=labels.device)
+    return PairMasks(views, not_self, other_image, other_class, not_self & ~other_class)
+
+
+def similarity_logits(z: Tensor, tau: float) -> Tensor:
+    """(K*B, K*B) matrix of cosine / tau from normalised projections z of shape (K, B, d).
+
+    Computed in float32 at least, whatever autocast is in force: at tau = 0.1 a bfloat16 product
+    would be off by several percent of a nat.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        flat = z.flatten(0, 1)
+        if flat.dtype not in (torch.float32, torch.float64):
+            flat = flat.float()
+        return (flat @ flat.T) / tau
+
+
+def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
+    """log of the sum of exp(logits) over the True entries of each row; -inf for an empty row."""
+    return logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1)
+
+
+def _positive_logits(logits: Tensor, views: int) -> Tensor:
+    """(K, K-1, B): for each anchor view, the logits with the other views of the same image."""
+    batch = logits.shape[0] // views
+    by_view = logits.view(views, batch, views, batch).diagonal(dim1=1, dim2=3)  # (K, K, B)
+    return torch.stack(
+        [torch.cat([by_view[anchor, :anchor], by_view[anchor, anchor + 1 :]])
+         for anchor in range(views)]
+    )  # fmt: skip
+
+
+def contrastive_loss(name: str, logits: Tensor, masks: PairMasks) -> Tensor:
+    """The contrastive objective `name` from its logits; a scalar in nats.
+
+    Raises ValueError for an unknown name. For `nscl` and `nscl_with_positive` the batch must hold
+    two classes: no anchor has a negative otherwise, and the value is -inf (`nscl`) or 0. Callers
+    check that first, see `NEED_TWO_CLASSES` and `checked_contrastive_loss`.
+    """
+    if name == "scl":
+        denominator = masked_logsumexp(logits, masks.not_self)
+        positives = masks.same_class.sum(dim=1)  # at least K - 1: the other views
+        numerator = (logits * masks.same_class).sum(dim=1) / positives
+        return (denominator - numerator).mean()
+    if name not in CONTRASTIVE:
+        raise ValueError(f"unknown contrastive objective {name!r}: use one of {CONTRASTIVE}")
+    negatives = masks.other_image if name in ("dcl", "nt_xent") else masks.other_class
+    log_negatives = masked_logsumexp(logits, negatives).view(masks.views, 1, -1)
+    positive = _positive_logits(logits, masks.views)
+    if name in ("nt_xent", "nscl_with_positive"):
+        return (torch.logaddexp(positive, log_negatives) - positive).mean()
+    return (log_negatives - positive).mean()
+
+
+def checked_contrastive_loss(name: str, z: Tensor, labels: Tensor, tau: float) -> Tensor:
+    """`contrastive_loss` from normalised projections z (K, B, d) and labels (B,), checked.
+
+    Raises ValueError for tau <= 0, for shapes that do not match, for fewer than two images or
+    views, and where no anchor has a negative (NSCL on a batch of one class).
+    """
+    if tau <= 0:
+        raise ValueError(f"the temperature must be positive, got {tau}")
+    if z.ndim != 3 or z.shape[1] != len(labels):
+        raise ValueError(f"expected z of shape (K, {len(labels)}, d), got {tuple(z.shape)}")
+    if name in NEED_TWO_CLASSES and len(torch.unique(labels)) < 2:
+        raise ValueError(f"{name} is undefined on a batch of one class: no anchor has a negative")
+    return contrastive_loss(name, similarity_logits(z, tau), pair_masks(labels, z.shape[0]))
+
+
+def cross_entropy(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """CE, mean over all views: class_logits (K, B, C) of the linear head, labels (B,).
+
+    As the authors' `MultiViewCrossEntropyLoss`: the head sees the normalised projections, and there
+    is no temperature.
+    """
+    views = class_logits.shape[0]
+    return F.cross_entropy(class_logits.flatten(0, 1).float(), labels.repeat(views))
+
+
+def all_contrastive_losses(
+    names: Sequence[str], logits: Tensor, masks: PairMasks, two_classes: bool
+) -> dict[str, Tensor]:
+    """Every named loss on one matrix of logits; NaN where one needs a second class."""
+    undefined = logits.new_full((), torch.nan)
+    return {
+        name: undefined
+        if name in NEED_TWO_CLASSES and not two_classes
+        else contrastive_loss(name, logits, masks)
+        for name in names
+    }

@@ -1,0 +1,122 @@
+"""What a classifier can read from frozen features: nearest class centre and linear probe."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
+FALLBACK = 0.1  # when there are too few images to hold any out
+HELD_OUT = 0.2
+
+
+def nccc(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+) -> tuple[float, float]:
+    """Accuracy of the nearest class centre: P2's NCCC (arXiv 2510.08852, Table 1).
+
+    The centres are the class means of all training features, distances are Euclidean.
+
+    Args:
+        train_features, test_features: (N, d) and (M, d).
+        train_labels, test_labels: (N,) and (M,) class labels of any kind. Test images of a class
+            without training images count as errors.
+
+    Returns:
+        (train accuracy, test accuracy), each in [0, 1].
+
+    Raises:
+        ValueError: shapes that do not fit together, an empty set, or features that are not finite.
+    """
+    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    classes, index = np.unique(y, return_inverse=True)
+    shift = train.mean(axis=0)  # distances do not change, their rounding does
+    train, test = train - shift, test - shift
+    member = np.eye(len(classes))[index]
+    centres = member.T @ train / member.sum(axis=0)[:, None]
+    half_norms = (centres**2).sum(axis=1) / 2
+
+    def accuracy(x: NDArray, labels: NDArray) -> float:
+        # argmin ‖x - μ‖² = argmax x·μ - ‖μ‖²/2
+        return float((classes[(x @ centres.T - half_norms).argmax(axis=1)] == labels).mean())
+
+    return accuracy(train, y), accuracy(test, test_y)
+
+
+def linear_probe(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Accuracy of L2-penalised multinomial logistic regression on standardised features.
+
+    The penalty 1/C is chosen on a fifth of each class of the TRAINING set, held out by `seed` (the
+    strongest of the best); the probe is then fitted again on all of it. The test set is looked at
+    once, at the end. Standardisation uses training statistics only.
+
+    Args:
+        train_features, test_features: (N, d) and (M, d).
+        train_labels, test_labels: (N,) and (M,) class labels.
+        seed: draws the held-out images.
+
+    Returns:
+        (train accuracy, test accuracy, chosen C), accuracies in [0, 1]. When every class has fewer
+        than five images, none can be held out and C is `FALLBACK`.
+
+    Raises:
+        ValueError: as `nccc`, or a training set of one class.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    classes, index = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError("a linear probe needs training images of at least two classes")
+    mean, deviation = train.mean(axis=0), train.std(axis=0)
+    # A constant feature carries nothing; its deviation may be rounding instead of zero.
+    constant = deviation <= 1e-12 * np.abs(train).max(axis=0)
+    factor = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
+    train, test = (train - mean) * factor, (test - mean) * factor
+
+    held_out = _held_out(index, seed)
+    chosen = FALLBACK
+    if held_out.any():
+        probe = LogisticRegression(warm_start=True, max_iter=200, tol=1e-3)
+        scores = []
+        for c in INVERSE_PENALTIES:
+            probe.set_params(C=c).fit(train[~held_out], y[~held_out])
+            scores.append(probe.score(train[held_out], y[held_out]))
+        chosen = INVERSE_PENALTIES[int(np.argmax(scores))]
+    probe = LogisticRegression(C=chosen, max_iter=500).fit(train, y)
+    return float(probe.score(train, y)), float(probe.score(test, test_y)), chosen
+
+
+def _held_out(index: NDArray, seed: int) -> NDArray[np.bool_]:
+    """Mask (N,) of a random fifth, rounded down, of each class."""
+    order = np.random.default_rng(seed).permutation(len(index))
+    held_out = np.zeros(len(index), dtype=bool)
+    for c in range(index.max() + 1):
+        members = order[index[order] == c]
+        held_out[members[: int(HELD_OUT * len(members))]] = True
+    return held_out
+
+
+def _checked(
+    train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    parts = []
+    for which, x, y in (("train", train, train_labels), ("test", test, test_labels)):
+        x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
+        if x.ndim != 2 or x.size == 0 or y.shape != (len(x),):
+            raise ValueError(
+                f"{which} features {x.shape} and labels {y.shape} must be (N, d) and (N,)"
+            )
+        if not np.isfinite(x).all():
+            raise ValueError(f"{which} features hold NaN or infinity")
+        parts += [x, y]
+    if parts[0].shape[1] != parts[2].shape[1]:
+        raise ValueError(f"train and test differ in features: {parts[0].shape}, {parts[2].shape}")
+    return tuple(parts)

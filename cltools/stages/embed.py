@@ -1,0 +1,195 @@
+"""Stage `embed`: what every objective's network makes of the images, checkpoint by checkpoint.
+
+One netCDF file per checkpoint. With n samples (training images first, then test images):
+
+- `h` (objective, sample, feature): encoder output on the plain images, what the metrics use;
+- `z` (objective, sample, dimension): normalised projector output on the plain images;
+- `z_views` (objective, view, sample, dimension): the same on K augmented views, what the losses of
+  a whole data set are defined on.
+
+Networks are in evaluation mode (running batch statistics). Evaluation has its own views, which no
+training epoch sees.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from cltools.engine.data import image_set
+from cltools.engine.models import Network, build_network
+from cltools.engine.store import ImageStore
+from cltools.engine.tensors import choose_device, load_tensors
+from cltools.engine.trainer import ImageSet
+from cltools.engine.views import Recipe, epoch_parameters, render
+from cltools.errors import InputError
+from cltools.files import canonical_json, read_json, sha256_file, whole_file, write_json
+from cltools.progress import track
+from cltools.stages.train import saved_weights, weights_file
+from cltools.versions import VERSIONS
+
+VERSION = VERSIONS["embed"]
+BLOCK = 512  # images per forward pass
+# Epoch numbers under which the evaluation views are drawn; training counts from 0.
+VIEW_EPOCHS = {"train": -1, "test": -2}
+log = logging.getLogger("cltools")
+
+
+def embedding_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}.nc"
+
+
+def embed_cells(
+    manifests: list[Path],
+    store_folders: list[Path],
+    done: Path,
+    device_name: str = "auto",
+    dtype: str = "float32",
+    threads: int = 1,
+) -> None:
+    """Embed several trained cells and write the list of files, by manifest, to `done`.
+
+    Each cell takes the store that carries the name of its data set. Raises InputError when there is
+    none, and as `embed` does.
+    """
+    torch.set_num_threads(threads)
+    device = choose_device(device_name)
+    stores = {store.name: store for store in map(ImageStore.open, store_folders)}
+    files = {}
+    for path in manifests:
+        dataset = read_json(path, made_by="cltools train")["cell"]["dataset"]
+        if dataset not in stores:
+            raise InputError(
+                f"{path} was trained on {dataset!r}, but the stores given hold "
+                f"{', '.join(map(repr, stores))}: give the store of that data set"
+            )
+        files[str(path)] = [str(file) for file in embed(path, stores[dataset], device, dtype)]
+    write_json(done, {"files": files, "version": VERSION})
+
+
+def embed(
+    manifest_path: Path, store: ImageStore, device: torch.device, dtype: str = "float32"
+) -> list[Path]:
+    """Embed the images of one trained cell at all its checkpoints; the files, in order of steps.
+
+    They go to `embeddings/` beside the manifest; those that are up to date are kept. Raises
+    InputError when weights do not match the manifest or the store holds other images.
+    """
+    manifest = read_json(manifest_path, made_by="cltools train")
+    cell, run = manifest["cell"], manifest_path.parent / "run"
+    folder = manifest_path.parent / "embeddings"
+    if store.content != manifest["store"]:
+        raise InputError(
+            f"the store {store.folder} holds other images than {manifest_path} was trained on: "
+            "prepare that data set again, or delete the cell's folder to train it anew"
+        )
+    sets = {split: image_set(store, cell, split, device) for split in ("train", "test")}
+    files = []
+    for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "embedding"):
+        path = embedding_file(folder, step)
+        made_from = {
+            "cell": manifest["id"],
+            "dtype": dtype,
+            "step": step,
+            "steps_per_epoch": manifest["steps_per_epoch"],
+            "store": store.content,
+            "version": VERSION,
+            "weights": hashes,
+        }
+        files.append(path)
+        if _made_from(path) == made_from:
+            continue
+        networks = {
+            objective: load_network(
+                weights_file(run, objective, step), sha, cell, sets["train"], objective, device
+            )
+            for objective, sha in hashes.items()
+        }
+        dataset = _embed_step(cell, networks, sets, dtype)
+        dataset.attrs["cltools"] = canonical_json(made_from)
+        with whole_file(path) as scratch:
+            dataset.to_netcdf(scratch, engine="h5netcdf")
+    return files
+
+
+def _made_from(path: Path) -> dict[str, Any] | None:
+    """What an embedding file says it was made from; None where there is no such file."""
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            return json.loads(dataset.attrs["cltools"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def load_network(
+    path: Path, sha256: str, cell: dict[str, Any], data: ImageSet, objective: str,
+    device: torch.device,
+) -> Network:  # fmt: skip
+    """A trained network in evaluation mode. Raises InputError as `load_weights`."""
+    weights = load_weights(path, sha256)
+    network = build_network(cell, data.images.shape[-1], data.classes, objective)
+    network.load_state_dict(weights)
+    return network.to(device, memory_format=torch.channels_last).eval()
+
+
+def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Weights by name. Raises InputError when the file is not the one that was saved."""
+    remedy = "train this cell again"
+    if path.exists() and sha256_file(path) != sha256:
+        raise InputError(
+            f"{path} is damaged (its hash is not the one in the training manifest): {remedy}"
+        )
+    return load_tensors(path, remedy)[0]
+
+
+@torch.inference_mode()
+def _embed_step(
+    cell: dict[str, Any], networks: dict[str, Network], sets: dict[str, ImageSet], dtype: str
+) -> xr.Dataset:
+    recipe = Recipe.from_settings(cell["recipe"])
+    outputs: dict[str, list[np.ndarray]] = {"h": [], "z": [], "z_views": []}
+    for split, data in sets.items():
+        size = tuple(data.images.shape[1:3])
+        views = epoch_parameters(
+            cell["seed"], VIEW_EPOCHS[split], cell["views"], data.split_size, data.samples,
+            recipe, *size,
+        )  # fmt: skip
+        for positions in torch.arange(len(data.labels)).split(BLOCK):
+            pixels = data.pixels(positions.to(data.images.device))
+            plain = [network(data.normalise(pixels)) for network in networks.values()]
+            rendered = [
+                data.normalise(render(pixels, view[positions], recipe, size)) for view in views
+            ]
+            outputs["h"].append(_stacked([h for h, _ in plain], dtype))
+            outputs["z"].append(_stacked([z for _, z in plain], dtype))
+            viewed = [
+                torch.stack([network(view)[1] for view in rendered])
+                for network in networks.values()
+            ]
+            outputs["z_views"].append(_stacked(viewed, dtype))
+    return xr.Dataset(
+        {
+            "h": (("objective", "sample", "feature"), np.concatenate(outputs["h"], axis=1)),
+            "z": (("objective", "sample", "dimension"), np.concatenate(outputs["z"], axis=1)),
+            "z_views": (
+                ("objective", "view", "sample", "dimension"),
+                np.concatenate(outputs["z_views"], axis=2),
+            ),
+        },
+        coords={
+            "objective": list(networks),
+            "split": ("sample", np.repeat(list(sets), [len(d.labels) for d in sets.values()])),
+            "label": ("sample", np.concatenate([d.labels.numpy() for d in sets.values()])),
+            "sample_id": ("sample", np.concatenate([d.samples.numpy() for d in sets.values()])),
+        },
+    )
+
+
+def _stacked(tensors: list[Tensor], dtype: str) -> np.ndarray:
+    """One array (objective, ...) of the storage type."""
+    return torch.stack(tensors).float().cpu().numpy().astype(dtype)

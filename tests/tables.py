@@ -1,0 +1,177 @@
+"""Made-up tidy tables whose means over seeds are known, for tests of what reads such tables."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+SWEEPS: dict[str, dict[str, Any]] = {
+    "base": {"label": "base", "factors": ["seed"]},
+    "classes_steps": {"label": "matched steps", "factors": ["classes", "seed"]},
+    "classes_epochs": {"label": "matched epochs", "factors": ["classes", "seed"]},
+    "temperature": {"label": "temperature", "factors": ["tau", "seed"]},
+    "batch": {"label": "batch size", "factors": ["batch_size", "lr_rule", "seed"]},
+}
+OBJECTIVES = ("dcl", "nscl", "scl", "ce")
+EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
+STEPS_PER_EPOCH = 6
+SPREAD = 0.015  # one seed further is this much more
+
+# How far each objective has left DCL when training ends, and its accuracy at the base cell.
+DRIFT = {"nscl": 0.12, "scl": 0.55, "ce": 0.42}
+ACCURACY = {"dcl": 0.86, "nscl": 0.93, "scl": 0.955, "ce": 0.945}
+
+
+def cell(**changed: Any) -> dict[str, Any]:
+    """The columns that describe one cell; `changed` says where it leaves the base cell."""
+    chosen = {
+        "sweeps": ["base"],
+        "dataset": "digits",
+        "architecture": "small_cnn",
+        "classes": 10,
+        "class_draw": 0,
+        "tau": 0.5,
+        "batch_size": 256,
+        "lr_rule": "linear",
+        "lr": 0.3,
+        "seed": 0,
+        "train_images": 1440,
+        "total_steps": EPOCHS[-1] * STEPS_PER_EPOCH,
+    } | changed
+    name = "-".join(str(v) for k, v in chosen.items() if k != "sweeps")
+    return {"cell": "+".join(chosen["sweeps"]) + "-" + name} | chosen
+
+
+def cells(seeds: int = 5) -> list[dict[str, Any]]:
+    """A whole experiment: the base sweep, C in two arms, three τ, three B under two rules."""
+    found = []
+    for seed in range(seeds):
+        shared = ["base", "classes_steps", "classes_epochs", "temperature", "batch"]
+        found.append(cell(seed=seed, sweeps=shared))
+        for arm in ("classes_steps", "classes_epochs"):
+            found += [
+                cell(seed=seed, sweeps=[arm], classes=c, train_images=144 * c) for c in (2, 4, 6, 8)
+            ]
+        found += [cell(seed=seed, sweeps=["temperature"], tau=tau) for tau in (0.1, 1.0)]
+        found += [
+            cell(seed=seed, sweeps=["batch"], batch_size=b, lr_rule=rule)
+            for b in (64, 128, 256)
+            for rule in ("linear", "sqrt")
+            if (b, rule) != (256, "linear")
+        ]
+    return found
+
+
+def progress(epoch: float) -> float:
+    """How much of training is done, from 0 to 1."""
+    return math.log1p(epoch) / math.log1p(EPOCHS[-1])
+
+
+def alignment(one: dict[str, Any], objective: str, epoch: float) -> float:
+    """The mean over seeds of the made-up CKA with DCL (1 − RSA is 0.8 of 1 − CKA)."""
+    harder = 1 - 0.4 * math.log10(one["tau"] / 0.5) + 0.02 * (10 - one["classes"])
+    harder += 0.1 * math.log2(one["batch_size"] / 256) * (one["lr_rule"] == "linear")
+    return 1 - DRIFT[objective] * progress(epoch) * harder
+
+
+def measures(
+    of: Iterable[dict[str, Any]] | None = None, epochs: Sequence[float] = EPOCHS
+) -> pl.DataFrame:
+    """The table `measures.parquet`; means over seeds 0 … n − 1 are those of the formulas here."""
+    of = list(cells() if of is None else of)
+    seeds = {one["seed"] for one in of}
+    centre = sum(seeds) / len(seeds)
+    found = []
+    for one in of:
+        off = SPREAD * (one["seed"] - centre)
+        for epoch in epochs:
+            at = {"step": round(epoch * STEPS_PER_EPOCH), "epoch": float(epoch)}
+            wobble = off if epoch else 0.0
+            for row in _at_epoch(one, epoch, wobble):
+                found.append(one | at | row)
+    none = {"reference": "", "features": "", "split": "", "ci_low": None, "ci_high": None, "n": 360}
+    return pl.DataFrame(
+        [none | row for row in found],
+        schema_overrides={"ci_low": pl.Float64, "ci_high": pl.Float64},
+        infer_schema_length=None,
+    )
+
+
+def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[str, Any]]:
+    done, c = progress(epoch), one["classes"]
+    for objective in OBJECTIVES:
+        for split in ("train", "test"):
+            here = {"objective": objective, "split": split, "features": "h"}
+            moved = {"metric": "cka_to_init", "variant": "cosine_biased"}
+            yield here | moved | {"value": 1 - 0.7 * done + off}
+            accuracy = {"variant": "accuracy", "n": 1440 if split == "train" else 360}
+            top = ACCURACY[objective] + 0.03 * (split == "train")
+            for metric, less in (("nccc", 0.04), ("linear_probe", 0.0)):
+                value = 1 / c + (top - less - 1 / c) * done + 0.3 * off
+                yield here | accuracy | {"metric": metric, "value": value}
+            if objective != "dcl":
+                cka = alignment(one, objective, epoch) + off
+                to = here | {"reference": "dcl"}
+                for variant, less in (("cosine_biased", 0), ("cosine_debiased", 0.02)):
+                    value = cka - less * done
+                    yield to | {"metric": "cka", "variant": variant, "value": value}
+                yield to | {
+                    "metric": "rsa",
+                    "variant": "pearson_cosine",
+                    "value": 1 - 0.8 * (1 - cka),
+                }
+            if objective in ("dcl", "nscl"):
+                for variant, tau in (("training_tau", one["tau"]), ("tau_1", 1.0)):
+                    bound = math.log1p(math.exp(2 / tau) / (c - 1))
+                    untrained = math.log(c / (c - 1))
+                    gap = untrained + 0.4 * (bound - untrained) * done * (1 + off)
+                    loss = {"dcl_loss": 3 + gap, "nscl_loss": 3.0, "gap": gap, "gap_bound": bound}
+                    for metric, value in loss.items():
+                        yield here | {"metric": metric, "variant": variant, "value": value}
+        if objective != "dcl":
+            gap = {"nscl": 0.88, "scl": 0.97, "ce": 1.1}[objective] * done + off
+            to = {"objective": objective, "reference": "dcl", "split": ""}
+            yield to | {"metric": "weight_gap", "variant": "mean_layer", "value": gap}
+
+
+def training_log(of: Iterable[dict[str, Any]] | None = None, every: int = 1) -> pl.DataFrame:
+    """The table `training_log.parquet` of the base cells among `of`, a row each `every` steps."""
+    found = []
+    for one in cells() if of is None else of:
+        if "base" not in one["sweeps"]:
+            continue
+        for step in range(0, one["total_steps"] + 1, every):
+            epoch = step / STEPS_PER_EPOCH
+            noise = 0.1 * math.sin(12.9898 * step) + 0.05 * one["seed"]
+            for model in OBJECTIVES:
+                nscl = 5.0 - (2.2 if model == "nscl" else 1.8) * progress(epoch) + noise
+                found.append(
+                    one
+                    | {
+                        "step": step,
+                        "epoch": epoch,
+                        "model": model,
+                        "lr": 0.3,
+                        "sum_lr": 0.3 * step,
+                        "grad_norm": 1.0,
+                        "dcl": nscl + 0.1 + 0.3 * progress(epoch),
+                        "nscl": nscl,
+                        "scl": nscl + 1.0,
+                        "ce": 2.3 - progress(epoch) if model == "ce" else None,
+                        "gap_bound": math.log1p(math.exp(2 / one["tau"]) / (one["classes"] - 1)),
+                        "batch_classes": one["classes"],
+                    }
+                )
+    return pl.DataFrame(found, infer_schema_length=None)
+
+
+def write(folder: Path, seeds: int = 5) -> tuple[Path, Path]:
+    """Write both tables of a whole experiment; returns the paths of measures and log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = cells(seeds)
+    paths = folder / "measures.parquet", folder / "training_log.parquet"
+    measures(made).write_parquet(paths[0])
+    training_log(made).write_parquet(paths[1])
+    return paths

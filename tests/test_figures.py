@@ -1,0 +1,262 @@
+"""Figures: their numbers, their bytes, and what they say when rows are missing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import tables as made_up
+from PIL import Image
+from polars.testing import assert_frame_equal
+
+from cltools.errors import InputError
+from cltools.figures import FIGURES, base_sweep
+from cltools.figures.style import CONTROL, OBJECTIVES
+from cltools.stages.plot import plot
+
+SEEDS = 3
+SUFFIXES = ("pdf", "png", "csv")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return made_up.write(tmp_path_factory.mktemp("tables"), seeds=SEEDS)
+
+
+@pytest.fixture(scope="module")
+def drawn(inputs, tmp_path_factory):
+    """Every figure, drawn once; returns the folder."""
+    folder = tmp_path_factory.mktemp("figures")
+    for name in FIGURES:
+        plot(name, *inputs, made_up.SWEEPS, folder / name, {"dpi": 60})
+    return folder
+
+
+def numbers(folder, name, **where):
+    return pl.read_csv(folder / f"{name}.csv").filter(**where)
+
+
+def test_registry_imports_neither_matplotlib_nor_polars():
+    code = (
+        "import sys, cltools.figures; sys.exit(bool({'matplotlib', 'polars'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_needs_the_sweep_that_varies_the_factor():
+    sweeps = {"temperatures": {"label": "τ", "factors": ["tau", "seed"]}}
+    assert [name for name, spec in FIGURES.items() if spec.needs(sweeps)] == [
+        "alignment_temperature"
+    ]
+    assert all(spec.needs(made_up.SWEEPS) for spec in FIGURES.values())
+    assert not any(spec.needs({}) for spec in FIGURES.values())
+
+
+@pytest.mark.parametrize("factors", [["seed"], []])
+def test_base_sweep_is_the_first_that_varies_the_seed_alone(factors):
+    sweeps = {"t": {"factors": ["tau"]}, "a": {"factors": factors}, "b": {"factors": ["seed"]}}
+    assert base_sweep(sweeps) == "a"
+    assert base_sweep({"t": {"factors": ["tau", "seed"]}}) is None
+
+
+def test_palette_has_a_colour_and_a_marker_of_its_own_for_every_objective():
+    assert list(OBJECTIVES) == ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
+    looks = [*OBJECTIVES.values(), CONTROL]
+    for trait in ("label", "colour", "marker"):
+        assert len({getattr(look, trait) for look in looks}) == len(looks)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_drawn_again_gives_the_same_bytes(name, inputs, drawn, tmp_path):
+    measures, log = inputs
+    # Neither the order of the rows nor a table that the figure does not need may matter.
+    shuffled = tmp_path / "shuffled.parquet"
+    pl.read_parquet(measures).sample(fraction=1, shuffle=True, seed=1).write_parquet(shuffled)
+    plot(name, shuffled, log, made_up.SWEEPS, tmp_path / "again", {"dpi": 60})
+    for suffix in SUFFIXES:
+        first = (drawn / f"{name}.{suffix}").read_bytes()
+        assert first == (tmp_path / f"again.{suffix}").read_bytes()
+        assert len(first) > 500
+
+
+def test_files_hold_no_date_and_no_version(drawn):
+    for name in FIGURES:
+        assert b"CreationDate" not in (drawn / f"{name}.pdf").read_bytes()
+        assert b"Matplotlib" not in (drawn / f"{name}.pdf").read_bytes()
+        assert b"Matplotlib" not in (drawn / f"{name}.png").read_bytes()
+
+
+def test_alignment_training_has_the_known_means_and_deviations(drawn):
+    for objective in ("nscl", "scl", "ce"):
+        where = {"objective": objective, "split": "test", "epoch": 50.0}
+        rows = numbers(drawn, "alignment_training", **where)
+        cka = made_up.alignment(made_up.cell(), objective, 50)
+        means = dict(rows.select("variant", "mean").iter_rows())
+        assert means == pytest.approx(
+            {
+                "cosine_biased": cka,
+                "cosine_debiased": cka - 0.02 * made_up.progress(50),
+                "pearson_cosine": 1 - 0.8 * (1 - cka),
+            }
+        )
+        # Three seeds, each one SPREAD further than the last: that is their deviation.
+        assert rows.filter(variant="cosine_biased")["sd"].to_list() == pytest.approx(
+            [made_up.SPREAD] * SEEDS
+        )
+        assert set(rows["seeds"]) == {SEEDS}
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "values", "arms"),
+    [
+        ("alignment_classes", "classes", [2, 4, 6, 8, 10], ["matched steps", "matched epochs"]),
+        ("alignment_temperature", "tau", [0.1, 0.5, 1.0], ["temperature"]),
+        (
+            "alignment_batch_size",
+            "batch_size",
+            [64, 128, 256],
+            ["learning rate ∝ B", "learning rate ∝ √B"],
+        ),
+    ],
+)
+def test_alignment_against_a_factor(name, column, values, arms, drawn):
+    rows = numbers(drawn, name, metric="cka", objective="nscl")
+    assert rows["arm"].unique(maintain_order=True).to_list() == arms
+    for rule, arm in zip(("linear", "sqrt"), arms, strict=False):
+        changed = {"lr_rule": rule} if column == "batch_size" else {}
+        means = rows.filter(arm=arm).unique(column).sort(column)["mean"].to_list()
+        wanted = [
+            made_up.alignment(made_up.cell(**{column: value}, **changed), "nscl", 200)
+            for value in values
+        ]
+        assert means == pytest.approx(wanted)
+    assert not numbers(drawn, name, metric="cka_to_init", objective="dcl").is_empty()
+
+
+def test_gap_lies_between_the_untrained_gap_and_the_bound(drawn):
+    rows = numbers(drawn, "gap_classes", arm="matched steps", variant="tau_1", classes=10)
+    means = dict(rows.select("quantity", "mean").iter_rows())
+    assert means["gap, untrained"] == pytest.approx(0.10536, abs=1e-5)
+    assert means["bound"] == pytest.approx(0.59939, abs=1e-5)
+    assert means["gap, trained"] == pytest.approx(0.6 * 0.10536 + 0.4 * 0.59939, abs=1e-4)
+
+
+def test_losses_training_keeps_differences_through_smoothing(drawn):
+    rows = numbers(drawn, "losses_training", model="dcl")
+    wide = rows.pivot("quantity", index="epoch", values="mean")
+    last = wide.sort("epoch").row(-1, named=True)
+    assert last["epoch"] == made_up.EPOCHS[-1]
+    assert last["dcl loss"] - last["nscl loss"] == pytest.approx(0.4, abs=0.01)
+    assert last["nscl loss + bound"] - last["nscl loss"] == pytest.approx(1.9552, abs=1e-3)
+
+
+def test_weights_and_representations(drawn):
+    rows = numbers(drawn, "weights_representations", objective="nscl", epoch=200.0)
+    means = dict(rows.select("quantity", "mean").iter_rows())
+    assert means == pytest.approx({"weight gap": 0.88, "1 - CKA": made_up.DRIFT["nscl"]})
+
+
+def test_downstream(drawn):
+    rows = numbers(drawn, "downstream", split="test", metric="linear_probe")
+    means = dict(rows.select("objective", "mean").iter_rows())
+    assert means == pytest.approx(made_up.ACCURACY)
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    inputs = made_up.write(tmp_path, seeds=1)
+    for name in ("downstream", "losses_training"):
+        plot(name, *inputs, made_up.SWEEPS, tmp_path / name, {"dpi": 60})
+        rows = numbers(tmp_path, name)
+        assert rows["sd"].null_count() == len(rows)
+        assert set(rows["seeds"]) == {1}
+
+
+def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
+    measures = pl.read_parquet(inputs[0])
+    gone = (pl.col("objective") == "scl") & (pl.col("seed") == 2)
+    nan = (pl.col("objective") == "ce") & (pl.col("seed") == 1)
+    partial = measures.filter(~gone).with_columns(
+        value=pl.when(nan).then(float("nan")).otherwise("value")
+    )
+    partial.write_parquet(tmp_path / "partial.parquet")
+    plot("downstream", tmp_path / "partial.parquet", None, made_up.SWEEPS, tmp_path / "f", {})
+    rows = numbers(tmp_path, "f").unique("objective")
+    seeds = dict(rows.select("objective", "seeds").iter_rows())
+    assert seeds == {"dcl": 3, "nscl": 3, "scl": 2, "ce": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("alignment_training", "rsa"),
+        ("alignment_classes", "cka_to_init"),
+        ("gap_classes", "gap_bound"),
+        ("weights_representations", "weight_gap"),
+        ("downstream", "nccc"),
+    ],
+)
+def test_a_missing_metric_is_named(name, metric, inputs, tmp_path):
+    measures = pl.read_parquet(inputs[0]).filter(pl.col("metric") != metric)
+    measures.write_parquet(tmp_path / "less.parquet")
+    with pytest.raises(InputError, match=f"metric {metric}"):
+        plot(name, tmp_path / "less.parquet", inputs[1], made_up.SWEEPS, tmp_path / "f", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["less.parquet"]
+
+
+def test_a_missing_network_is_named(inputs, tmp_path):
+    log = pl.read_parquet(inputs[1]).filter(pl.col("model") != "nscl")
+    log.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(InputError, match="nscl network"):
+        plot("losses_training", inputs[0], tmp_path / "log.parquet", made_up.SWEEPS, tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "portrait"}, "no figure is called 'portrait'"),
+        ({"measures": "nowhere.parquet"}, "run `cltools measure` first"),
+        ({"sweeps": {}}, "needs a sweep that varies only the seed"),
+        ({"sweeps": {"new": {"label": "", "factors": ["seed"]}}}, "no cell of sweep 'new'"),
+        ({"style": {"colour": 1}}, "unknown figure style key 'colour'"),
+        ({"style": {"dpi": -1}}, "dpi must be a positive number"),
+    ],
+)
+def test_wrong_requests(change, message, inputs, tmp_path):
+    right = {
+        "name": "downstream",
+        "measures": inputs[0],
+        "log": inputs[1],
+        "sweeps": made_up.SWEEPS,
+        "output_stem": tmp_path / "f",
+        "style": {},
+    }
+    with pytest.raises(InputError, match=message):
+        plot(**right | {k: Path(v) if k == "measures" else v for k, v in change.items()})
+
+
+def test_style_keys_change_the_picture_but_not_the_numbers(inputs, drawn, tmp_path):
+    style = {"dpi": 60, "width_scale": 1.5, "font_size": 10}
+    plot("downstream", *inputs, made_up.SWEEPS, tmp_path / "wide", style)
+    width = [Image.open(path).width for path in (drawn / "downstream.png", tmp_path / "wide.png")]
+    assert width == [420, 630]
+    assert_frame_equal(numbers(tmp_path, "wide"), numbers(drawn, "downstream"))
+
+
+def test_a_sweep_over_two_factors_gets_an_arm_for_each_value_of_the_other(tmp_path):
+    grid = [
+        made_up.cell(sweeps=["grid"], tau=tau, classes=c) for tau in (0.1, 1.0) for c in (2, 10)
+    ]
+    made_up.measures(grid, epochs=(0, 200)).write_parquet(tmp_path / "m.parquet")
+    sweeps = {"grid": {"label": "grid", "factors": ["tau", "classes"]}}
+    plot("alignment_classes", tmp_path / "m.parquet", None, sweeps, tmp_path / "f", {})
+    assert set(numbers(tmp_path, "f")["arm"]) == {"τ = 0.1", "τ = 1"}
+    assert set(numbers(tmp_path, "f")["seeds"]) == {1}
+
+
+def test_cells_that_only_a_hidden_setting_tells_apart_are_not_averaged(tmp_path):
+    grid = [made_up.cell(sweeps=["t"], tau=0.1, lr=lr) for lr in (0.1, 0.3)]
+    made_up.measures(grid, epochs=(0, 200)).write_parquet(tmp_path / "m.parquet")
+    sweeps = {"t": {"label": "t", "factors": ["tau", "lr"]}}
+    with pytest.raises(InputError, match="a figure cannot tell"):
+        plot("alignment_temperature", tmp_path / "m.parquet", None, sweeps, tmp_path / "f", {})

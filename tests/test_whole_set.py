@@ -1,0 +1,163 @@
+"""DCL and NSCL of a whole set against loops written from the papers' formulas."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cltools.maths.bounds import gap_at_initialisation, gap_bound
+from cltools.maths.whole_set import whole_set_losses
+
+TAUS = (0.1, 0.5, 1.0)
+
+
+def random_set(views=2, n=30, d=5, classes=4, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(views, n, d, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (n,), generator=generator)
+    labels[:2] = torch.tensor([0, 1])  # two classes at least
+    return torch.nn.functional.normalize(z, dim=2).to(dtype), labels
+
+
+def loop_loss(z, labels, tau, pairs, other_class_only):
+    """P1's and P2's formula, sum by sum."""
+    z, labels = z.double().tolist(), labels.tolist()
+    views, n = len(z), len(labels)
+
+    def term(a, b):
+        return math.exp(sum(p * q for p, q in zip(a, b, strict=True)) / tau)
+
+    total, count = 0.0, 0
+    for first in range(views):
+        for i in range(n):
+            denominator = sum(
+                term(z[first][i], z[third][j])
+                for third in range(views)
+                for j in range(n)
+                if (labels[j] != labels[i] if other_class_only else j != i)
+            )
+            for second in range(views):
+                if pairs == "cross" and first == second:
+                    continue
+                total -= math.log(term(z[first][i], z[second][i]) / denominator)
+                count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("pairs", ["cross", "all"])
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("tile", [1, 8, 1024])
+def test_equals_the_formula(views, pairs, tile):
+    z, labels = random_set(views)
+    for tau, losses in whole_set_losses(z, labels, TAUS, pairs, tile).items():
+        assert losses.dcl == pytest.approx(loop_loss(z, labels, tau, pairs, False), abs=1e-10)
+        assert losses.nscl == pytest.approx(loop_loss(z, labels, tau, pairs, True), abs=1e-10)
+
+
+@pytest.mark.parametrize("tile", [2, 10, 16, 24, 1024])
+@pytest.mark.parametrize("counts", [(30, 30), (1, 2, 50, 7), (1,) * 60])
+def test_any_class_sizes_and_tiles(counts, tile):
+    z, _ = random_set(n=60)
+    labels = torch.repeat_interleave(torch.arange(60)[: len(counts)], torch.tensor(counts))
+    labels = torch.cat([labels, labels.new_zeros(60 - len(labels))])
+    labels = labels[torch.randperm(60, generator=torch.Generator().manual_seed(1))]
+    sim = torch.einsum("kid,ljd->iklj", z, z) / 0.5
+    others = torch.eye(60, dtype=torch.bool)
+    negatives = {"dcl": others, "nscl": labels[:, None] == labels}
+    positive = torch.einsum("kid,lid->", z, z) - torch.einsum("kid,kid->", z, z)
+    losses = whole_set_losses(z, labels, [0.5], tile=tile)[0.5]
+    for name, excluded in negatives.items():
+        log_sums = sim.masked_fill(excluded[:, None, None, :], -torch.inf).logsumexp(dim=(2, 3))
+        expected = log_sums.mean() - positive / (60 * 2 * 0.5)
+        assert getattr(losses, name) == pytest.approx(expected.item(), abs=1e-10)
+
+
+def test_float32_agrees_with_float64():
+    z, labels = random_set(n=300, d=16)
+    exact = whole_set_losses(z, labels, TAUS, tile=64)
+    for tau, losses in whole_set_losses(z.float(), labels, TAUS, tile=64).items():
+        assert losses == pytest.approx(exact[tau], abs=2e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    classes=st.integers(2, 8),
+    tau=st.sampled_from([0.05, 0.1, 0.5, 1.0, 5.0]),
+    pairs=st.sampled_from(["cross", "all"]),
+)
+def test_the_bound_holds_for_any_labels(seed, classes, tau, pairs):
+    z, labels = random_set(classes=classes, seed=seed)
+    dcl, nscl = whole_set_losses(z, labels, [tau], pairs)[tau]
+    bound = gap_bound(int(labels.bincount().max()), len(labels), tau)
+    assert nscl <= dcl <= nscl + bound
+
+
+@pytest.mark.parametrize("pairs", ["cross", "all"])
+def test_equal_similarities_give_the_gap_at_initialisation(pairs):
+    n, per_class = 60, 12
+    z = torch.zeros(2, n, 4, dtype=torch.float64)
+    z[..., 0] = 1
+    labels = torch.arange(n) % (n // per_class)
+    for dcl, nscl in whole_set_losses(z, labels, TAUS, pairs).values():
+        assert dcl - nscl == pytest.approx(gap_at_initialisation(per_class, n), abs=1e-12)
+        assert dcl == pytest.approx(math.log(2 * (n - 1)), abs=1e-12)
+
+
+def test_order_and_rotation_do_not_matter_but_labels_do():
+    z, labels = random_set()
+    base = whole_set_losses(z, labels, TAUS)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
+    rotation = torch.linalg.qr(
+        torch.randn(5, 5, dtype=z.dtype, generator=torch.Generator().manual_seed(4))
+    )[0]
+    same = whole_set_losses((z @ rotation)[:, order], labels[order] * 3 - 5, TAUS)
+    other = whole_set_losses(z, labels.roll(1), TAUS)
+    for tau in TAUS:
+        assert same[tau] == pytest.approx(base[tau], abs=1e-12)
+        assert other[tau].dcl == pytest.approx(base[tau].dcl, abs=1e-12)
+        assert abs(other[tau].nscl - base[tau].nscl) > 1e-4
+
+
+def test_small_temperatures_do_not_underflow():
+    # Opposite classes at τ = 0.01: e^-200 is nothing in float32.
+    z = torch.tensor([[1.0, 0.0]]).repeat(8, 1)
+    z[4:] *= -1
+    labels = torch.tensor([0] * 4 + [1] * 4)
+    dcl, nscl = whole_set_losses(torch.stack([z, z]), labels, [0.01])[0.01]
+    assert nscl == pytest.approx(math.log(8) - 200)
+    assert dcl == pytest.approx(math.log(6))
+
+
+def test_without_negatives_nothing_is_defined():
+    z, labels = random_set()
+    losses = whole_set_losses(z, torch.zeros_like(labels), [0.5])[0.5]
+    assert math.isnan(losses.nscl)
+    assert math.isfinite(losses.dcl)
+    assert all(map(math.isnan, whole_set_losses(z[:, :1], labels[:1], [0.5])[0.5]))
+
+
+def test_the_input_is_left_alone():
+    z, labels = random_set()
+    before = z.clone(), labels.clone()
+    whole_set_losses(z, labels, TAUS)
+    assert torch.equal(z, before[0])
+    assert torch.equal(labels, before[1])
+
+
+def test_what_does_not_fit_is_refused():
+    z, labels = random_set()
+    with pytest.raises(ValueError, match=r"\(K, N, d\)"):
+        whole_set_losses(z, labels[1:], TAUS)
+    with pytest.raises(ValueError, match="norm 1"):
+        whole_set_losses(z * 1.1, labels, TAUS)
+    with pytest.raises(ValueError, match="norm 1"):
+        whole_set_losses(z * torch.nan, labels, TAUS)
+    with pytest.raises(ValueError, match=r"at least 0\.003"):
+        whole_set_losses(z, labels, [0.001])
+    with pytest.raises(ValueError, match="cross-view"):
+        whole_set_losses(z[:1], labels, TAUS)
+    with pytest.raises(ValueError, match="'cross' or 'all'"):
+        whole_set_losses(z, labels, TAUS, pairs="both")

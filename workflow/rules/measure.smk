@@ -1,0 +1,89 @@
+# Both stages work through a batch of cells in one process (config key cells_per_job). Their files
+# lie with each cell and are kept while they are up to date, so that a batch with a new cell costs
+# the new cell only.
+rule embed:
+    input:
+        manifests=manifests,
+        stores=stores,
+    output:
+        (
+            "results/{experiment}/embedded/{batch}.json"
+            if EXPERIMENT.setting("keep_embeddings")
+            else temp("results/{experiment}/embedded/{batch}.json")
+        ),
+    log:
+        "results/logs/embed/{experiment}-{batch}.log",
+    benchmark:
+        "results/benchmarks/embed/{experiment}-{batch}.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        stores=lambda wildcards, input: [f"--store {path}" for path in input.stores],
+        dtype=EXPERIMENT.setting("embedding_type"),
+        version=VERSIONS["embed"],
+    shell:
+        "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
+        "--done {output} --threads {threads} > {log} 2>&1"
+
+
+rule measure:
+    input:
+        manifests=manifests,
+        embedded="results/{experiment}/embedded/{batch}.json",
+    output:
+        "results/{experiment}/measured/{batch}.json",
+    log:
+        "results/logs/measure/{experiment}-{batch}.log",
+    benchmark:
+        "results/benchmarks/measure/{experiment}-{batch}.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        linear_probe=EXPERIMENT.setting("measure", "linear_probe"),
+        discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
+        version=VERSIONS["measure"],
+    shell:
+        "cltools measure {input.manifests} --linear-probe {params.linear_probe} "
+        "{params.discard} --done {output} --threads {threads} > {log} 2>&1"
+
+
+rule plan:
+    output:
+        "results/{experiment}/plan.json",
+    log:
+        "results/logs/plan/{experiment}.log",
+    benchmark:
+        "results/benchmarks/plan/{experiment}.tsv"
+    localrule: True
+    params:
+        config=plan_config,
+    shell:
+        "cltools plan {params.config:q} --output {output} > {log} 2>&1"
+
+
+rule collect:
+    input:
+        plan="results/{experiment}/plan.json",
+        manifests=[manifest_of(cell) for cell in EXPERIMENT.plans],
+        measured=[
+            f"results/{EXPERIMENT.name}/measured/{batch}.json"
+            for batch in EXPERIMENT.batches
+        ],
+    output:
+        measures="results/{experiment}/measures.parquet",
+        log="results/{experiment}/training_log.parquet",
+    log:
+        "results/logs/collect/{experiment}.log",
+    benchmark:
+        "results/benchmarks/collect/{experiment}.tsv"
+    localrule: True
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        version=VERSIONS["collect"],
+    shell:
+        "cltools collect {input.measured} --plan {input.plan} --measures {output.measures} "
+        "--log {output.log} > {log} 2>&1"

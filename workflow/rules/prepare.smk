@@ -1,0 +1,17 @@
+rule prepare:
+    output:
+        "results/stores/{store}/store.json",
+    log:
+        "results/logs/prepare/{store}.log",
+    benchmark:
+        "results/benchmarks/prepare/{store}.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        definition=definition,
+        store=subpath(output[0], parent=True),
+        version=VERSIONS["prepare"],
+    shell:
+        "cltools prepare --name {wildcards.store} --definition {params.definition:q} "
+        "--store {params.store} > {log} 2>&1"
