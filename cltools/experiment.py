@@ -112,7 +112,10 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     config = dict(config)
     check(config, None, "")
     ids = {name: store_id(name, definition) for name, definition in config["datasets"].items()}
-    stores = {ids[name]: definition for name, definition in config["datasets"].items()}
+    stores = {
+        ids[name]: {key: value for key, value in definition.items() if key != "recipe"}
+        for name, definition in config["datasets"].items()
+    }
 
     _plan({**config["base"], "_where": "base"}, config["datasets"], ids, "base")  # its own faults
     plans: dict[str, Plan] = {}

@@ -7,7 +7,7 @@ other, and nothing waits for the device inside a step.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from cltools.durations import Duration
 from cltools.engine.models import Network, build_network
 from cltools.engine.optim import build_optimizer, lr_at, peak_lr, set_lr
 from cltools.engine.randomness import batch_order, initialise
-from cltools.engine.views import Recipe, ViewParameters, epoch_parameters, render
+from cltools.engine.views import EpochViews, Recipe, epoch_views, render
 from cltools.errors import InputError
 from cltools.maths.objectives import (
     CONTRASTIVE,
@@ -100,7 +100,7 @@ class CoupledTrainer:
         self.lap: Callable[[str], None] = _no_lap
         self._epoch = -1
         self._order = torch.empty(0)
-        self._views: list[ViewParameters] = []
+        self._views: EpochViews | None = None
         self._pending: list[Tensor] = []
         self._pending_composition: list[list[int]] = []
         self._measured = torch.empty(0, len(self.networks), len(self.columns))
@@ -122,7 +122,7 @@ class CoupledTrainer:
         seed, data = self.cell["seed"], self.data
         self._order = batch_order(seed, epoch, len(data.labels), self.cell["batch_size"])
         height, width = data.images.shape[1:3]
-        self._views = epoch_parameters(
+        self._views = epoch_views(
             seed, epoch, self.cell["views"], data.split_size, data.samples, self.recipe,
             height, width,
         )  # fmt: skip
@@ -133,9 +133,7 @@ class CoupledTrainer:
         batches = hashlib.sha256(self.digests["batches"].encode())
         batches.update(self.data.samples[self._order].numpy().tobytes())
         views = hashlib.sha256(self.digests["views"].encode())
-        for view in self._views:
-            for field in fields(view):
-                views.update(getattr(view, field.name).numpy().tobytes())
+        self._views.update_digest(views)
         self.digests |= {"batches": batches.hexdigest(), "views": views.hexdigest()}
 
     def train_step(self) -> None:
@@ -175,7 +173,7 @@ class CoupledTrainer:
     def _make_views(self, positions: Tensor) -> Tensor:
         """The K views of the batch, view-major (K*B, c, H, W), standardised."""
         pixels = self.data.pixels(positions.to(self.device, non_blocking=True))
-        parameters = ViewParameters.concatenate([view[positions] for view in self._views])
+        parameters = self._views.rows(slice(None), positions)
         size = tuple(self.data.images.shape[1:3])
         repeated = pixels.repeat(self.cell["views"], 1, 1, 1)
         return self.data.normalise(render(repeated, parameters, self.recipe, size))

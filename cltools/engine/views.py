@@ -7,6 +7,7 @@ that depends on (seed, epoch, view, sample), see `randomness`. Crop, resize and 
 two matrix products per image, with the matrices of antialiased bilinear interpolation.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -100,15 +101,6 @@ class ViewParameters:
     def __getitem__(self, rows: Tensor) -> "ViewParameters":
         return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    @staticmethod
-    def concatenate(views: "list[ViewParameters]") -> "ViewParameters":
-        return ViewParameters(
-            **{
-                f.name: torch.cat([getattr(view, f.name) for view in views])
-                for f in fields(ViewParameters)
-            }
-        )
-
 
 def view_parameters(uniforms: Tensor, recipe: Recipe, height: int, width: int) -> ViewParameters:
     """Turn rows of uniforms (n, COLUMN_COUNT) into parameters for images of height x width pixels.
@@ -170,7 +162,26 @@ def _fallback_crop(ratio: tuple[float, float], height: int, width: int) -> tuple
     return height, width
 
 
-def epoch_parameters(
+@dataclass(frozen=True)
+class EpochViews:
+    """The parameters of all K views of n samples, as one table of K*n rows, view-major."""
+
+    table: ViewParameters
+    views: int
+    samples: int
+
+    def rows(self, view: int | slice, positions: Tensor) -> ViewParameters:
+        """Parameters of one view, or of a range of views one after another, of some samples."""
+        offsets = torch.arange(self.views)[view].reshape(-1, 1) * self.samples
+        return self.table[(offsets + positions).flatten()]
+
+    def update_digest(self, digest: "hashlib._Hash") -> None:
+        """Feed every parameter into a running hash."""
+        for field in fields(self.table):
+            digest.update(getattr(self.table, field.name).numpy().tobytes())
+
+
+def epoch_views(
     seed: int,
     epoch: int,
     views: int,
@@ -179,19 +190,17 @@ def epoch_parameters(
     recipe: Recipe,
     height: int,
     width: int,
-) -> list[ViewParameters]:
-    """For each of the K views, the parameters of the given samples (ids in their split).
+) -> EpochViews:
+    """The K views of the given samples (ids in their split) in one epoch.
 
-    The table is drawn for the whole split, so that a sample's view does not depend on which other
+    Uniforms are drawn for the whole split, so that a sample's view does not depend on which other
     samples are trained on.
     """
-    return [
-        view_parameters(
-            view_uniforms(seed, epoch, view, split_size, COLUMN_COUNT)[samples],
-            recipe, height, width,
-        )
-        for view in range(views)
-    ]  # fmt: skip
+    uniforms = [
+        view_uniforms(seed, epoch, view, split_size, COLUMN_COUNT)[samples] for view in range(views)
+    ]
+    table = view_parameters(torch.cat(uniforms), recipe, height, width)
+    return EpochViews(table, views, len(samples))  # fmt: skip
 
 
 def resize_matrices(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:

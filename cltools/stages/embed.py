@@ -26,7 +26,7 @@ from cltools.engine.models import Network, build_network
 from cltools.engine.store import ImageStore
 from cltools.engine.tensors import choose_device, load_tensors
 from cltools.engine.trainer import ImageSet
-from cltools.engine.views import Recipe, epoch_parameters, render
+from cltools.engine.views import Recipe, epoch_views, render
 from cltools.errors import InputError
 from cltools.files import canonical_json, read_json, sha256_file, whole_file, write_json
 from cltools.progress import track
@@ -155,7 +155,7 @@ def _embed_step(
     outputs: dict[str, list[np.ndarray]] = {"h": [], "z": [], "z_views": []}
     for split, data in sets.items():
         size = tuple(data.images.shape[1:3])
-        views = epoch_parameters(
+        views = epoch_views(
             cell["seed"], VIEW_EPOCHS[split], cell["views"], data.split_size, data.samples,
             recipe, *size,
         )  # fmt: skip
@@ -163,12 +163,13 @@ def _embed_step(
             pixels = data.pixels(positions.to(data.images.device))
             plain = [network(data.normalise(pixels)) for network in networks.values()]
             rendered = [
-                data.normalise(render(pixels, view[positions], recipe, size)) for view in views
+                data.normalise(render(pixels, views.rows(view, positions), recipe, size))
+                for view in range(cell["views"])
             ]
             outputs["h"].append(_stacked([h for h, _ in plain], dtype))
             outputs["z"].append(_stacked([z for _, z in plain], dtype))
             viewed = [
-                torch.stack([network(view)[1] for view in rendered])
+                torch.stack([network(images)[1] for images in rendered])
                 for network in networks.values()
             ]
             outputs["z_views"].append(_stacked(viewed, dtype))
