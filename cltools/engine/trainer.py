@@ -134,7 +134,11 @@ class CoupledTrainer:
         batches.update(self.data.samples[self._order].numpy().tobytes())
         views = hashlib.sha256(self.digests["views"].encode())
         self._views.update_digest(views)
-        self.digests |= {"batches": batches.hexdigest(), "views": views.hexdigest()}
+        self.digests = {
+            **self.digests,
+            "batches": batches.hexdigest(),
+            "views": views.hexdigest(),
+        }
 
     def train_step(self) -> None:
         """One step of every objective on one batch."""

@@ -1,6 +1,7 @@
 # The checked experiment, and the functions that name files and settings for the rules.
 
 import sys
+from pathlib import Path
 
 from cltools.cells import canonical_cell
 from cltools.errors import InputError
@@ -29,7 +30,9 @@ def experiment_targets():
     return expand(
         "results/{experiment}/figures/{figure}.pdf",
         experiment=EXPERIMENT.name,
-        figure=[name for name, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)],
+        figure=[
+            name for name, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)
+        ],
     )
 
 
@@ -54,6 +57,10 @@ def stores(wildcards):
     return sorted({store_of(cell) for cell in EXPERIMENT.batches[wildcards.batch]})
 
 
+def store_options(wildcards):
+    return [f"--store {Path(path).parent}" for path in stores(wildcards)]
+
+
 def definition(wildcards):
     return canonical_json(EXPERIMENT.stores[wildcards.store])
 
@@ -67,4 +74,6 @@ def cell_threads(wildcards):
 
 
 def plan_config(wildcards):
-    return canonical_json({key: config[key] for key in ("experiment", "datasets", "base", "sweeps")})
+    return canonical_json(
+        {key: config[key] for key in ("experiment", "datasets", "base", "sweeps")}
+    )

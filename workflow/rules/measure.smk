@@ -19,7 +19,7 @@ rule embed:
         mem_mb=4000,
         runtime=120,
     params:
-        stores=lambda wildcards, input: [f"--store {path}" for path in input.stores],
+        stores=store_options,
         dtype=EXPERIMENT.setting("embedding_type"),
         version=VERSIONS["embed"],
     shell:

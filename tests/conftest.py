@@ -1,0 +1,21 @@
+"""Tests run on one thread: two jobs with a thread per core each are many times slower."""
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The store of the real digits, as the default experiment makes it."""
+    from cltools.stages.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("stores") / "digits"
+    prepare("digits", {"source": "digits"}, folder)
+    return folder

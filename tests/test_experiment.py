@@ -1,0 +1,177 @@
+"""From a config to cells: sharing, identity, durations, one sentence for every mistake."""
+
+import copy
+import json
+
+import pytest
+import yaml
+
+from cltools.cells import canonical_cell, cell_id, defaults, parse_cell, resolve_cell, training_key
+from cltools.durations import Duration
+from cltools.errors import InputError
+from cltools.experiment import load_experiment, read_config, store_id
+
+CONFIG = {
+    "experiment": "demo",
+    "datasets": {"digits": {"source": "digits", "recipe": "digits"}},
+    "base": {"dataset": "digits", "horizon": 20, "warmup": 2, "epochs": 10},
+    "sweeps": {
+        "base": {"vary": {"seed": [0, 1]}},
+        "temperature": {"label": "τ", "vary": {"tau": [0.1, 0.5], "seed": [0]}},
+        "classes": {
+            "parts": [{"set": {"horizon": "220 steps"}, "vary": {"classes": [2, 4]}}, {}],
+        },
+    },
+}
+
+
+def changed(**changes):
+    """CONFIG with values replaced by their path, "a__b": value."""
+    config = copy.deepcopy(CONFIG)
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        place = config
+        for parent in parents:
+            place = place[parent]
+        place[key] = value
+    return config
+
+
+def cell(**settings):
+    return resolve_cell({"dataset": "x", "recipe": "cifar", "horizon": 20, **settings})
+
+
+def test_sweeps_share_cells():
+    experiment = load_experiment(CONFIG)
+    sweeps = sorted(plan.sweeps for plan in experiment.plans.values())
+    assert sweeps == [
+        ("base",),
+        ("base", "temperature", "classes"),
+        ("classes",),
+        ("classes",),
+        ("temperature",),
+    ]
+    assert experiment.sweeps["temperature"] == {"label": "τ", "factors": ["seed", "tau"]}
+
+
+def test_full_grid():
+    grid = {"vary": {"tau": [0.1, 0.5], "batch_size": [16, 32, 64], "seed": [0, 1]}}
+    assert len(load_experiment(changed(sweeps={"grid": grid})).plans) == 12
+
+
+def test_the_longer_stop_serves_both():
+    config = changed(sweeps__short={"set": {"epochs": 5}})
+    assert {str(plan.until) for plan in load_experiment(config).plans.values()} == {
+        "10 epochs",
+        "220 steps",
+    }
+
+
+def test_identity_does_not_depend_on_spelling():
+    one = cell(tau=0.5, warmup=2, seed=3)
+    other = cell(seed=3, warmup="2 epochs", horizon="20 epochs", batch_size=128)
+    assert cell_id(one) == cell_id(other)
+    assert cell_id(cell(objectives=["nscl", "dcl"])) == cell_id(cell(objectives=["dcl", "nscl"]))
+    assert cell_id(cell(seed=1)) != cell_id(cell(seed=2))
+    assert "seed" not in json.loads(canonical_cell(cell()))  # at its default
+    assert parse_cell(canonical_cell(one)) == one
+
+
+def test_training_key_ignores_who_else_is_trained():
+    assert training_key(cell(objectives=["scl"])) == training_key(cell())
+    assert training_key(cell(tau=0.1)) != training_key(cell())
+
+
+def test_moving_the_files_changes_nothing():
+    assert store_id("x", {"source": "folder", "path": "a"}) == store_id(
+        "x", {"path": "b", "source": "folder", "recipe": "cifar"}
+    )
+    assert store_id("x", {"source": "folder", "size": 8}) != store_id("x", {"source": "folder"})
+
+
+def test_stop_is_not_part_of_the_identity():
+    ten, twenty = (load_experiment(changed(base__epochs=e)).plans for e in (10, 20))
+    assert list(ten) == list(twenty)
+
+
+def test_batches():
+    experiment = load_experiment(changed(cells_per_job=2))
+    assert [len(cells) for cells in experiment.batches.values()] == [2, 2, 1]
+    assert list(load_experiment(CONFIG).batches) == list(experiment.plans)
+
+
+def test_durations():
+    assert Duration.parse("300 steps").in_steps(11) == 300
+    assert Duration.parse(20).in_steps(11) == 220
+    assert Duration.parse(7, "steps") == Duration("steps", 7)
+    assert cell(horizon="300 steps", warmup=30)["warmup"] == "30 steps"
+    for wrong in ("3 weeks", -1, 2.5, True, None):
+        with pytest.raises(ValueError, match="duration"):
+            Duration.parse(wrong)
+
+
+def test_defaults_are_valid():
+    assert cell() == resolve_cell({**defaults(), **cell()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"base__taus": 1}, r"base\.taus is unknown: did you mean tau\?"),
+        ({"base__tau": 0}, r"base\.tau is 0, but must be greater than 0"),
+        ({"base__tau": "1e-1"}, r"base\.tau is '1e-1'.*YAML reads 1e-1 as text"),
+        ({"base__horizon": "3 weeks"}, r"base\.horizon is '3 weeks'.*duration"),
+        ({"base__horizon": 0}, r"horizon is 0"),
+        ({"base__epochs": 30}, r"base\.epochs is 30, beyond the horizon of 20 epochs"),
+        ({"base__steps": 30}, r"both epochs and steps"),
+        ({"base__classes": 1}, r"base\.classes is 1"),
+        ({"base__batch_size": 1}, r"base\.batch_size is 1, but must be at least 2"),
+        ({"base__recipe": "watercolour"}, r"base\.recipe names the view recipe 'watercolour'"),
+        ({"base__recipe": {"family": "cifar", "huee": 1}}, r"recipe\.huee is unknown.*hue"),
+        ({"base__recipe": {"family": "cifar", "blur_kernel": 4}}, r"recipe\.blur_kernel"),
+        ({"base__objectives": ["nscl"]}, r"base\.objectives lacks dcl"),
+        ({"base__objectives": ["dcl", "simclr"]}, r"objectives\.1 is 'simclr'.*one of"),
+        ({"base__dataset": "mnist"}, r"dataset 'mnist' is not one of the datasets \(digits\)"),
+        ({"base__lr_rule": "cubic"}, r"lr_rule is 'cubic', but must be one of"),
+        ({"sweeps__temperature__vary__tauu": [1]}, r"sweeps\.temperature\.tauu.*tau\?"),
+        ({"sweeps__temperature__vary__tau": [0.5, -1.0]}, r"sweeps\.temperature\.tau is -1\.0"),
+        ({"sweeps__temperature__vari": {}}, r"sweeps\.temperature\.vari is unknown.*vary"),
+        ({"sweeps__temperature__set": {"tau": 1.0}}, r"both sets and varies tau"),
+        ({"sweeps__classes__parts": [{"sett": {}}]}, r"sweeps\.classes\.parts\.0\.sett.*set\?"),
+        ({"experimentt": "x"}, r"config key experimentt is unknown: did you mean experiment\?"),
+        ({"experiment": "a b"}, r"config key experiment is wrong"),
+        ({"datasets__digits__source": "mnist"}, r"datasets\.digits\.source is 'mnist'"),
+        ({"figures": {"dpi": 1}}, r"figures\.dpi is 1, but must be at least 50"),
+    ],
+)
+def test_mistakes(changes, sentence):
+    with pytest.raises(InputError, match=sentence) as caught:
+        load_experiment(changed(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_keys():
+    for key in ("experiment", "datasets", "base", "sweeps"):
+        config = {k: v for k, v in CONFIG.items() if k != key}
+        with pytest.raises(InputError, match=f"config key {key} is missing"):
+            load_experiment(config)
+
+
+def test_unreadable_config(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1,\nb: }")
+    with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML at line 2"):
+        read_config(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(InputError, match="holds no settings"):
+        read_config(tmp_path / "empty.yaml")
+
+
+def test_shipped_configs_are_valid():
+    from pathlib import Path
+
+    configs = list((Path(__file__).parents[1] / "config").glob("*.yaml"))
+    assert configs
+    for path in configs:
+        assert load_experiment(yaml.safe_load(path.read_text())).plans

@@ -1,0 +1,215 @@
+"""The command line end to end on real digits, and what it says when something is wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import xarray as xr
+
+from cltools.cells import canonical_cell, resolve_cell
+from cltools.maths.alignment import alignment
+
+CONFIG = """
+experiment: tiny
+datasets:
+  digits: {source: digits, recipe: digits}
+base:
+  dataset: digits
+  images_per_class: 15
+  test_images_per_class: 10
+  batch_size: 30
+  projector_hidden: 16
+  projector_dim: 8
+  optimizer: sgd
+  horizon: 2
+  checkpoints: [0]
+sweeps:
+  base: {vary: {seed: [0]}}
+"""
+
+
+def cltools(*arguments, code=0):
+    """Run the command; returns what it wrote to stderr."""
+    command = [sys.executable, "-m", "cltools.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, digits):
+    """An experiment of one cell, made by the stage commands alone."""
+    folder = tmp_path_factory.mktemp("by hand")
+    (folder / "config.yaml").write_text(CONFIG.replace("dataset: digits", "dataset: digits"))
+    cltools("plan", folder / "config.yaml", "--output", folder / "plan.json")
+    plan = json.loads((folder / "plan.json").read_text())
+    ((identity, entry),) = plan["cells"].items()
+    store, definition = folder / "store", '{"source": "digits"}'
+    cltools("prepare", "--name", entry["cell"]["dataset"], "--definition", definition,
+            "--store", store)  # fmt: skip
+    manifest = folder / "cell" / "trained-2epochs.json"
+    cltools("train", "--cell", canonical_cell(entry["cell"]), "--store", store,
+            "--run", folder / "cell/run", "--manifest", manifest)  # fmt: skip
+    cltools("embed", manifest, "--store", store, "--done", folder / "embedded.json")
+    cltools("measure", manifest, "--done", folder / "measured.json", "--linear-probe", "all")
+    cltools("collect", folder / "measured.json", "--plan", folder / "plan.json",
+            "--measures", folder / "measures.parquet", "--log", folder / "log.parquet")  # fmt: skip
+    assert json.loads(manifest.read_text())["id"] == identity
+    return folder
+
+
+def test_figures_by_hand(made):
+    cltools("plot", "alignment_training", "--plan", made / "plan.json",
+            "--measures", made / "measures.parquet", "--output", made / "figure")  # fmt: skip
+    for ending in ("pdf", "png", "csv"):
+        assert (made / f"figure.{ending}").stat().st_size > 0
+
+
+def test_measures(made):
+    table = pl.read_parquet(made / "measures.parquet")
+    assert table["cell"].n_unique() == 1
+    assert table["sweeps"].to_list()[0] == ["base"]
+    start = table.filter(pl.col("step") == 0)
+    same = start.filter(pl.col("metric").is_in(["cka", "rsa"]), pl.col("features") == "h")
+    # Before training all encoders are one encoder.
+    assert same["value"].to_list() == pytest.approx([1.0] * len(same))
+    assert start.filter(pl.col("metric") == "weight_gap")["value"].to_list() == [0.0] * 3
+    end = table.filter(pl.col("step") == 10)
+    pairs = end.filter(
+        (pl.col("metric") == "rsa") & (pl.col("split") == "test") & (pl.col("features") == "h")
+    )
+    assert set(zip(pairs["reference"], pairs["objective"], strict=True)) == {
+        ("dcl", "nscl"), ("dcl", "scl"), ("dcl", "ce"), ("nscl", "scl"), ("nscl", "ce"),
+        ("scl", "ce"),
+    }  # fmt: skip
+    assert (end.filter(pl.col("metric") == "weight_gap")["value"] > 0).all()
+    gap = end.filter(pl.col("metric") == "gap").sort("variant", "split", "objective")
+    bound = end.filter(pl.col("metric") == "gap_bound").sort("variant", "split", "objective")
+    assert (gap["value"] > 0).all()
+    assert (gap["value"] <= bound["value"]).all()
+    accuracies = table.filter(pl.col("metric").is_in(["nccc", "linear_probe"]))
+    assert accuracies["value"].is_between(0, 1).all()
+    assert set(accuracies["n"]) == {150, 100}
+
+
+def test_embeddings(made):
+    with xr.open_dataset(made / "cell/embeddings/step-0000010.nc", engine="h5netcdf") as data:
+        assert data.objective.values.tolist() == ["dcl", "nscl", "scl", "ce"]
+        assert data.h.dims == ("objective", "sample", "feature")
+        assert data.z_views.shape == (4, 2, 250, 8)
+        assert np.allclose(np.linalg.norm(data.z.values, axis=2), 1, atol=1e-5)
+        test = data.isel(sample=data.split == "test")
+        values = alignment({o: test.h.sel(objective=o).values for o in ("dcl", "nscl")})
+    table = pl.read_parquet(made / "measures.parquet").filter(
+        (pl.col("metric") == "rsa") & (pl.col("step") == 10) & (pl.col("split") == "test")
+        & (pl.col("features") == "h") & (pl.col("objective") == "nscl")
+    )  # fmt: skip
+    assert table["value"].item() == values["dcl", "nscl"]["rsa", "pearson_cosine"]
+
+
+def test_half_precision_embeddings(made, tmp_path):
+    import shutil
+
+    shutil.copytree(made / "cell", tmp_path / "cell")
+    manifest = tmp_path / "cell/trained-2epochs.json"
+    cltools("embed", manifest, "--store", made / "store", "--done", tmp_path / "e.json",
+            "--dtype", "float16")  # fmt: skip
+    shutil.rmtree(tmp_path / "cell/measures")
+    cltools("measure", manifest, "--done", tmp_path / "m.json", "--discard-embeddings")
+    assert not (tmp_path / "cell/embeddings").exists()
+    half = pl.read_parquet(next((tmp_path / "cell/measures").glob("*.parquet")))
+    full = pl.read_parquet(made / "measures.parquet")
+    keys = ["step", "split", "objective", "reference", "features", "metric", "variant"]
+    both = half.join(full, on=keys, nulls_equal=True)
+    alignments = both.filter(pl.col("metric").is_in(["cka", "rsa"]))
+    assert len(alignments) > 100
+    assert (alignments["value"] - alignments["value_right"]).abs().max() < 1e-3
+
+
+def damaged(made, tmp_path, name):
+    """A copy of the cell with one file cut in half."""
+    import shutil
+
+    shutil.copytree(made / "cell", tmp_path / "cell")
+    path = tmp_path / "cell" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return tmp_path / "cell/trained-2epochs.json"
+
+
+def test_truncated_weights(made, tmp_path):
+    manifest = damaged(made, tmp_path, "run/weights/dcl-0000010.safetensors")
+    (tmp_path / "cell/embeddings/step-0000010.nc").unlink()
+    message = cltools("embed", manifest, "--store", made / "store", "--done", tmp_path / "e.json",
+                      code=2)  # fmt: skip
+    assert "dcl-0000010.safetensors is damaged" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "e.json").exists()
+
+
+def test_truncated_embeddings_and_manifest(made, tmp_path):
+    manifest = damaged(made, tmp_path, "embeddings/step-0000010.nc")
+    (tmp_path / "cell/measures").rename(tmp_path / "away")
+    message = cltools("measure", manifest, "--done", tmp_path / "m.json", code=2)
+    assert "step-0000010.nc is damaged: run `cltools embed` on this cell again" in message
+    cltools("embed", manifest, "--store", made / "store", "--done", tmp_path / "e.json")
+    cltools("measure", manifest, "--done", tmp_path / "m.json")
+    manifest.write_text(manifest.read_text()[:100])
+    message = cltools("measure", manifest, "--done", tmp_path / "m.json", code=2)
+    assert "trained-2epochs.json is damaged" in message
+
+
+def test_another_store(made, tmp_path):
+    manifest = made / "cell/trained-2epochs.json"
+    cltools("prepare", "--name", "other", "--definition", '{"source": "digits"}',
+            "--store", tmp_path / "other")  # fmt: skip
+    message = cltools("embed", manifest, "--store", tmp_path / "other", "--done",
+                      tmp_path / "e.json", code=2)  # fmt: skip
+    assert "but the stores given hold 'other'" in message
+    name = json.loads(manifest.read_text())["cell"]["dataset"]
+    cltools("prepare", "--name", name, "--definition", '{"source": "digits", "seed": 5}',
+            "--store", tmp_path / "redrawn")  # fmt: skip
+    message = cltools("embed", manifest, "--store", tmp_path / "redrawn", "--done",
+                      tmp_path / "e.json", code=2)  # fmt: skip
+    assert "holds other images" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"taus": 0.5}, "config key cell.taus is unknown: did you mean tau?"),
+        ({"tau": 0}, "config key cell.tau is 0, but must be greater than 0"),
+        ({"batch_size": 5000}, "batch_size is 5000, but the training set of this cell has 1438"),
+        ({"classes": 11}, "has 10 classes"),
+    ],
+)
+def test_wrong_settings(digits, tmp_path, settings, sentence):
+    cell = {"dataset": "digits", "recipe": "digits", "horizon": 2, **settings}
+    message = cltools("train", "--cell", json.dumps(cell), "--store", digits, "--run",
+                      tmp_path / "run", "--manifest", tmp_path / "t.json", code=2)  # fmt: skip
+    assert sentence in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_wrong_command_lines(digits, tmp_path):
+    place = ["--store", digits, "--run", tmp_path / "run", "--manifest", tmp_path / "t.json"]
+    assert "neither JSON nor a readable file" in cltools(
+        "train", "--cell", "nothing.json", *place, code=2
+    )
+    assert "not valid JSON" in cltools("train", "--cell", "{'a': 1}", *place, code=2)
+    cell = canonical_cell(resolve_cell({"dataset": "digits", "recipe": "digits", "horizon": 2}))
+    assert "--until" in cltools("train", "--cell", cell, "--until", "soon", *place, code=2)
+    assert "not available here" in cltools(
+        "train", "--cell", cell, "--device", "cuda:77", *place, code=2
+    )
+    broken = tmp_path / "images" / "cat"
+    broken.mkdir(parents=True)
+    (broken / "1.png").write_bytes(b"no image")
+    definition = json.dumps({"source": "folder", "path": str(tmp_path / "images")})
+    message = cltools("prepare", "--name", "x", "--definition", definition, "--store",
+                      tmp_path / "store", code=2)  # fmt: skip
+    assert "1.png" in message
+    assert not (tmp_path / "store/store.json").exists()

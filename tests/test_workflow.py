@@ -1,0 +1,164 @@
+"""What Snakemake runs, counted by rule, after each kind of change."""
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CONFIG = {
+    "experiment": "tiny",
+    "datasets": {"digits": {"source": "digits", "recipe": "digits"}},
+    "base": {
+        "dataset": "digits",
+        "images_per_class": 15,
+        "test_images_per_class": 10,
+        "batch_size": 50,
+        "projector_hidden": 16,
+        "projector_dim": 8,
+        "optimizer": "sgd",
+        "horizon": 4,
+        "epochs": 2,
+        "checkpoints": [0],
+    },
+    "sweeps": {
+        "base": {"vary": {"seed": [0, 1]}},
+        "temperature": {"vary": {"tau": [0.1, 0.5], "seed": [0, 1]}},
+    },
+    "cells_per_job": 3,
+}
+
+
+def snakemake(folder, *arguments, config=None, code=0):
+    """Run Snakemake in `folder`; returns all that it printed."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", folder, "--cores", "2", *arguments]
+    if config is not None:
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command += ["--configfile", path]
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def planned(folder, config):
+    """Jobs by rule that a dry run plans, without the target rule."""
+    text = snakemake(folder, "--dry-run", config=config)
+    table = text.split("Job stats:")[-1] if "Job stats:" in text else ""
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
+    return {rule: count for rule, count in jobs.items() if rule not in ("all", "total")}
+
+
+def changed(**settings):
+    return {**copy.deepcopy(CONFIG), **settings}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The tiny experiment, run once from nothing to its figures."""
+    folder = tmp_path_factory.mktemp("work flow")
+    snakemake(folder, config=CONFIG)
+    return folder
+
+
+def test_all_is_there(finished):
+    figures = finished / "results/tiny/figures"
+    names = {path.stem for path in figures.iterdir()}
+    assert names == {
+        "alignment_training", "alignment_temperature", "losses_training",
+        "weights_representations", "downstream",
+    }  # fmt: skip
+    for name in names:
+        assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))
+    logs = finished / "results/logs"
+    assert len(list((logs / "train").iterdir())) == 4
+    assert len(list((finished / "results/benchmarks/train").iterdir())) == 4
+
+
+def test_nothing_to_be_done(finished):
+    assert "Nothing to be done" in snakemake(finished, config=CONFIG)
+    assert planned(finished, CONFIG) == {}
+
+
+def test_a_new_temperature_trains_its_seeds_only(finished):
+    sweeps = copy.deepcopy(CONFIG["sweeps"])
+    sweeps["temperature"]["vary"]["tau"].append(0.2)
+    jobs = planned(finished, changed(sweeps=sweeps))
+    assert jobs["train"] == 2
+    assert "prepare" not in jobs
+
+
+def test_a_dropped_temperature_trains_nothing(finished):
+    sweeps = {"base": CONFIG["sweeps"]["base"]}
+    assert "train" not in planned(finished, changed(sweeps=sweeps))
+
+
+def test_a_figure_style_replots_only(finished):
+    jobs = planned(finished, changed(figures={"dpi": 60}))
+    assert jobs == {"plot": 5}
+
+
+def test_the_order_of_keys_changes_nothing(finished):
+    base = dict(reversed(list(CONFIG["base"].items())))
+    assert planned(finished, changed(base=base)) == {}
+
+
+def test_measuring_more_trains_nothing(finished):
+    jobs = planned(finished, changed(measure={"linear_probe": "all"}))
+    assert jobs.keys() == {"embed", "measure", "collect", "plot"}
+
+
+def test_another_seed_of_the_images_is_another_data_set(finished):
+    datasets = {"digits": {"source": "digits", "recipe": "digits", "seed": 1}}
+    jobs = planned(finished, changed(datasets=datasets))
+    assert jobs["prepare"] == 1
+    assert jobs["train"] == 4
+
+
+def test_another_experiment_shares_the_cells(finished):
+    jobs = planned(finished, changed(experiment="other"))
+    assert "train" not in jobs
+    assert jobs["collect"] == 1
+
+
+def test_raising_epochs_continues(finished):
+    config = changed(base={**CONFIG["base"], "epochs": 3})
+    assert planned(finished, config)["train"] == 4
+    before = next((finished / "results/cells").glob("*tau0.5*seed0*/run/weights/dcl-0000000*"))
+    written = before.stat().st_mtime_ns
+    cell = before.parents[2]
+    snakemake(finished, str(cell.relative_to(finished) / "trained-3epochs.json"), config=config)
+    assert before.stat().st_mtime_ns == written
+    log = finished / f"results/logs/train/{cell.name}-3epochs.log"
+    assert "resumed at step 6 of 9" in log.read_text()
+    assert planned(finished, CONFIG) == {}  # lowering it again does nothing
+
+
+def test_a_configfile_stands_alone(tmp_path):
+    """The default experiment's sweeps are not merged into a config that is given."""
+    text = snakemake(tmp_path, "--dry-run", config=CONFIG)
+    assert "tiny" in text
+    assert "quickstart" not in text
+    assert planned(tmp_path, CONFIG)["train"] == 4
+
+
+def test_a_wrong_config_is_one_sentence(tmp_path):
+    config = changed(base={**CONFIG["base"], "taus": 1})
+    text = snakemake(tmp_path, "--dry-run", config=config, code=2)
+    assert "config key base.taus is unknown: did you mean tau?" in text
+    assert "Traceback" not in text
+
+
+def test_settings_reach_the_shell_quoted(tmp_path):
+    """A path is data, not shell."""
+    datasets = {"digits": {"source": "folder", "path": "$(touch pwned)'; touch pwned; '",
+                           "recipe": "digits"}}  # fmt: skip
+    snakemake(tmp_path, config=changed(datasets=datasets), code=1)
+    assert not (tmp_path / "pwned").exists()
