@@ -191,7 +191,7 @@ def plot(
     from cltools.files import read_json
     from cltools.stages.plot import plot as run_stage
 
-    sweeps = read_json(plan, made_by="cltools plan")["sweeps"]
+    sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
     run_stage(name, measures, log, sweeps, output, _json_object(style, "--style"))
 
 

@@ -267,5 +267,13 @@ def test_damaged_and_foreign_states(digits, tmp_path):
     assert run(cell(), digits, tmp_path)["steps"] == 12
 
 
+def test_lost_weights_are_made_again(digits, tmp_path):
+    run(cell(), digits, tmp_path)
+    before = files(tmp_path / "run/weights")
+    (tmp_path / "run/weights/nscl-0000005.safetensors").write_bytes(b"half")
+    run(cell(), digits, tmp_path)
+    assert files(tmp_path / "run/weights") == before
+
+
 def test_paths_may_hold_blanks(digits, tmp_path):
     assert run(cell(), digits, Path(tmp_path / "a folder"))["steps"] == 12

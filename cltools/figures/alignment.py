@@ -96,7 +96,7 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
 
 
 def _against(
-    experiment: Experiment, factor: str, label: str, title: str
+    experiment: Experiment, factor: str, label: str, title: str, note: str = ""
 ) -> tuple[Figure, pl.DataFrame]:
     """Columns CKA and RSA, one row per arm of the sweeps over `factor`, at each last step."""
     ended = tables.last_step(experiment.measures)
@@ -122,7 +122,7 @@ def _against(
         [*_handles(plotted), _control()],
         f"{tables.setting(cells, leave_out)}. Test images, encoder features h, each run at its "
         f"last step. {tables.seeds_note(plotted, cells)} Control (CKA panels): near 1, the network "
-        f"has hardly moved.",
+        f"has hardly moved.{note}",
     )
     return figure, plotted.drop("panel")
 
@@ -130,7 +130,11 @@ def _against(
 def alignment_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the number of classes."""
     title = "Alignment of each objective with DCL against the number of classes"
-    return _against(experiment, "classes", "Number of classes C", title)
+    note = (
+        " With more classes an epoch has more images and so more steps: at equal epochs, C and the "
+        "length of training grow together."
+    )
+    return _against(experiment, "classes", "Number of classes C", title, note)
 
 
 def alignment_temperature(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:

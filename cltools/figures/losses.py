@@ -1,5 +1,7 @@
 """The two losses, the gap between them, and the bound on that gap."""
 
+import math
+
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
@@ -20,7 +22,7 @@ def _smoothed(log: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """The log with running means of the losses, thinned to `POINTS` rows a run, and the window."""
     run = ["cell", "model"]
     length = log.group_by(run).len()["len"].max()
-    window = length // 100 | 1  # odd, so that it is centred
+    window = length // 25 | 1  # odd, so that it is centred
     losses = ["dcl", "nscl", "gap_bound"]
     means = pl.col(losses).fill_nan(None).rolling_mean(window, min_samples=1, center=True)
     row = pl.int_range(pl.len()).over(run, order_by="step")
@@ -91,7 +93,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
     row[1].set_title("NSCL loss of two networks")
     row[0].set_ylabel("Loss of a batch (nats)")
     row[1].set_ylabel("NSCL loss of a batch (nats)")
-    last = plotted["epoch"].max()
+    last = math.ceil(plotted["epoch"].max())  # the last step begins just before that epoch
     decades = [m * 10.0**k for k in range(6) for m in (1, 2, 5)]
     for ax in row:
         style.epoch_axis(ax, [0, *(e for e in decades if e < last), last])
@@ -100,7 +102,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
         figure,
         "Training losses: DCL against NSCL on the same batches",
         [],
-        f"{tables.setting(log)}. Running mean over {window} logged steps. "
+        f"{tables.setting(log)}. Running mean over {window} steps. "
         f"{tables.seeds_note(plotted, log, 'band', points=False)}{note}",
     )
     return figure

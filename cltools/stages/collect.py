@@ -25,7 +25,7 @@ def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -
         "architecture": f"{cell['architecture']} ×{cell['width']}",
         "classes": len(manifest["class_ids"]),
         **{key: cell[key] for key in SETTINGS},
-        "lr": manifest["peak_lr"],
+        "peak_lr": manifest["peak_lr"],
         "train_images": manifest["train_images"],
         "total_steps": manifest["steps"],
     }

@@ -147,9 +147,9 @@ def _resume(
 ) -> dict[str, Any]:
     """Take up the state in `path` if there is one that serves; the checkpoints already saved.
 
-    A state beyond `stop` serves when every checkpoint up to there was kept; otherwise training
-    starts again, which gives the same weights. Raises InputError for a state that is damaged or of
-    another cell or store.
+    A state serves unless weights saved before it were lost, or it is beyond `stop` and a checkpoint
+    up to there was not kept; then training starts again, which gives the same weights. Raises
+    InputError for a state that is damaged or of another cell or store.
     """
     if not path.exists():
         return {}
@@ -160,10 +160,17 @@ def _resume(
                 f"{path} is of a run with other {what} than this one: delete the folder "
                 f"{path.parent} to train again, or give the ones it was made with"
             )
-    if state["step"] > stop and not {str(step) for step in checkpoints} <= state["saved"].keys():
+    saved = state["saved"]
+    if state["step"] > stop and not {str(step) for step in checkpoints} <= saved.keys():
         return {}
+    for step, entry in saved.items():
+        for objective, sha256 in entry["weights"].items():
+            file = weights_file(path.parent, objective, int(step))
+            if not file.exists() or sha256_file(file) != sha256:
+                log.warning("%s is missing or damaged: training again from the start", file)
+                return {}
     trainer.restore(tensors, state)
-    return state["saved"]
+    return saved
 
 
 def _write_log(trainer: CoupledTrainer, until: int, path: Path) -> None:
