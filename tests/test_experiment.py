@@ -175,3 +175,16 @@ def test_shipped_configs_are_valid():
     assert configs
     for path in configs:
         assert load_experiment(yaml.safe_load(path.read_text())).plans
+
+
+def test_every_key_is_documented():
+    from pathlib import Path
+
+    from cltools.cells import schema
+
+    text = (Path(__file__).parents[1] / "config/README.md").read_text()
+    definitions = schema()["$defs"]
+    keys = {*schema()["properties"], *definitions["cell"]["properties"]}
+    keys |= {*definitions["recipe"]["properties"], *schema()["properties"]["figures"]["properties"]}
+    missing = [key for key in sorted(keys) if f"`{key}" not in text]
+    assert missing == []

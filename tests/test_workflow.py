@@ -156,6 +156,13 @@ def test_a_wrong_config_is_one_sentence(tmp_path):
     assert "Traceback" not in text
 
 
+def test_lint(tmp_path):
+    """Snakemake's own lint, but for its demand for a conda or container line per rule."""
+    text = snakemake(tmp_path, "--lint", config=CONFIG, code=1)
+    complaints = {line.strip() for line in text.splitlines() if line.strip().startswith("* ")}
+    assert complaints == {"* Specify a conda environment or container for each rule.:"}
+
+
 def test_settings_reach_the_shell_quoted(tmp_path):
     """A path is data, not shell."""
     datasets = {"digits": {"source": "folder", "path": "$(touch pwned)'; touch pwned; '",
