@@ -85,7 +85,7 @@ class Experiment:
 
 
 def store_id(name: str, definition: Mapping[str, Any]) -> str:
-    """Folder name of a data set's store. Paths are left out: moving the files changes nothing."""
+    """Folder name of a data set's store. Paths are left out: files may be moved."""
     identity = {k: v for k, v in definition.items() if k not in NOT_IDENTITY}
     return f"{name}-{sha256_text(canonical_json(identity))[:8]}"
 

@@ -141,6 +141,7 @@ def test_defaults_are_valid():
         ({"experimentt": "x"}, r"config key experimentt is unknown: did you mean experiment\?"),
         ({"experiment": "a b"}, r"config key experiment is wrong"),
         ({"datasets__digits__source": "mnist"}, r"datasets\.digits\.source is 'mnist'"),
+        ({"datasets__digits__pth": "x"}, r"datasets\.digits\.pth is unknown: did you mean path\?"),
         ({"figures": {"dpi": 1}}, r"figures\.dpi is 1, but must be at least 50"),
     ],
 )
@@ -185,6 +186,7 @@ def test_every_key_is_documented():
     text = (Path(__file__).parents[1] / "config/README.md").read_text()
     definitions = schema()["$defs"]
     keys = {*schema()["properties"], *definitions["cell"]["properties"]}
-    keys |= {*definitions["recipe"]["properties"], *schema()["properties"]["figures"]["properties"]}
+    keys |= {*definitions["recipe"]["properties"], *definitions["dataset"]["properties"]}
+    keys |= {*schema()["properties"]["figures"]["properties"]}
     missing = [key for key in sorted(keys) if f"`{key}" not in text]
     assert missing == []

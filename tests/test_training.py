@@ -267,6 +267,15 @@ def test_damaged_and_foreign_states(digits, tmp_path):
     assert run(cell(), digits, tmp_path)["steps"] == 12
 
 
+def test_another_version_of_the_stage_trains_again(digits, tmp_path, monkeypatch):
+    run(cell(), digits, tmp_path, until="5 steps")
+    first = tmp_path / "run/weights/dcl-0000000.safetensors"
+    written = first.stat().st_mtime_ns
+    monkeypatch.setattr("cltools.stages.train.VERSION", 1000)
+    assert run(cell(), digits, tmp_path)["made_by"]["version"] == 1000
+    assert first.stat().st_mtime_ns > written
+
+
 def test_lost_weights_are_made_again(digits, tmp_path):
     run(cell(), digits, tmp_path)
     before = files(tmp_path / "run/weights")

@@ -147,19 +147,22 @@ def _resume(
 ) -> dict[str, Any]:
     """Take up the state in `path` if there is one that serves; the checkpoints already saved.
 
-    A state serves unless weights saved before it were lost, or it is beyond `stop` and a checkpoint
-    up to there was not kept; then training starts again, which gives the same weights. Raises
-    InputError for a state that is damaged or of another cell or store.
+    A state does not serve when it is of another version of this stage, when weights saved before it
+    were lost, or when it is beyond `stop` and a checkpoint up to there was not kept: then training
+    starts again. Raises InputError for a state that is damaged or of another cell or store.
     """
     if not path.exists():
         return {}
     tensors, state = load_tensors(path, remedy="delete it to train this cell from the start")
-    for key, what in (("cell", "settings"), ("store", "images"), ("version", "trainer version")):
+    for key, what in (("cell", "settings"), ("store", "images")):
         if state[key] != about[key]:
             raise InputError(
                 f"{path} is of a run with other {what} than this one: delete the folder "
                 f"{path.parent} to train again, or give the ones it was made with"
             )
+    if state["version"] != about["version"]:
+        log.warning("%s is of another version of the trainer: training again from the start", path)
+        return {}
     saved = state["saved"]
     if state["step"] > stop and not {str(step) for step in checkpoints} <= saved.keys():
         return {}
