@@ -197,7 +197,8 @@ def plot(
 
 def main() -> None:
     """Entry point: log lines to stderr, one sentence and exit code 2 for wrong input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cltools").setLevel(logging.INFO)  # other libraries stay at warnings
     try:
         app()
     except InputError as error:

@@ -11,34 +11,35 @@ from cltools.figures import style, tables
 from cltools.figures.tables import Experiment
 
 PAPER, DEBIASED, RSA = "cosine_biased", "cosine_debiased", "pearson_cosine"
-TITLES = {"cka": "CKA", "rsa": "RSA"}
+# Panels: metric -> title. The last is the control for "barely trained".
+PANELS = {
+    "cka": "CKA with DCL",
+    "rsa": "RSA with DCL",
+    "cka_to_init": "CKA with own initial weights",
+}
+CONTROL_NOTE = (
+    "CKA with own initial weights: near 1, the network has hardly moved, and alignment says little."
+)
 
 
 def alignments(measures: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
     """CKA and RSA of every objective with DCL on h, and the control, one row a value.
 
-    The control is the CKA of the DCL network with its own initial weights: near 1 means that it
-    has hardly moved, and an alignment near 1 then says little.
+    The control is the CKA of every network, DCL's too, with its own initial weights.
     """
-    cka = {"metric": "cka", "variant": PAPER}
-    rsa = {"metric": "rsa", "variant": RSA}
-    control = {"metric": "cka_to_init", "variant": PAPER, "objective": "dcl"}
-    others = tables.against_dcl(measures)
     wanted["features"] = "h"
+    others = tables.against_dcl(measures)
     return pl.concat(
         [
-            tables.rows(others, **cka, **wanted),
-            tables.rows(others, **rsa, **wanted),
-            tables.rows(measures, **control, **wanted),
+            tables.rows(others, metric="cka", variant=PAPER, **wanted),
+            tables.rows(others, metric="rsa", variant=RSA, **wanted),
+            tables.rows(measures, metric="cka_to_init", variant=PAPER, **wanted),
         ]
     )
 
 
 def _draw(ax: Axes, table: pl.DataFrame, x: str, metric: str, *, bars: bool) -> None:
-    """One panel: every objective, and the control where it is the same metric."""
-    control = table.filter(pl.col("metric") == "cka_to_init")
-    if metric == "cka" and not control.is_empty():
-        style.curve(ax, control, x, style.CONTROL, bars=bars, linestyle=":", linewidth=1.1)
+    """One panel: a curve for every objective."""
     drawn = table.filter(pl.col("metric") == metric)
     for name in style.ordered(drawn["objective"]):
         look = style.OBJECTIVES[name]
@@ -46,17 +47,11 @@ def _draw(ax: Axes, table: pl.DataFrame, x: str, metric: str, *, bars: bool) -> 
 
 
 def _handles(table: pl.DataFrame) -> list[Line2D]:
-    aligned = table.filter(pl.col("metric") != "cka_to_init")
-    looks = [style.OBJECTIVES[name] for name in style.ordered(aligned["objective"])]
-    return [style.handle(look) for look in looks]
-
-
-def _control() -> Line2D:
-    return style.handle(style.CONTROL, linestyle=":", linewidth=1.1)
+    return [style.handle(style.OBJECTIVES[name]) for name in style.ordered(table["objective"])]
 
 
 def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
-    """Rows CKA and RSA, columns training and test images, x the epoch; the base sweep."""
+    """Rows CKA, RSA and the control, columns training and test images; the base sweep."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
     cells = alignments(measures, split=splits)
@@ -66,8 +61,8 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     by = ["metric", "variant", "split", "objective", "epoch"]
     plotted = tables.spread(pl.concat([cells, debiased]), by)
 
-    figure, axes = style.panels(2, 2, sharex=True, sharey="row")
-    for row, metric in zip(axes, TITLES, strict=True):
+    figure, axes = style.panels(len(PANELS), 2, height=1.9, sharex=True, sharey="row")
+    for row, (metric, title) in zip(axes, PANELS.items(), strict=True):
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(split=split)
             _draw(ax, panel.filter(pl.col("variant") != DEBIASED), "epoch", metric, bars=False)
@@ -78,19 +73,19 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
                     means = thin.unique("epoch").sort("epoch")
                     colour = style.OBJECTIVES[name].colour
                     ax.plot(means["epoch"], means["mean"], "--", color=colour, linewidth=0.8)
-            ax.set_title(f"{TITLES[metric]}, {'training' if split == 'train' else 'test'} images")
+            ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["mean"])
             ax.label_outer()
-        row[0].set_ylabel(f"{TITLES[metric]} with DCL")
-    thin = style.handle(style.CONTROL, "CKA, debiased", marker="", linestyle="--", linewidth=0.8)
+        row[0].set_ylabel(title.split()[0])
+    thin = style.handle(style.NEUTRAL, "CKA, debiased", marker="", linestyle="--", linewidth=0.8)
     style.finish(
         figure,
         "Alignment of each objective with DCL during training",
-        [*_handles(plotted), thin, _control()],
+        [*_handles(plotted), thin],
         f"{tables.setting(cells)}. Encoder features h. "
-        f"{tables.seeds_note(plotted, cells, 'band')} CKA and control: cosine similarities, biased "
-        f"estimator (the paper’s); RSA: Pearson correlation of cosine distances.",
+        f"{tables.seeds_note(plotted, cells, 'band')} CKA: cosine similarities, biased estimator "
+        f"(the paper’s); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}",
     )
     return figure, plotted
 
@@ -98,7 +93,7 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
 def _against(
     experiment: Experiment, factor: str, label: str, title: str, note: str = ""
 ) -> tuple[Figure, pl.DataFrame]:
-    """Columns CKA and RSA, one row per arm of the sweeps over `factor`, at each last step."""
+    """Columns CKA, RSA and control, one row per arm of the sweeps over `factor`, at the end."""
     ended = tables.last_step(experiment.measures)
     cells = alignments(experiment.over(ended, factor), split="test")
     by = ["panel", "arm", "metric", "variant", "split", "objective", factor]
@@ -107,22 +102,21 @@ def _against(
     # What the axis or the panel titles say, the footnote need not repeat.
     leave_out = [factor, "lr_rule"] if factor == "batch_size" else [factor]
     arms = plotted["arm"].unique(maintain_order=True)
-    figure, axes = style.panels(len(arms), 2, sharex=True, sharey=True)
+    figure, axes = style.panels(len(arms), len(PANELS), sharex=True, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
-        for ax, metric in zip(row, TITLES, strict=True):
+        for ax, (metric, panel) in zip(row, PANELS.items(), strict=True):
             _draw(ax, plotted.filter(arm=arm), factor, metric, bars=True)
-            ax.set_title(f"{TITLES[metric]} · {arm}" if len(arms) > 1 else TITLES[metric])
-            ax.set_ylabel("Alignment with DCL")
+            ax.set_title(panel)
+            ax.set_ylabel(arm if len(arms) > 1 else "Similarity")
             style.factor_axis(ax, plotted[factor], label)
             style.alignment_axis(ax, plotted["value"])
             ax.label_outer()
     style.finish(
         figure,
         title,
-        [*_handles(plotted), _control()],
+        _handles(plotted),
         f"{tables.setting(cells, leave_out)}. Test images, encoder features h, each run at its "
-        f"last step. {tables.seeds_note(plotted, cells)} Control (CKA panels): near 1, the network "
-        f"has hardly moved.{note}",
+        f"last step. {tables.seeds_note(plotted, cells)} {CONTROL_NOTE}{note}",
     )
     return figure, plotted.drop("panel")
 

@@ -40,7 +40,7 @@ OBJECTIVES: dict[str, Look] = {
     "nt_xent": Look("NT-Xent", "#56B4E9", "v"),
     "nscl_with_positive": Look("NSCL with positive", "#E69F00", "P"),
 }
-CONTROL = Look("DCL with its own initial weights (control)", "#7A7A7A", "x")
+NEUTRAL = Look("", "#7A7A7A", "x")
 THEORY = "#222222"
 FOOTNOTE = "#6B6B6B"
 SEED = {"markersize": 2, "alpha": 0.4, "markeredgewidth": 0, "zorder": 2}  # the point of one seed

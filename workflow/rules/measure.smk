@@ -59,6 +59,7 @@ rule plan:
     localrule: True
     params:
         config=plan_config,
+        version=VERSIONS["plan"],
     shell:
         "cltools plan {params.config:q} --output {output} > {log} 2>&1"
 
