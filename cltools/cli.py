@@ -21,7 +21,7 @@ app = typer.Typer(
 Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
 Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
 EmbeddingType = Literal["float32", "float16"]
-ProbeTimes = Literal["last", "all"]
+FullAt = Literal["last", "all"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
@@ -150,17 +150,17 @@ def embed(
 def measure(
     manifests: Manifests,
     done: Annotated[Path, typer.Option(help="List of the tables made, to write at the end.")],
-    linear_probe: Annotated[ProbeTimes, typer.Option(help="Checkpoints to probe.")] = "last",
+    full_at: Annotated[FullAt, typer.Option(help="Checkpoints measured in full.")] = "last",
     discard_embeddings: Annotated[
         bool, typer.Option("--discard-embeddings", help="Delete embeddings once measured.")
     ] = False,
     threads: Threads = 1,
 ) -> None:
-    """Measure embedded cells: alignment, losses and bound, accuracies, weight gap."""
+    """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds."""
     limit_threads(threads)
     from cltools.stages.measure import measure_cells
 
-    measure_cells(manifests, done, linear_probe, discard_embeddings, threads)
+    measure_cells(manifests, done, full_at, discard_embeddings, threads)
 
 
 @app.command()
@@ -193,6 +193,18 @@ def plot(
 
     sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
     run_stage(name, measures, log, sweeps, output, _json_object(style, "--style"))
+
+
+@app.command()
+def surrogate(
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Annotated[str, typer.Option(help='JSON or a file, e.g. {"taus": [0.5]}.')] = "{}",
+) -> None:
+    """Run the papers' similarity descent over a grid: drift of CL and NSCL beside its bounds."""
+    limit_threads(1)
+    from cltools.stages.surrogate import run_surrogate
+
+    run_surrogate(_json_object(settings, "--settings"), output)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def made(tmp_path_factory, digits):
     cltools("train", "--cell", canonical_cell(entry["cell"]), "--store", store,
             "--run", folder / "cell/run", "--manifest", manifest)  # fmt: skip
     cltools("embed", manifest, "--store", store, "--done", folder / "embedded.json")
-    cltools("measure", manifest, "--done", folder / "measured.json", "--linear-probe", "all")
+    cltools("measure", manifest, "--done", folder / "measured.json", "--full-at", "all")
     cltools("collect", folder / "measured.json", "--plan", folder / "plan.json",
             "--measures", folder / "measures.parquet", "--log", folder / "log.parquet")  # fmt: skip
     assert json.loads(manifest.read_text())["id"] == identity
@@ -74,6 +74,7 @@ def test_measures(made):
     assert table["sweeps"].to_list()[0] == ["base"]
     start = table.filter(pl.col("step") == 0)
     same = start.filter(pl.col("metric").is_in(["cka", "rsa"]), pl.col("features") == "h")
+    assert len(same) == 2 * 6 * 8  # splits, pairs, variants
     # Before training all encoders are one encoder.
     assert same["value"].to_list() == pytest.approx([1.0] * len(same))
     assert start.filter(pl.col("metric") == "weight_gap")["value"].to_list() == [0.0] * 3
@@ -90,9 +91,32 @@ def test_measures(made):
     bound = end.filter(pl.col("metric") == "gap_bound").sort("variant", "split", "objective")
     assert (gap["value"] > 0).all()
     assert (gap["value"] <= bound["value"]).all()
-    accuracies = table.filter(pl.col("metric").is_in(["nccc", "linear_probe"]))
+    accuracies = table.filter(pl.col("metric").is_in(["nccc", "linear_probe", "knn"]))
     assert accuracies["value"].is_between(0, 1).all()
     assert set(accuracies["n"]) == {150, 100}
+    keys = ["step", "split", "objective", "reference", "features", "metric", "variant"]
+    assert not table.select(keys).is_duplicated().any()
+
+
+def test_intervals_nulls_and_bounds(made):
+    """Values lie in their intervals, above the corollaries' bounds where these claim something."""
+    table = pl.read_parquet(made / "measures.parquet").filter(
+        (pl.col("step") == 10) & (pl.col("features") == "h") & (pl.col("reference") == "dcl")
+    )
+    papers = table.filter(pl.col("variant").is_in(["cosine_biased", "pearson_cosine"]))
+    with_interval = papers.filter(pl.col("metric").is_in(["cka", "rsa"]))
+    assert len(with_interval) == 2 * 3 * 2
+    assert (with_interval["ci_low"] < with_interval["ci_high"]).all()
+    for metric, variant in (("cka", "cosine_biased"), ("rsa", "pearson_cosine")):
+        keys = ["split", "objective"]
+        value = table.filter(pl.col("metric") == metric, pl.col("variant") == variant)
+        bound = table.filter(pl.col("metric") == f"{metric}_lower_bound")
+        both = bound.join(value, on=keys)
+        claimed = both.filter(pl.col("value").is_finite())
+        assert (claimed["value"] <= claimed["value_right"] + 1e-9).all()
+        null = table.filter(pl.col("metric") == f"{metric}_null", pl.col("variant") == variant)
+        above = value.join(null, on=keys)
+        assert (above["value"] >= above["value_right"]).all()
 
 
 def test_embeddings(made):
@@ -106,6 +130,7 @@ def test_embeddings(made):
     table = pl.read_parquet(made / "measures.parquet").filter(
         (pl.col("metric") == "rsa") & (pl.col("step") == 10) & (pl.col("split") == "test")
         & (pl.col("features") == "h") & (pl.col("objective") == "nscl")
+        & (pl.col("variant") == "pearson_cosine")
     )  # fmt: skip
     assert table["value"].item() == values["dcl", "nscl"]["rsa", "pearson_cosine"]
 

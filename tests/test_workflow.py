@@ -111,7 +111,7 @@ def test_the_order_of_keys_changes_nothing(finished):
 
 
 def test_measuring_more_trains_nothing(finished):
-    jobs = planned(finished, changed(measure={"linear_probe": "all"}))
+    jobs = planned(finished, changed(measure={"full_at": "all"}))
     assert jobs.keys() == {"embed", "measure", "collect", "plot"}
 
 

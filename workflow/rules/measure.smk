@@ -41,11 +41,11 @@ rule measure:
         mem_mb=4000,
         runtime=120,
     params:
-        linear_probe=EXPERIMENT.setting("measure", "linear_probe"),
+        full_at=EXPERIMENT.setting("measure", "full_at"),
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
         version=VERSIONS["measure"],
     shell:
-        "cltools measure {input.manifests} --linear-probe {params.linear_probe} "
+        "cltools measure {input.manifests} --full-at {params.full_at} "
         "{params.discard} --done {output} --threads {threads} > {log} 2>&1"
 
 

@@ -1,0 +1,508 @@
+"""How far features have collapsed: towards their class means, towards a simplex, across views.
+
+Theory says where contrastive training ends: at the minimum of NSCL the views of an image coincide,
+so do the images of a class, and the class means form a simplex equiangular tight frame (ETF): P1,
+Theorem 2. The distance from that state is measured here, and what it means for few-shot learning
+(P1, Proposition 1).
+
+Everything that concerns classes is a function of `ClassStatistics`, which two passes over the
+features make: O(N d (d + C)) time, and no array larger than d×d, C×d, C×C or one block of rows.
+
+P1 is arXiv 2506.04411. Papyan is Papyan, Han & Donoho 2020 (PNAS 117, "neural collapse", NC1-4).
+"""
+
+import cmath
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cltools.maths.probes import nccc
+
+Array = NDArray[np.float64]
+
+# Squares this much smaller than those of the features are what rounding leaves of a zero.
+ROUNDING = 1e-24
+SMALLEST_A = 5  # P1, Proposition 1
+SMALLEST_SHOTS_DISPLAYED = 10  # from here on (1/2 - 2/a - 2^(3/2)/(a m))^(-2) ≤ 8 at a = 16
+
+
+# Classes
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Moments of C classes of features; variances are E‖x - μ‖², divided by n and not n - 1.
+
+    Means, variances and distances that cannot be told from rounding are exactly 0.
+    """
+
+    classes: NDArray  # (C,) labels, sorted; the order of everything below
+    counts: NDArray[np.int64]  # (C,) images
+    means: Array  # (C, d) μ_i minus the average of all μ, in which every class counts alike
+    variances: Array  # (C,) v_i = E‖x - μ_i‖² of class i, a trace; 0 for a single image
+    within: Array  # (d, d) Σ_W, the covariance of x - μ_y over all images
+    distances: Array  # (C, C) ‖μ_i - μ_j‖²
+    along: Array  # (C, C) [i, j]: E[((x - μ_i)·(μ_j - μ_i))²] over class i
+
+    @property
+    def total(self) -> Array:
+        """(d, d) covariance of all images, whatever their class."""
+        share = self.counts / self.counts.sum()
+        between = self.means - share @ self.means
+        return self.within + (between * share[:, None]).T @ between
+
+
+def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) -> ClassStatistics:
+    """What all measures of class collapse need to know of the features, in float64.
+
+    Args:
+        features: (N, d), of any real type.
+        labels: (N,) class labels of any kind, of at least two classes.
+        block: rows per matrix product.
+
+    Raises:
+        ValueError: shapes that do not fit together, an empty set, fewer than two classes, or
+            features that hold NaN, infinity or numbers whose squares overflow.
+    """
+    from scipy.spatial.distance import pdist, squareform
+
+    x, y = np.asarray(features), np.asarray(labels)
+    if x.ndim != 2 or x.size == 0 or x.dtype.kind not in "fiu" or y.shape != (len(x),):
+        raise ValueError(f"features {x.shape} and labels {y.shape} must be real (N, d) and (N,)")
+    classes, index, counts = np.unique(y, return_inverse=True, return_counts=True)
+    if len(classes) < 2:
+        raise ValueError("collapse is measured between classes: at least two are needed")
+
+    # All moments are of x minus its mean over images: a large offset would drown them.
+    blocks = list(_blocks_by_class(index, block))
+    means = np.zeros((len(classes), x.shape[1]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        origin = x.mean(axis=0, dtype=np.float64)
+        square = origin @ origin  # will be the mean over images of ‖x‖²
+        for rows, present, starts in blocks:
+            values = x[rows] - origin
+            means[present] += np.add.reduceat(values, starts)
+            square += np.einsum("ij,ij->", values, values) / len(x)
+    if not np.isfinite(square):
+        raise ValueError("features hold NaN, infinity or numbers above 1e150")
+    means /= counts[:, None]
+
+    within = np.zeros((x.shape[1], x.shape[1]))
+    variances, along = np.zeros(len(classes)), np.zeros((len(classes), len(classes)))
+    for rows, present, starts in blocks:
+        own = index[rows]
+        residuals = x[rows] - origin - means[own]
+        within += residuals.T @ residuals
+        variances[present] += np.add.reduceat(np.einsum("ij,ij->i", residuals, residuals), starts)
+        projections = residuals @ means.T
+        projections -= np.take_along_axis(projections, own[:, None], axis=1)
+        along[present] += np.add.reduceat(np.square(projections), starts)
+    within /= len(x)
+    variances /= counts
+    along /= counts[:, None]
+
+    # Not from the Gram matrix: means that coincide would come out a little apart.
+    distances = squareform(pdist(means, "sqeuclidean"))
+    means -= means.mean(axis=0)
+    means[np.einsum("ij,ij->i", means, means) <= ROUNDING * square] = 0
+    distances[distances <= ROUNDING * square] = 0
+    variances[variances <= ROUNDING * square] = 0
+    along[variances == 0] = 0
+    within *= variances.any()
+    return ClassStatistics(classes, counts, means, variances, within, distances, along)
+
+
+def _blocks_by_class(index: NDArray, block: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    """Rows sorted by class, the classes among them, and where each of these starts."""
+    order = np.argsort(index, kind="stable")
+    for start in range(0, len(order), block):
+        rows = order[start : start + block]
+        yield rows, *np.unique(index[rows], return_index=True)
+
+
+# Variance over distance
+
+
+def cdnv(s: ClassStatistics) -> float:
+    """Class-distance normalised variance V_f: mean over pairs of (v_i + v_j) / (2 ‖μ_i - μ_j‖²).
+
+    Galanti et al. 2021 (arXiv 2112.15121); P1, Proposition 1. It is the mean over ordered pairs of
+    v_i / ‖μ_i - μ_j‖² just as well.
+
+    Returns:
+        0 (collapsed) or above; infinity as soon as two class means coincide, whatever v is.
+    """
+    return _mean_over_pairs(_over_distance(s, s.variances[:, None]))
+
+
+def directional_cdnv(s: ClassStatistics) -> float:
+    """V~_f: the CDNV of the variance along the line between the two means only.
+
+    P1, Proposition 1: mean over ordered pairs of E_{x~i}[((x - μ_i)·u_ij)²] / ‖μ_i - μ_j‖² with
+    u_ij = (μ_i - μ_j) / ‖μ_i - μ_j‖, a unit vector. (The project page of P1 prints the square of
+    that norm; the authors' code has it as here.)
+
+    Returns:
+        Between 0 and `cdnv`; infinity as soon as two class means coincide.
+    """
+    return _mean_over_pairs(_over_distance(s, _over_distance(s, s.along)))
+
+
+def cdnv_root(s: ClassStatistics) -> float:
+    """V_f^s: mean over ordered pairs of sqrt(v_i) / ‖μ_i - μ_j‖ (P1, Proposition 1).
+
+    One line of P1 speaks of an average of variances; its proof has the roots, as here.
+
+    Returns:
+        0 or above; infinity as soon as two class means coincide.
+    """
+    return _mean_over_pairs(np.sqrt(_over_distance(s, s.variances[:, None])))
+
+
+def _over_distance(s: ClassStatistics, values: Array) -> Array:
+    """(C, C) values divided by ‖μ_i - μ_j‖², infinity where that is 0."""
+    ratios = np.full_like(s.distances, np.inf)
+    return np.divide(values, s.distances, out=ratios, where=s.distances > 0)
+
+
+def _mean_over_pairs(values: Array) -> float:
+    return float(_off_diagonal(values).mean())
+
+
+def _off_diagonal(values: Array) -> Array:
+    return values[~np.eye(len(values), dtype=bool)]
+
+
+def within_class_spread(s: ClassStatistics) -> float:
+    """Share of the variance of all images that lies within classes: tr Σ_W / tr Σ_T.
+
+    Means over images of ‖x - μ_y‖² and of ‖x - μ‖², μ the mean of all images: every image counts
+    alike.
+
+    Returns:
+        In [0, 1], 0 when every class is a point; NaN for constant features.
+    """
+    share = s.counts / s.counts.sum()
+    within = share @ s.variances
+    between = share @ np.square(s.means - share @ s.means).sum(axis=1)
+    return float(within / (within + between)) if within + between > 0 else math.nan
+
+
+# Neural collapse
+
+
+def nc1(s: ClassStatistics) -> float:
+    """NC1, variability collapse: tr(Σ_W Σ_B⁺) / C (Papyan).
+
+    Σ_W is the mean over images, Σ_B the mean over classes of (μ_c - μ)(μ_c - μ)ᵀ with μ the mean
+    of the class means: in unbalanced data, too, all classes count alike in Σ_B. Directions in
+    which no class means differ have no part in it.
+
+    Returns:
+        0 (collapsed) or above; as `nc1_quotient` when all class means coincide.
+    """
+    if not s.means.any():
+        return nc1_quotient(s)
+    # Σ_B⁺ = C V S⁻² Vᵀ from the singular values of the means.
+    _, singular, v = np.linalg.svd(s.means, full_matrices=False)
+    rank = np.count_nonzero(singular > max(s.means.shape) * np.finfo(float).eps * singular[0])
+    directions = v[:rank] / singular[:rank, None]
+    return float(np.einsum("ij,ij->", directions @ s.within, directions))
+
+
+def nc1_quotient(s: ClassStatistics) -> float:
+    """The cheap form of NC1, tr Σ_W / tr Σ_B, with Σ_W and Σ_B as in `nc1`.
+
+    Returns:
+        0 (collapsed) or above; infinity when all class means coincide, NaN for constant features.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        within = s.counts @ s.variances / s.counts.sum()
+        return float(within / np.square(s.means).sum(axis=1).mean())
+
+
+def nc2_equinorm(s: ClassStatistics) -> float:
+    """NC2, equal norms: standard deviation over mean of ‖μ_c - μ‖ (Papyan, fig. 2).
+
+    Returns:
+        0 (collapsed) or above; NaN when all class means coincide.
+    """
+    norms = np.linalg.norm(s.means, axis=1)
+    return float(norms.std() / norms.mean()) if norms.any() else math.nan
+
+
+def nc2_equiangularity(s: ClassStatistics) -> tuple[float, float]:
+    """NC2, equal and largest angles between class means (Papyan, figs. 3 and 4).
+
+    Returns:
+        (standard deviation of the cosines, mean |cos + 1/(C - 1)|) over pairs of classes, both
+        0 (collapsed) or above; NaN when `class_mean_cosines` holds NaN.
+    """
+    cosines = _off_diagonal(class_mean_cosines(s))
+    return float(cosines.std()), float(np.abs(cosines + 1 / (len(s.counts) - 1)).mean())
+
+
+def class_mean_cosines(s: ClassStatistics) -> Array:
+    """(C, C) cosines between the class means, centred at their average.
+
+    In [-1, 1]; NaN in row and column of a class that lies at the average.
+    """
+    with np.errstate(invalid="ignore"):
+        directions = s.means / np.linalg.norm(s.means, axis=1, keepdims=True)
+    return np.clip(directions @ directions.T, -1, 1)
+
+
+def etf_deviation(s: ClassStatistics) -> float:
+    """Distance of the class means from a simplex ETF: ‖G - G_etf‖_F / ‖G_etf‖_F.
+
+    G is `class_mean_cosines`, and G_etf has 1 on the diagonal and -1/(C - 1) off it: P1,
+    Theorem 2, in the form of the RepX library.
+
+    Returns:
+        0 (an ETF) or above; NaN when `class_mean_cosines` holds NaN.
+    """
+    c = len(s.counts)
+    etf = (c * np.eye(c) - 1) / (c - 1)
+    return float(np.linalg.norm(class_mean_cosines(s) - etf) / np.linalg.norm(etf))
+
+
+def nc3(s: ClassStatistics, weights: ArrayLike) -> float:
+    """NC3, self-duality: ‖W/‖W‖_F - M/‖M‖_F‖_F, M the centred class means (Papyan, fig. 5).
+
+    Args:
+        s: of the features that the classifier reads.
+        weights: (C, d) of a linear classifier, rows in the order of `s.classes`.
+
+    Returns:
+        In [0, 2], 0 when W and M are parallel; NaN when either is 0.
+
+    Raises:
+        ValueError: weights of another shape, or not finite.
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != s.means.shape or not np.isfinite(w).all():
+        raise ValueError(f"weights {w.shape} must be finite and of shape {s.means.shape}")
+    if not w.any() or not s.means.any():
+        return math.nan
+    return float(np.linalg.norm(w / np.linalg.norm(w) - s.means / np.linalg.norm(s.means)))
+
+
+def nc4(features: ArrayLike, labels: ArrayLike, predictions: ArrayLike) -> float:
+    """NC4: how often a classifier disagrees with the nearest class centre (Papyan, fig. 7).
+
+    Args:
+        features: (N, d).
+        labels: (N,) classes, which make the centres.
+        predictions: (N,) what the classifier says, in the same labels.
+
+    Returns:
+        Share of images, in [0, 1], 0 when collapsed.
+
+    Raises:
+        ValueError: as `nccc`.
+    """
+    _, agreement = nccc(features, labels, features, predictions)
+    return 1 - agreement
+
+
+# Views, and the whole set
+
+
+def view_distance(z: ArrayLike) -> tuple[float, float]:
+    """Mean squared distance 2 - 2 cos between the views of one image: augmentation collapse.
+
+    The first number is the alignment of Wang & Isola 2020 (arXiv 2005.10242, α = 2).
+
+    Args:
+        z: (K, N, d), K ≥ 2 views of N images; rows are normalised here.
+
+    Returns:
+        (distance, distance relative to that between views of different images, mean over all such
+        pairs), both 0 when the views coincide; the first is in [0, 4], the second about 1 when
+        views say nothing about the image. Both are NaN when a row has norm 0, the second also when
+        N = 1 or when all images coincide.
+
+    Raises:
+        ValueError: not (K, N, d) with K ≥ 2, or not finite.
+    """
+    z = _on_sphere(z, 3)
+    views, images, _ = z.shape
+    if views < 2:
+        raise ValueError("one view has no distance: z must be (K, N, d) with K of at least 2")
+    # Between n points, Σ_ij ‖a_i - a_j‖² = 2n Σ_i ‖a_i - ā‖²: exact when they nearly coincide.
+    centres = z.mean(axis=0)
+    same = 2 * views * np.square(z - centres).sum()
+    every = 2 * views * images * np.square(z - centres.mean(axis=0)).sum()
+    distance = float(same / (images * views * (views - 1)))
+    if images == 1:
+        return distance, math.nan
+    random = float((every - same) / (images * (images - 1) * views**2))
+    return distance, distance / random if random > ROUNDING else math.nan
+
+
+def uniformity(z: ArrayLike, t: float = 2.0, block: int = 256) -> float:
+    """log of the mean over i ≠ j of exp(-t ‖z_i - z_j‖²) (Wang & Isola 2020, arXiv 2005.10242).
+
+    Args:
+        z: (N, d), rows are normalised here.
+        t: above 0; the paper has 2.
+        block: rows per matrix product; block×N numbers are in memory at a time.
+
+    Returns:
+        In [-4t, 0], lower is more uniform, 0 when all rows coincide; NaN when N = 1 or when a row
+        has norm 0.
+
+    Raises:
+        ValueError: not (N, d), or not finite, or t not above 0.
+    """
+    z = _on_sphere(z, 2)
+    n = len(z)
+    if not t > 0:
+        raise ValueError(f"t must be above 0, not {t}")
+    if n == 1:
+        return math.nan
+    total = 0.0
+    for start in range(0, n, block):
+        rows = z[start : start + block]
+        potentials = np.exp(2 * t * (rows @ z[start:].T - 1))
+        own = potentials[:, : len(rows)]  # both orders of its pairs are here; later ones just once
+        total += 2 * potentials.sum() - own.sum() - np.trace(own)
+    return float(np.log(total / (n * (n - 1))))
+
+
+def _on_sphere(z: ArrayLike, ndim: int) -> Array:
+    """Rows divided by their norm, in float64; NaN where that is 0."""
+    z = np.asarray(z, dtype=np.float64)
+    if z.ndim != ndim or z.size == 0:
+        raise ValueError(f"z {z.shape} must be {'(K, N, d)' if ndim == 3 else '(N, d)'}")
+    if not np.isfinite(z).all():
+        raise ValueError("z holds NaN or infinity")
+    with np.errstate(invalid="ignore"):
+        return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def effective_rank(covariance: ArrayLike) -> float:
+    """exp of the entropy of the normalised singular values of the centred features.
+
+    Roy & Vetterli 2007. The singular values are the roots of the covariance's eigenvalues; those
+    that cannot be told from rounding count as 0.
+
+    Args:
+        covariance: (d, d), for instance `ClassStatistics.total` or `.within`, of any scale.
+
+    Returns:
+        In [1, rank]; NaN for constant features.
+
+    Raises:
+        ValueError: not a square matrix, or not finite.
+    """
+    covariance = np.asarray(covariance, dtype=np.float64)
+    if covariance.ndim != 2 or len(set(covariance.shape)) != 1 or covariance.size == 0:
+        raise ValueError(f"a covariance is (d, d), not {covariance.shape}")
+    if not np.isfinite(covariance).all():
+        raise ValueError("covariance holds NaN or infinity")
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    tolerance = len(covariance) * np.finfo(float).eps * eigenvalues[-1]
+    singular = np.sqrt(eigenvalues[eigenvalues > max(tolerance, 0)])
+    if not singular.size:
+        return math.nan
+    p = singular / singular.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+# What collapse means for few-shot learning
+
+
+def few_shot_bound(
+    dir_cdnv: float,
+    cdnv: float,
+    v_s: float,
+    shots: float,
+    classes: int,
+    a: float | None = None,
+) -> float:
+    """Bound on the error of the nearest class centre, centres being means of m images per class.
+
+    P1, Proposition 1, for any a ≥ 5, with C' classes and m shots:
+
+        (C' - 1) [ (1/2 - 2/a - 2^(3/2)/(a m))^(-2) V~ + (a/4) ((2/√m) (V^s + V) + V/m) ]
+
+    as its authors restate it with arXiv 2603.03530, and Corollary 1, its minimum over a. Their
+    earlier code (understanding-ssl, docs/evaluation.md), which drew the published curves, has
+    another, older bound: without C' - 1 and V^s, and with a wrong root. For the form that P1
+    displays see `few_shot_bound_displayed`. V is `cdnv`'s: P1's proof also uses twice that.
+
+    Args:
+        dir_cdnv: V~ ≥ 0, `directional_cdnv` of the C' classes.
+        cdnv: V ≥ 0, `cdnv`.
+        v_s: V^s ≥ 0, `cdnv_root`.
+        shots: m ≥ 1; infinity gives the limit 4 V~ (C' - 1).
+        classes: C' ≥ 2.
+        a: default the best one, in closed form.
+
+    Returns:
+        The bound, 0 or above, and not clamped: above 1 it says nothing. It is infinity when a
+        measure is, or when a given a is too small for so few shots (a ≤ 4 + 2^(5/2)/m, where the
+        first bracket is not positive and the proposition is void); NaN when a measure is.
+
+    Raises:
+        ValueError: arguments outside these ranges.
+    """
+    _check_bound(dir_cdnv, cdnv, v_s, shots, classes)
+    if a is not None and not SMALLEST_A <= a < math.inf:
+        raise ValueError(f"a must be finite and at least {SMALLEST_A}, not {a}")
+    if not math.isfinite(whole := dir_cdnv + cdnv + v_s):
+        return whole
+    slope = _slope(cdnv, v_s, shots)
+    pole = 4 + 2**2.5 / shots  # the first bracket is (1 - pole/a) / 2
+    if a is not None:
+        u = a / pole - 1
+        if u <= 0:
+            return math.inf
+    else:
+        ratio = slope * pole / (8 * dir_cdnv) if dir_cdnv else math.inf
+        if ratio == 0:  # a → ∞
+            return (classes - 1) * 4 * dir_cdnv
+        if ratio == math.inf:  # a → pole, and the first term → 0
+            return (classes - 1) * slope * max(SMALLEST_A, pole)
+        u = max(SMALLEST_A / pole - 1, _best_u(ratio))
+    return (classes - 1) * (4 * dir_cdnv * (1 + 1 / u) ** 2 + slope * pole * (1 + u))
+
+
+def few_shot_bound_displayed(
+    dir_cdnv: float, cdnv: float, v_s: float, shots: float, classes: int
+) -> float:
+    """The form of `few_shot_bound` that P1 displays: a = 16, and 8 for the first factor.
+
+    (C' - 1) [ 8 V~ + (8/√m) V^s + (8/√m) V + (4/m) V ], for m ≥ 10. Never below `few_shot_bound`.
+
+    Raises:
+        ValueError: as `few_shot_bound`, or fewer than 10 shots, where 8 is too small.
+    """
+    _check_bound(dir_cdnv, cdnv, v_s, shots, classes)
+    if shots < SMALLEST_SHOTS_DISPLAYED:
+        raise ValueError(f"P1's displayed bound needs {SMALLEST_SHOTS_DISPLAYED} shots: {shots}")
+    return (classes - 1) * (8 * dir_cdnv + 16 * _slope(cdnv, v_s, shots))
+
+
+def _slope(cdnv: float, v_s: float, shots: float) -> float:
+    """What the bound's second term gains per unit of a."""
+    return ((2 / math.sqrt(shots)) * (v_s + cdnv) + cdnv / shots) / 4
+
+
+def _best_u(ratio: float) -> float:
+    # With a = pole (1 + u) the bound is 4 V~ (1 + 1/u)² + slope pole (1 + u), and its derivative is
+    # zero where ratio u³ = u + 1. By Descartes' rule one root is positive, and Viète gives it: the
+    # cosine is a hyperbolic one, with complex arguments, when the other two are not real.
+    root = math.sqrt(3) * math.sqrt(ratio)
+    return 2 / root * cmath.cos(cmath.acos(1.5 * root) / 3).real
+
+
+def _check_bound(dir_cdnv: float, cdnv: float, v_s: float, shots: float, classes: int) -> None:
+    if min(dir_cdnv, cdnv, v_s) < 0:
+        raise ValueError(f"variances are not negative: {dir_cdnv}, {cdnv}, {v_s}")
+    if not (shots >= 1 and classes >= 2):
+        raise ValueError(f"a few-shot task has 1 shot and 2 classes or more: {shots}, {classes}")

@@ -1,0 +1,180 @@
+"""What can be read from frozen features with few labels: few-shot accuracy and nearest neighbours.
+
+P1 is arXiv 2506.04411; its few-shot figures take NCCC and a linear probe on n images per class.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cltools.maths.alignment_nulls import unit_rows
+from cltools.maths.probes import _checked, linear_probe
+
+TEMPERATURE = 0.07  # of the neighbours' votes, Wu et al. 2018 (arXiv 1805.01978)
+CHUNK_ENTRIES = 1 << 23  # cosines held at once by `knn`
+
+
+class FewShot(NamedTuple):
+    """Accuracy at each number of shots (S,), over repeats; NaN where a class is too small."""
+
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+    accuracies: NDArray[np.float64]  # (S, repeats)
+
+
+def few_shot(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    shots: Sequence[int],
+    repeats: int = 20,
+    ways: int | None = None,
+    seed: int = 0,
+    probe: Literal["nccc", "linear"] = "nccc",
+) -> FewShot:
+    """Test accuracy when only n training images per class are labelled (P1, few-shot figures).
+
+    Each repeat draws its own images, and with `ways` its own classes. Within a repeat the images
+    of fewer shots are among those of more, so that the curve over shots is smooth.
+
+    Args:
+        train_features, test_features: (N, d) and (M, d). Images are drawn from the first; all of
+            the second (in the drawn classes) are classified.
+        train_labels, test_labels: (N,) and (M,) class labels of any kind.
+        shots: S numbers of labelled images per class, each above 0, in any order.
+        repeats: draws, above 0.
+        ways: classes per repeat, e.g. 2, drawn from those that both sets have; default all
+            classes of the training set, where test images of other classes count as errors.
+        seed: draws classes and images.
+        probe: "nccc" (Euclidean nearest class centre) or "linear" (`probes.linear_probe`, which
+            chooses its penalty for each draw: some 50 ms each).
+
+    Returns:
+        (mean, sd, accuracies) in [0, 1]: (S,), (S,) with repeats - 1 in the denominator and NaN
+        for a single repeat, (S, repeats). More shots than images in the smallest training class
+        give NaN.
+
+    Raises:
+        ValueError: sets as refused by `nccc`, shots, repeats or probe outside these ranges,
+            ways below 2 or above the number of classes.
+    """
+    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    shots = np.asarray(shots)
+    if shots.ndim != 1 or shots.size == 0 or shots.dtype.kind not in "iu" or shots.min() < 1:
+        raise ValueError(f"shots must be whole numbers above 0, not {shots}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be above 0, not {repeats}")
+    if probe not in ("nccc", "linear"):
+        raise ValueError(f"probe must be nccc or linear, not {probe!r}")
+
+    smallest = np.unique(y, return_counts=True)[1].min()
+    feasible, where = np.unique(shots[shots <= smallest], return_inverse=True)
+    accuracies = np.full((len(shots), repeats), np.nan)
+    shift = train.mean(axis=0)  # distances do not change, their rounding does
+    train, test = train - shift, test - shift
+    most = int(feasible[-1]) if len(feasible) else 0
+    for repeat, (classes, support) in enumerate(_draws(y, test_y, most, repeats, ways, seed)):
+        if not most:
+            continue
+        query = np.isin(test_y, classes) if ways else np.ones(len(test_y), dtype=bool)
+        if probe == "nccc":
+            scores = _nccc(train, support, feasible, classes, test[query], test_y[query])
+        else:
+            scores = [
+                linear_probe(
+                    train[support[:, :s].ravel()],
+                    np.repeat(classes, s),
+                    test[query],
+                    test_y[query],
+                    seed + repeat,
+                )[1]
+                for s in feasible
+            ]
+        accuracies[shots <= smallest, repeat] = np.asarray(scores)[where]
+    sd = accuracies.std(axis=1, ddof=1) if repeats > 1 else np.full(len(shots), np.nan)
+    return FewShot(accuracies.mean(axis=1), sd, accuracies)
+
+
+def knn(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    k: int = 20,
+) -> float:
+    """Accuracy of the k nearest training images by cosine, with votes exp(cos / 0.07).
+
+    The weighted vote of Wu et al. 2018 (arXiv 1805.01978), as lightly and DINO compute it.
+
+    Args:
+        train_features, test_features: (N, d) and (M, d). A row of norm 0 has cosine 0 with all.
+        train_labels, test_labels: (N,) and (M,) class labels of any kind. Test images of a class
+            without training images count as errors.
+        k: neighbours, above 0; all training images when there are fewer.
+
+    Returns:
+        Test accuracy in [0, 1].
+
+    Raises:
+        ValueError: sets as refused by `nccc`, numbers that cannot be squared, or k below 1.
+    """
+    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    if k < 1:
+        raise ValueError(f"k must be above 0, not {k}")
+    k = min(k, len(train))
+    train, test = unit_rows(train), unit_rows(test)
+    classes, index = np.unique(y, return_inverse=True)
+    chunk = max(1, CHUNK_ENTRIES // len(train))
+    hits = 0
+    for start in range(0, len(test), chunk):
+        part = slice(start, start + chunk)
+        cosines = test[part] @ train.T
+        near = np.argpartition(cosines, -k, axis=1)[:, -k:]
+        weights = np.exp(np.take_along_axis(cosines, near, axis=1) / TEMPERATURE)
+        cell = np.arange(len(near))[:, None] * len(classes) + index[near]
+        votes = np.bincount(cell.ravel(), weights.ravel(), len(near) * len(classes))
+        best = votes.reshape(len(near), len(classes)).argmax(axis=1)
+        hits += np.count_nonzero(classes[best] == test_y[part])
+    return hits / len(test)
+
+
+def _draws(
+    y: NDArray, test_y: NDArray, most: int, repeats: int, ways: int | None, seed: int
+) -> Iterator[tuple[NDArray, NDArray[np.intp]]]:
+    """For each repeat its classes (W,) and the numbers (W, most) of their training images.
+
+    The first s columns are the images of s shots.
+    """
+    classes = np.unique(y)
+    if ways is not None:
+        classes = np.intersect1d(classes, test_y)
+        if not 2 <= ways <= len(classes):
+            raise ValueError(f"ways must be 2 to {len(classes)} classes, not {ways}")
+    members = {c: np.flatnonzero(y == c) for c in classes}
+    rng = np.random.default_rng(seed)
+    for _ in range(repeats):
+        drawn = classes if ways is None else rng.choice(classes, ways, replace=False)
+        yield drawn, np.stack([rng.permutation(members[c])[:most] for c in drawn])
+
+
+def _nccc(
+    train: NDArray,
+    support: NDArray[np.intp],
+    shots: NDArray,
+    classes: NDArray,
+    test: NDArray,
+    test_y: NDArray,
+) -> NDArray[np.float64]:
+    """Test accuracy (S,) of the class centres of the first s columns of support, shots ascending.
+
+    `probes.nccc` with the sums over images shared by all numbers of shots.
+    """
+    starts = np.concatenate([[0], shots[:-1]])
+    sums = np.stack([np.add.reduceat(train[images], starts) for images in support], axis=1)
+    centres = np.cumsum(sums, axis=0) / shots[:, None, None]  # (S, W, d)
+    half_norms = (centres**2).sum(axis=2) / 2
+    nearest = [(test @ c.T - h).argmax(axis=1) for c, h in zip(centres, half_norms, strict=True)]
+    return (classes[np.stack(nearest)] == test_y).mean(axis=1)

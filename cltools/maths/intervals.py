@@ -1,0 +1,123 @@
+"""Intervals for statistics of images, by subsampling without replacement.
+
+A bootstrap draws images twice, and a pair made of one image and itself has distance 0 in every
+representation: CKA and RSA of the copies are far too high. Subsamples have no copies.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cltools.maths.alignment import MEASURES, Measure, Pair, alignment
+
+
+class Interval(NamedTuple):
+    """A statistic of all images with its interval: floats, or arrays of the statistic's shape."""
+
+    value: float | NDArray[np.float64]
+    low: float | NDArray[np.float64]
+    high: float | NDArray[np.float64]
+
+
+def subsampling_interval(
+    statistic: Callable[[NDArray[np.intp]], ArrayLike],
+    n: int,
+    level: float = 0.9,
+    draws: int = 200,
+    fraction: float = 0.5,
+    seed: int = 0,
+) -> Interval:
+    """Interval of a statistic of n images, for images drawn from a larger population.
+
+    Let θ_b be the statistic of b images drawn without replacement. If single images act on it
+    additively up to terms of order 1/n, with variance σ² each, then Var(θ_n) = σ²/n, while, given
+    the n images, Var(θ_b) = σ² (1/b - 1/n), as in any finite population. So
+
+        sqrt(b / (n - b)) (θ_b - mean θ_b)   has the spread of   θ_n - E θ_n
+
+    (the scaling of the delete-d jackknife, Shao and Wu 1989; half samples need none), and the
+    interval is θ_n minus its upper and lower quantiles, as in Politis, Romano and Wolf 1999. It
+    covers E θ_n: what other sets of n images would give on average. A bias that depends on n is
+    not removed, which is why deviations are taken from the mean of the θ_b.
+
+    Where the additive part vanishes, as for CKA of unrelated features (sd of order 1/n instead of
+    1/sqrt(n)), the interval is too wide: sqrt(3) times at fraction 0.5.
+
+    Args:
+        statistic: takes (m,) image numbers, ascending and without duplicates; returns a number or
+            an array of fixed shape.
+        n: images, at least 4.
+        level: probability that the interval covers, in (0, 1).
+        draws: subsamples, at least 2.
+        fraction: b / n, in (0, 1); b is rounded and at least 2 images are drawn and left out.
+        seed: draws the subsamples.
+
+    Returns:
+        (value of all images, low, high). Limits are not clipped to the range of the statistic,
+        and NaN where the statistic is NaN on any subsample.
+
+    Raises:
+        ValueError: arguments outside these ranges.
+    """
+    if n < 4 or draws < 2 or not 0 < level < 1 or not 0 < fraction < 1:
+        raise ValueError(
+            f"n ≥ 4, draws ≥ 2, level and fraction in (0, 1) are needed, not {n=}, {draws=},"
+            f" {level=}, {fraction=}"
+        )
+    size = min(max(round(fraction * n), 2), n - 2)
+    rng = np.random.default_rng(seed)
+    value = np.asarray(statistic(np.arange(n)), dtype=np.float64)
+    drawn = np.array(
+        [statistic(np.sort(rng.permutation(n)[:size])) for _ in range(draws)], dtype=np.float64
+    )
+    deviations = np.sqrt(size / (n - size)) * (drawn - drawn.mean(axis=0))
+    tails = [(1 + level) / 2, (1 - level) / 2]
+    low, high = value - np.quantile(deviations, tails, axis=0)
+    if value.ndim == 0:
+        return Interval(float(value), float(low), float(high))
+    return Interval(value, low, high)
+
+
+def alignment_intervals(
+    features: Mapping[str, ArrayLike],
+    pairs: Iterable[Pair] | None = None,
+    measures: Iterable[Measure] = MEASURES,
+    level: float = 0.9,
+    draws: int = 200,
+    seed: int = 0,
+) -> dict[Pair, dict[Measure, Interval]]:
+    """`alignment` with `subsampling_interval`s of half the images.
+
+    Each subsample serves all pairs and measures: one pass over its rows, no N×N matrix.
+
+    Args:
+        features, pairs, measures: as for `alignment`.
+        level, draws, seed: as for `subsampling_interval`.
+
+    Returns:
+        pair -> measure -> (value, low, high). The intervals of biased measures do not cover what
+        infinitely many images would give: the bias stays.
+
+    Raises:
+        ValueError: as `alignment` and `subsampling_interval`.
+    """
+    arrays = {name: np.asarray(x) for name, x in features.items()}
+    pairs = list(combinations(arrays, 2)) if pairs is None else [(a, b) for a, b in pairs]
+    measures = list(measures)
+    if not pairs:
+        return {}
+
+    def values(images: NDArray[np.intp]) -> NDArray[np.float64]:
+        table = alignment({name: x[images] for name, x in arrays.items()}, pairs, measures)
+        return np.array([[table[pair][m] for m in measures] for pair in pairs])
+
+    alignment(arrays, pairs, measures[:0])  # refuses what does not fit, before rows are taken
+    n = len(arrays[pairs[0][0]])
+    table = np.stack(subsampling_interval(values, n, level, draws, seed=seed), axis=-1)
+    return {
+        pair: {m: Interval(*map(float, table[i, j])) for j, m in enumerate(measures)}
+        for i, pair in enumerate(pairs)
+    }

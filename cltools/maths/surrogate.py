@@ -1,0 +1,187 @@
+"""Similarity descent, the surrogate dynamics of P2's Theorem 1 (arXiv 2510.08852, eq. 1).
+
+Σ is the state, there is no network: Σ_{t+1} = Σ_t - η_t G_t, with G_t the gradient of the batch's
+mean loss in the entries of Σ that the batch touches. CL and NSCL start from one Σ and take the
+same batches.
+
+Index set. P2 writes Σ as N×N, but its per-anchor loss takes the first view of image i as anchor
+and compares it with both views of the others:
+
+    ℓ_i = -Σ_{i,i'}/τ + log Σ_{t≠i} (e^{Σ_{i,t}/τ} + e^{Σ_{i,t'}/τ})      (NSCL: t of other classes)
+
+So Σ is (N, 2N) here: a row an anchor, columns its similarities to the N first views and to the N
+second views. Every entry is a coordinate of its own, and Σ_{i,t} and Σ_{t,i} do not stay equal:
+that is what P2's constants are for (one row of norm Δ/(τB) per anchor). A symmetrised gradient
+would be a projection of this one and obey the same bounds.
+
+Clipping. The plain recursion leaves [-1, 1], where the proof of Δ ends and no cosine can go.
+Entries are clipped to [-1, 1] after each step, a projection onto a convex set: it brings no two
+points further apart, so that P2's inequalities carry over unchanged.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cltools.maths.theory import delta_pi, drift_bound, epsilon, gradient_gap_bound, step_bound
+
+Array = NDArray[np.float64]
+ROUNDING = 1e-9  # relative; what float64 sums over a reference set may be off by, amply
+
+
+class Descent(NamedTuple):
+    """What each of T steps did, arrays of shape (T,); D is ‖Σ^CL - Σ^NSCL‖_F.
+
+    distance: D after the step.
+    step_bound: P2's recurrence from D before the step, with the batch's real class fractions.
+    gradient_gap: ‖G^CL - G^NSCL‖_F.
+    gradient_gap_bound: its bound, with the batch's real class fractions.
+    largest_fraction: of the batch, the fraction of its largest class.
+    sum_lr: Ση up to and with this step.
+    log10_bound: Theorem 1 at Ση as P2 states it (π_max + ε, true with probability 1 - δ); inf
+        where π_max + ε ≥ 1.
+    log10_bound_realised: Theorem 1 with the largest fraction of the batches so far in the place
+        of π_max + ε: certain, and smaller.
+    """
+
+    distance: Array
+    step_bound: Array
+    gradient_gap: Array
+    gradient_gap_bound: Array
+    largest_fraction: Array
+    sum_lr: Array
+    log10_bound: Array
+    log10_bound_realised: Array
+
+    def holds(self) -> bool:
+        """Whether all inequalities that are certain hold at all steps, up to rounding."""
+        with np.errstate(divide="ignore"):
+            log10_distance = np.log10(self.distance)
+        return bool(
+            (self.gradient_gap <= self.gradient_gap_bound * (1 + ROUNDING)).all()
+            and (self.distance <= self.step_bound * (1 + ROUNDING)).all()
+            and (log10_distance <= self.log10_bound_realised + ROUNDING).all()
+        )
+
+
+def similarities_of_views(z: ArrayLike) -> Array:
+    """The Σ (N, 2N) of two views z (2, N, d) of N images, float64; rows are normalised here.
+
+    Raises ValueError for another shape or a row of norm 0.
+    """
+    z = np.asarray(z, dtype=np.float64)
+    if z.ndim != 3 or z.shape[0] != 2:
+        raise ValueError(f"expected two views of shape (2, N, d), got {z.shape}")
+    norms = np.linalg.norm(z, axis=2, keepdims=True)
+    if not (norms > 0).all():
+        raise ValueError("an embedding of norm 0 has no cosine")
+    first, second = z / norms
+    return np.clip(np.hstack([first @ first.T, first @ second.T]), -1, 1)
+
+
+def batch_gradient(block: Array, negatives: NDArray[np.bool_], tau: float) -> Array:
+    """Gradient of the mean over a batch's anchors of P2's ℓ_i, in the entries it touches.
+
+    Args:
+        block: (B, 2B) similarities of the anchors with the batch's first and second views.
+        negatives: (B, 2B) which of them are in the denominator, one a row at least.
+        tau: temperature, above 0.
+
+    Returns:
+        (B, 2B): (softmax over the negatives - 1 at the positive) / (τ B).
+    """
+    logits = np.where(negatives, block / tau, -np.inf)
+    gradient = np.exp(logits - logits.max(axis=1, keepdims=True))
+    gradient /= gradient.sum(axis=1, keepdims=True)
+    anchors = np.arange(len(block))
+    gradient[anchors, len(block) + anchors] -= 1
+    return gradient / (tau * len(block))
+
+
+def similarity_descent(
+    initial: ArrayLike,
+    labels: ArrayLike,
+    batches: ArrayLike,
+    lrs: ArrayLike,
+    tau: float,
+    delta: float = 0.05,
+) -> Descent:
+    """Run CL and NSCL side by side on the same batches, with P2's bounds beside what happens.
+
+    Args:
+        initial: Σ_0, (N, 2N) in [-1, 1], as `similarities_of_views` makes it.
+        labels: (N,) integer classes.
+        batches: (T, B) image indices, B ≥ 2, none twice in a batch.
+        lrs: (T,) learning rates η_t, 0 or above.
+        tau: temperature, above 0.
+        delta: δ of the bound that holds with probability 1 - δ, in (0, 1).
+
+    Returns:
+        The record of all steps.
+
+    Raises:
+        ValueError: shapes or ranges that do not fit, a batch that repeats an image or is of one
+            class, for which NSCL is undefined.
+    """
+    initial, labels = np.asarray(initial, dtype=np.float64), np.asarray(labels)
+    batches, lrs = np.asarray(batches), np.asarray(lrs, dtype=np.float64)
+    counts = _checked_counts(initial, labels, batches, lrs)
+    images = len(labels)
+    steps, size = batches.shape
+    fraction = counts / size
+    sum_lr = np.cumsum(lrs)
+    per_batch = delta_pi(tau, fraction)
+    population = np.unique(labels, return_counts=True)[1].max() / images
+    stated = delta_pi(tau, population, epsilon(steps, size, delta))
+
+    other_image = np.tile(~np.eye(size, dtype=bool), 2)
+
+    cl, nscl = initial.copy(), initial.copy()
+    gradient_gap, distance = np.empty(steps), np.zeros(steps + 1)
+    for t, (batch, lr) in enumerate(zip(batches, lrs, strict=True)):
+        touched = np.ix_(batch, np.concatenate([batch, batch + images]))
+        other_class = np.tile(labels[batch, None] != labels[batch], 2)
+        gradients = []
+        for sigma, negatives in ((cl, other_image), (nscl, other_class)):
+            block = sigma[touched]
+            gradients.append(batch_gradient(block, negatives, tau))
+            sigma[touched] = np.clip(block - lr * gradients[-1], -1, 1)
+        gradient_gap[t] = np.linalg.norm(gradients[0] - gradients[1])
+        distance[t + 1] = np.linalg.norm(cl - nscl)
+
+    before, after = distance[:-1], distance[1:]
+    return Descent(
+        distance=after,
+        step_bound=step_bound(before, lrs, tau, size, per_batch),
+        gradient_gap=gradient_gap,
+        gradient_gap_bound=gradient_gap_bound(before, tau, size, per_batch),
+        largest_fraction=fraction,
+        sum_lr=sum_lr,
+        log10_bound=drift_bound(tau, size, sum_lr, stated).log10,
+        log10_bound_realised=drift_bound(tau, size, sum_lr, np.maximum.accumulate(per_batch)).log10,
+    )
+
+
+def _checked_counts(
+    initial: Array, labels: NDArray, batches: NDArray, lrs: Array
+) -> NDArray[np.int64]:
+    """Images of the largest class in each batch, (T,); raises as `similarity_descent` says."""
+    images = labels.shape[0] if labels.ndim == 1 else -1
+    if initial.shape != (images, 2 * images):
+        raise ValueError(f"Σ {initial.shape} and labels {labels.shape} must be (N, 2N) and (N,)")
+    if not (np.abs(initial) <= 1).all():
+        raise ValueError("similarities must lie in [-1, 1]")
+    if batches.ndim != 2 or lrs.shape != batches.shape[:1] or not lrs.size:
+        raise ValueError(f"batches {batches.shape} and lrs {lrs.shape} must be (T, B) and (T,)")
+    if not (lrs >= 0).all():
+        raise ValueError("learning rates must be 0 or above")
+    if batches.shape[1] < 2 or batches.min() < 0 or batches.max() >= images:
+        raise ValueError(f"batches must hold at least two of the {images} images")
+    if (np.diff(np.sort(batches, axis=1), axis=1) == 0).any():
+        raise ValueError("a batch holds an image twice")
+    counts = np.array([np.unique(labels[b], return_counts=True)[1].max() for b in batches])
+    one_class = np.flatnonzero(counts == batches.shape[1])
+    if one_class.size:
+        raise ValueError(f"batch {one_class[0]} is of one class: NSCL is undefined on it")
+    return counts

@@ -1,0 +1,184 @@
+"""Stage `surrogate`: P2's similarity descent over a grid, its bounds beside what happens.
+
+It needs no training. The reference set is drawn as Gaussian class clusters, or is given as the
+embeddings of two views; see `cltools.maths.surrogate` for the dynamics.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from cltools.errors import InputError
+from cltools.files import whole_file
+from cltools.maths.surrogate import similarities_of_views, similarity_descent
+from cltools.progress import track
+from cltools.versions import VERSIONS
+
+VERSION = VERSIONS["surrogate"]
+
+# Each list is an axis of the grid.
+DEFAULTS: dict[str, Any] = {
+    "classes": [2, 10, 50],  # of the clusters; not used with `features`
+    "taus": [0.5, 1.0],
+    "batch_sizes": [16, 64],  # images
+    "sum_lrs": [1.0, 100.0],  # Ση, the same learning rate at every step
+    "seeds": [0, 1, 2],
+    "steps": 100,
+    "delta": 0.05,  # the bound as stated holds with probability 1 - delta
+    "images": 200,  # this and the next three: of the clusters; not used with `features`
+    "dimension": 64,
+    "spread": 0.5,  # length of an image's offset from its class centre (a unit vector)
+    "view_noise": 0.2,  # length of a view's offset from its image
+    "features": None,  # .npy of shape (2, N, d): two views of the reference images
+    "labels": None,  # .npy of shape (N,): their classes
+}
+_CLUSTERS = ("classes", "images", "dimension", "spread", "view_noise")
+
+
+def run_surrogate(settings: Mapping[str, Any], output: Path) -> None:
+    """Run the whole grid and write a tidy parquet, one row per run and step, to `output`.
+
+    Columns: classes, tau, batch_size, total_lr (Ση of the whole run), seed, images, step (from 1),
+    then the fields of `cltools.maths.surrogate.Descent`. A run's batches depend on the seed, the
+    batch size and the number of steps only, so that runs which differ in another factor share
+    them; so do the clusters of one seed and number of classes.
+
+    Args:
+        settings: any of `DEFAULTS`' keys, in the place of the default.
+        output: the parquet file.
+
+    Raises:
+        InputError: unknown keys, values out of range, files that are missing or do not fit, a
+            batch drawn of one class (NSCL is undefined on it).
+    """
+    chosen = _checked(settings)
+    axes = [chosen[key] for key in ("seeds", "batch_sizes", "taus", "sum_lrs")]
+    tables = []
+    for seed, classes, sigma, labels in _references(chosen):
+        runs = list(product(*axes[1:]))
+        for size, tau, total in track(runs, len(runs), f"seed {seed}, {classes} classes"):
+            batches = _batches(len(labels), size, chosen["steps"], seed)
+            lrs = np.full(chosen["steps"], total / chosen["steps"])
+            try:
+                descent = similarity_descent(sigma, labels, batches, lrs, tau, chosen["delta"])
+            except ValueError as error:
+                where = f"classes = {classes}, batch_size = {size}, seed = {seed}"
+                raise InputError(f"surrogate with {where}: {error}") from None
+            tables.append(
+                pl.DataFrame(descent._asdict()).select(
+                    pl.lit(classes, pl.Int64).alias("classes"),
+                    pl.lit(tau, pl.Float64).alias("tau"),
+                    pl.lit(size, pl.Int64).alias("batch_size"),
+                    pl.lit(total, pl.Float64).alias("total_lr"),
+                    pl.lit(seed, pl.Int64).alias("seed"),
+                    pl.lit(len(labels), pl.Int64).alias("images"),
+                    pl.int_range(1, pl.len() + 1).alias("step"),
+                    *descent._fields,
+                )
+            )
+    with whole_file(output) as scratch:
+        pl.concat(tables).write_parquet(scratch)
+
+
+def gaussian_views(
+    classes: int,
+    images: int,
+    dimension: int,
+    spread: float,
+    view_noise: float,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Two views (2, N, d) of N images in Gaussian classes as even as can be, and labels (N,).
+
+    Class centres lie evenly on the unit sphere; offsets are Gaussian, of expected squared length
+    spread² (image from centre) and view_noise² (view from image). Rows are not normalised.
+    """
+    labels = np.arange(images) % classes
+    centres = rng.standard_normal((classes, dimension))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    scale = 1 / np.sqrt(dimension)
+    offsets = spread * scale * rng.standard_normal((images, dimension))
+    noise = view_noise * scale * rng.standard_normal((2, images, dimension))
+    return centres[labels] + offsets + noise, labels
+
+
+def _references(
+    chosen: Mapping[str, Any],
+) -> Iterator[tuple[int, int, NDArray[np.float64], NDArray[np.int64]]]:
+    """(seed, number of classes, Σ, labels) of every reference set of the grid."""
+    if chosen["features"] is None:
+        for seed, classes in product(chosen["seeds"], chosen["classes"]):
+            rng = np.random.default_rng([seed, classes])
+            sizes = {key: chosen[key] for key in _CLUSTERS[1:]}
+            z, labels = gaussian_views(classes, rng=rng, **sizes)
+            yield seed, classes, similarities_of_views(z), labels
+        return
+    z, labels = _load(chosen["features"]), _load(chosen["labels"])
+    try:
+        sigma = similarities_of_views(z)
+    except ValueError as error:
+        raise InputError(f"{chosen['features']}: {error}") from None
+    if labels.shape != z.shape[1:2] or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"{chosen['labels']} must hold {z.shape[1]} integer labels, one per image of"
+            f" {chosen['features']}, not {labels.dtype} {labels.shape}"
+        )
+    if max(chosen["batch_sizes"]) > len(labels):
+        raise InputError(f"batch_sizes must not exceed the {len(labels)} reference images")
+    for seed in chosen["seeds"]:
+        yield seed, len(np.unique(labels)), sigma, labels
+
+
+def _batches(images: int, size: int, steps: int, seed: int) -> NDArray[np.int64]:
+    """(steps, size) images, each batch a draw without repeats."""
+    rng = np.random.default_rng([seed, size, steps])
+    return np.array([rng.permutation(images)[:size] for _ in range(steps)])
+
+
+def _load(path: str | Path) -> NDArray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError):
+        raise InputError(f"{path} is not a .npy file of numbers") from None
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with their defaults; raises InputError as `run_surrogate` does."""
+    unknown = sorted(set(settings) - set(DEFAULTS))
+    if unknown:
+        raise InputError(f"unknown surrogate setting {unknown[0]!r}: use {', '.join(DEFAULTS)}")
+    chosen = {**DEFAULTS, **settings}
+    given = chosen["features"] is not None
+    if given != (chosen["labels"] is not None):
+        raise InputError("surrogate: features and labels must be given together")
+    if given and (both := sorted(set(settings) & set(_CLUSTERS))):
+        raise InputError(f"surrogate: {both[0]} is for drawn clusters, features are given")
+
+    def need(key: str, kind: type, holds: Callable[[Any], bool], wanted: str) -> None:
+        values = chosen[key] if isinstance(DEFAULTS[key], list) else [chosen[key]]
+        number = (int, float) if kind is float else int
+        good = isinstance(values, list) and values
+        good = good and all(isinstance(v, number) and not isinstance(v, bool) for v in values)
+        if not (good and all(holds(v) for v in values)):
+            raise InputError(f"surrogate: {key} must be {wanted}, not {chosen[key]!r}")
+
+    images = np.inf if given else chosen["images"]
+    need("images", int, lambda v: v >= 2, "an integer of at least 2")
+    need("dimension", int, lambda v: v >= 1, "an integer of at least 1")
+    need("spread", float, lambda v: 0 <= v < np.inf, "0 or above")
+    need("view_noise", float, lambda v: 0 <= v < np.inf, "0 or above")
+    need("classes", int, lambda v: 2 <= v <= images, "a list of integers from 2 to `images`")
+    need("taus", float, lambda v: 0 < v < np.inf, "a list of numbers above 0")
+    need("batch_sizes", int, lambda v: 2 <= v <= images, "a list of integers from 2 to `images`")
+    need("sum_lrs", float, lambda v: 0 <= v < np.inf, "a list of numbers of 0 or above")
+    need("seeds", int, lambda v: v >= 0, "a list of integers of 0 or above")
+    need("steps", int, lambda v: v >= 1, "an integer of at least 1")
+    need("delta", float, lambda v: 0 < v < 1, "above 0 and below 1")
+    return chosen

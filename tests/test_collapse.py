@@ -1,0 +1,464 @@
+"""Measures of collapse against loops straight from the formulas, and the few-shot bound."""
+
+import math
+import tracemalloc
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.spatial.distance import pdist
+from scipy.stats import ortho_group
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neighbors import NearestCentroid
+
+from cltools.maths.collapse import (
+    cdnv,
+    cdnv_root,
+    class_mean_cosines,
+    class_statistics,
+    directional_cdnv,
+    effective_rank,
+    etf_deviation,
+    few_shot_bound,
+    few_shot_bound_displayed,
+    nc1,
+    nc1_quotient,
+    nc2_equiangularity,
+    nc2_equinorm,
+    nc3,
+    nc4,
+    uniformity,
+    view_distance,
+    within_class_spread,
+)
+from cltools.maths.probes import nccc
+
+SCALARS = {
+    f.__name__: f
+    for f in (
+        cdnv,
+        cdnv_root,
+        directional_cdnv,
+        etf_deviation,
+        nc1,
+        nc1_quotient,
+        nc2_equinorm,
+        within_class_spread,
+    )
+} | {
+    "nc2_std": lambda s: nc2_equiangularity(s)[0],
+    "nc2_mean": lambda s: nc2_equiangularity(s)[1],
+    "effective_rank": lambda s: effective_rank(s.total),
+}
+
+
+def clusters(counts=(40, 7, 1, 25, 12), d=8, seed=0):
+    """Unbalanced classes, each with its own mean and its own correlated features, shuffled."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    means = 3 * rng.standard_normal((len(counts), d)) + 5
+    mixing = rng.standard_normal((len(counts), d, d)) / 2
+    noise = np.einsum("nij,nj->ni", mixing[labels], rng.standard_normal((len(labels), d)))
+    return means[labels] + noise, labels
+
+
+def etf(classes=5, d=8, per_class=3, spread=0.0, seed=0):
+    """Class means at the corners of a simplex, somewhere in space."""
+    rng = np.random.default_rng(seed)
+    corners = np.eye(classes, d) @ ortho_group.rvs(d, random_state=seed)
+    labels = np.repeat(np.arange(classes), per_class)
+    return 2 * corners[labels] + spread * rng.standard_normal((len(labels), d)), labels
+
+
+def measures(x, y):
+    s = class_statistics(x, y)
+    return {name: measure(s) for name, measure in SCALARS.items()}
+
+
+def by_loop(x, y):
+    """The same, image by image and pair by pair, in float64."""
+    names = sorted(set(y.tolist()))
+    c, n = len(names), len(x)
+    members = [[x[i] for i in range(n) if y[i] == name] for name in names]
+    mu = [sum(rows) / len(rows) for rows in members]
+    v = [
+        sum(float((r - m) @ (r - m)) for r in rows) / len(rows)
+        for rows, m in zip(members, mu, strict=True)
+    ]
+    v_f, v_s, v_dir = [], [], []
+    for i, j in combinations(range(c), 2):
+        v_f.append((v[i] + v[j]) / 2 / np.linalg.norm(mu[i] - mu[j]) ** 2)
+    for i, j in permutations(range(c), 2):
+        distance = np.linalg.norm(mu[i] - mu[j])
+        u = (mu[i] - mu[j]) / distance
+        v_s.append(math.sqrt(v[i] / distance**2))
+        v_dir.append(np.mean([((r - mu[i]) @ u) ** 2 for r in members[i]]) / distance**2)
+
+    within = sum(np.outer(r - m, r - m) for k, m in zip(members, mu, strict=True) for r in k) / n
+    centre = sum(mu) / c
+    between = sum(np.outer(m - centre, m - centre) for m in mu) / c
+    total = sum(np.outer(r - x.mean(0), r - x.mean(0)) for r in x) / n
+    norms = [np.linalg.norm(m - centre) for m in mu]
+    gram = np.array(
+        [[(a - centre) @ (b - centre) for b in mu] for a in mu] / np.outer(norms, norms)
+    )
+    ideal = np.array([[1 if i == j else -1 / (c - 1) for j in range(c)] for i in range(c)])
+    cosines = [gram[i, j] for i, j in combinations(range(c), 2)]
+    p = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    p = p / p.sum()
+    return {
+        "cdnv": np.mean(v_f),
+        "cdnv_root": np.mean(v_s),
+        "directional_cdnv": np.mean(v_dir),
+        "etf_deviation": np.linalg.norm(gram - ideal) / np.linalg.norm(ideal),
+        "nc1": np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / c,
+        "nc1_quotient": np.trace(within) / np.trace(between),
+        "nc2_equinorm": np.std(norms) / np.mean(norms),
+        "within_class_spread": np.trace(within) / np.trace(total),
+        "nc2_std": np.std(cosines),
+        "nc2_mean": np.mean([abs(g + 1 / (c - 1)) for g in cosines]),
+        "effective_rank": math.exp(-sum(q * math.log(q) for q in p)),
+    }
+
+
+# Classes
+
+
+@pytest.mark.parametrize("block", [1, 16, 10_000])
+@pytest.mark.parametrize(("counts", "d"), [((40, 7, 1, 25, 12), 8), ((9, 30), 5), ((6,) * 9, 4)])
+def test_measures_equal_the_formulas(counts, d, block):
+    x, y = clusters(counts, d)
+    s = class_statistics(x, y, block)
+    assert {k: f(s) for k, f in SCALARS.items()} == pytest.approx(by_loop(x, y), rel=1e-10)
+
+
+def test_statistics_equal_numpy_and_scikit_learn():
+    x, y = clusters((40, 7, 9, 25, 12))
+    s = class_statistics(x.astype(np.float32), np.array(list("abcde"))[y])
+    assert s.classes.tolist() == list("abcde")
+    assert s.counts.tolist() == np.bincount(y).tolist()
+    x = x.astype(np.float32).astype(np.float64)
+    np.testing.assert_allclose(s.total, np.cov(x.T, bias=True), rtol=1e-10, atol=1e-12)
+    peer = LinearDiscriminantAnalysis(solver="lsqr", store_covariance=True).fit(x, y)
+    np.testing.assert_allclose(s.within, peer.covariance_, rtol=1e-10, atol=1e-12)
+    means = NearestCentroid().fit(x, y).centroids_
+    np.testing.assert_allclose(s.means, means - means.mean(0), rtol=1e-10, atol=1e-12)
+
+
+def test_measures_ignore_rotation_offset_scale_and_order():
+    x, y = clusters()
+    expected = pytest.approx(measures(x, y), rel=1e-9)
+    rng = np.random.default_rng(1)
+    order = rng.permutation(len(x))
+    assert measures(x @ ortho_group.rvs(8, random_state=1), y) == expected
+    assert measures(1e-3 * x, y) == expected
+    assert measures(x[order], y[order]) == expected
+    assert measures(x, rng.permutation(5)[y]) == expected
+    assert measures(np.hstack([x, np.full((len(x), 3), 0.1)]), y) == expected
+    assert measures(x + 2.0**20, y) == pytest.approx(measures(x, y), rel=1e-6)
+
+
+def test_a_simplex_is_collapsed():
+    x, y = etf()
+    values = measures(x, y)
+    assert values.pop("effective_rank") == pytest.approx(4)
+    assert values == pytest.approx(dict.fromkeys(values, 0), abs=1e-12)
+    s = class_statistics(x, y)
+    assert nc3(s, 7 * s.means) == pytest.approx(0, abs=1e-12)
+    assert nc4(x, y, y) == 0
+    noisy = measures(*etf(spread=0.3))
+    assert all(value > 1e-3 for value in noisy.values())
+
+
+def test_two_classes_are_always_a_simplex():
+    values = measures(*clusters((5, 9)))
+    assert values["etf_deviation"] == pytest.approx(0, abs=1e-12)
+    assert values["nc2_equinorm"] == pytest.approx(0, abs=1e-12)
+    assert values["nc2_mean"] == pytest.approx(0, abs=1e-12)
+
+
+def test_class_mean_cosines():
+    x, y = clusters()
+    cosines = class_mean_cosines(class_statistics(x, y))
+    np.testing.assert_allclose(cosines, cosines.T)
+    np.testing.assert_allclose(cosines.diagonal(), 1)
+    # Four classes at the corners of a square, a fifth in the middle.
+    square = np.array([[1.0, 0], [0, 1], [-1, 0], [0, -1], [0, 0]])
+    s = class_statistics(square + 0.1, np.arange(5))
+    cosines = class_mean_cosines(s)
+    np.testing.assert_allclose(cosines[0, :4], [1, 0, -1, 0], atol=1e-12)
+    assert np.isnan(cosines[4]).all()
+    assert math.isnan(etf_deviation(s))
+    assert math.isnan(nc2_equiangularity(s)[0])
+
+
+def test_directional_cdnv_sees_only_the_line_between_the_means():
+    y = np.repeat([0, 1], 2)
+    across = np.array([[0, 3.0], [0, -3], [4, 3], [4, -3]])
+    s = class_statistics(across, y)
+    assert cdnv(s) == pytest.approx(9 / 16)
+    assert directional_cdnv(s) == 0
+    along = np.array([[1.0, 0], [-1, 0], [5, 0], [3, 0]])
+    s = class_statistics(along, y)
+    assert cdnv(s) == directional_cdnv(s) == pytest.approx(1 / 16)
+
+
+def test_single_images_have_no_variance():
+    x, _ = clusters()
+    s = class_statistics(x[:4], np.arange(4))
+    assert cdnv(s) == directional_cdnv(s) == cdnv_root(s) == 0
+    assert nc1(s) == nc1_quotient(s) == within_class_spread(s) == 0
+
+
+@pytest.mark.parametrize("offset", [0, 0.1, 1e6])
+def test_coinciding_means_are_infinitely_variable(offset):
+    x, y = clusters((6, 6, 6))
+    x[y == 2] = x[y == 0][::-1]
+    s = class_statistics(x + offset, y)
+    assert cdnv(s) == directional_cdnv(s) == cdnv_root(s) == math.inf
+    assert 0 < nc1(s) < math.inf  # the third class still lies elsewhere
+    x[y == 1] = x[y == 0]
+    s = class_statistics(x + offset, y)
+    assert nc1(s) == nc1_quotient(s) == math.inf
+    assert within_class_spread(s) == 1
+    assert math.isnan(nc2_equinorm(s))
+    assert math.isnan(nc3(s, np.ones((3, 8))))
+
+
+def test_constant_features_are_undefined():
+    s = class_statistics(np.full((6, 3), 0.1), [0, 0, 1, 1, 2, 2])
+    for name in SCALARS:
+        expected = math.inf if "cdnv" in name else math.nan
+        assert SCALARS[name](s) == pytest.approx(expected, nan_ok=True), name
+
+
+def test_statistics_refuse_what_does_not_fit():
+    x, y = clusters()
+    with pytest.raises(ValueError, match="must be real"):
+        class_statistics(x, y[1:])
+    with pytest.raises(ValueError, match="must be real"):
+        class_statistics(x[:0], y[:0])
+    with pytest.raises(ValueError, match="at least two"):
+        class_statistics(x, 0 * y)
+    for bad in (np.nan, np.inf, 1e200):
+        broken = x.copy()
+        broken[3, 2] = bad
+        with pytest.raises(ValueError, match="NaN, infinity or numbers above"):
+            class_statistics(broken, y)
+
+
+def test_a_thousand_classes_need_little_memory():
+    rng = np.random.default_rng(0)
+    y = np.arange(5000) % 1000
+    x = rng.standard_normal((1000, 16))[y] + 0.1 * rng.standard_normal((5000, 16))
+    class_statistics(x[:9], y[:9])  # imports
+    tracemalloc.start()
+    s = class_statistics(x, y, block=256)
+    values = cdnv(s), directional_cdnv(s)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6  # C×C×d would take 128 MB, N×C 40 MB
+    assert 0 < values[1] < values[0] < 1
+
+
+# Classifiers
+
+
+def test_nc3_equals_the_formula():
+    x, y = clusters()
+    s = class_statistics(x, y)
+    w = np.random.default_rng(0).standard_normal(s.means.shape)
+    m = np.array([x[y == c].mean(0) for c in range(5)])
+    m -= m.mean(0)
+    expected = math.sqrt(((w / np.sqrt((w**2).sum()) - m / np.sqrt((m**2).sum())) ** 2).sum())
+    assert nc3(s, w) == pytest.approx(expected, rel=1e-12)
+    assert nc3(s, 0.01 * w) == pytest.approx(expected, rel=1e-12)
+    assert nc3(s, -s.means) == pytest.approx(2)
+    assert math.isnan(nc3(s, 0 * w))
+    with pytest.raises(ValueError, match="weights"):
+        nc3(s, w[1:])
+    with pytest.raises(ValueError, match="finite"):
+        nc3(s, np.nan * w)
+
+
+def test_nc4_counts_disagreement():
+    x, y = clusters()
+    nearest = NearestCentroid().fit(x, y).predict(x)
+    assert nc4(x, y, nearest) == 0
+    other = nearest.copy()
+    other[:17] += 1
+    assert nc4(x, y, other) == pytest.approx(17 / len(x))
+
+
+# Views, and the whole set
+
+
+def random_views(k=3, n=20, d=6, noise=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, d)) + noise * rng.standard_normal((k, n, d)) + 0.5
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_view_distance_equals_the_formula(k):
+    z = random_views(k)
+    unit = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    same, different = [], []
+    for (a, i), (b, j) in combinations(np.ndindex(k, 20), 2):
+        (same if i == j else different).append(2 - 2 * unit[a, i] @ unit[b, j])
+    expected = np.mean(same), np.mean(same) / np.mean(different)
+    assert view_distance(z) == pytest.approx(expected, rel=1e-12)
+    assert view_distance(5 * z[:, ::-1]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_view_distance_at_the_extremes():
+    z = random_views(noise=0)
+    assert view_distance(z) == pytest.approx((0, 0), abs=1e-24)
+    z = random_views(noise=1e-9)
+    assert 0 < view_distance(z)[0] < 1e-16  # 2 - 2 cos would be 0 or rounding
+    noise = np.random.default_rng(0).standard_normal((2, 2000, 8))
+    assert view_distance(noise) == pytest.approx((2, 1), rel=0.05)
+    assert view_distance(np.stack([z[0], -z[0]]))[0] == pytest.approx(4)
+    distance, relative = view_distance(z[:, :1])
+    assert distance > 0
+    assert math.isnan(relative)
+    assert math.isnan(view_distance(np.ones((2, 5, 3)))[1])
+    z[0, 0] = 0
+    assert np.isnan(view_distance(z)).all()
+
+
+@pytest.mark.parametrize("block", [1, 7, 256])
+def test_uniformity_equals_wang_and_isola(block):
+    z = random_views(1, 50)[0]
+    unit = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    for t in (2.0, 0.5):
+        expected = np.log(np.exp(-t * pdist(unit, "sqeuclidean")).mean())
+        assert uniformity(3 * z, t, block) == pytest.approx(expected, rel=1e-12)
+
+
+def test_uniformity_at_the_extremes():
+    z = np.array([[1.0, 2.0], [-1, -2]])
+    assert uniformity(z) == pytest.approx(-8)
+    assert uniformity(z[[0, 0, 0]]) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(uniformity(z[:1]))
+    assert math.isnan(uniformity(0 * z))
+
+
+def test_effective_rank_of_known_spectra():
+    turn = ortho_group.rvs(6, random_state=0)
+    for k in (1, 3, 6):
+        covariance = turn * (np.arange(6) < k) @ turn.T
+        assert effective_rank(covariance) == pytest.approx(k)
+        assert effective_rank(1e-9 * covariance) == pytest.approx(k)
+    assert effective_rank(np.diag([9.0, 1.0])) == pytest.approx(4 / 27**0.25)  # p = 3/4, 1/4
+    assert math.isnan(effective_rank(np.zeros((3, 3))))
+
+
+def test_sphere_and_rank_refuse_what_does_not_fit():
+    z = random_views()
+    with pytest.raises(ValueError, match="K of at least 2"):
+        view_distance(z[:1])
+    with pytest.raises(ValueError, match="must be"):
+        view_distance(z[0])
+    with pytest.raises(ValueError, match="must be"):
+        uniformity(z)
+    with pytest.raises(ValueError, match="above 0"):
+        uniformity(z[0], t=0)
+    with pytest.raises(ValueError, match="NaN"):
+        uniformity(z[0] * np.nan)
+    with pytest.raises(ValueError, match=r"\(d, d\)"):
+        effective_rank(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="NaN"):
+        effective_rank(np.full((2, 2), np.nan))
+
+
+# The few-shot bound
+
+
+def proposition(v_dir, v, v_s, m, c, a):
+    first = (1 / 2 - 2 / a - 2**1.5 / (a * m)) ** -2 * v_dir
+    return (c - 1) * (first + a / 4 * (2 / math.sqrt(m) * (v_s + v) + v / m))
+
+
+@pytest.mark.parametrize("m", [1, 3, 10, 100, 10**6])
+@pytest.mark.parametrize(("v_dir", "v", "v_s"), [(0.047, 0.844, 0.9), (1e-6, 2, 1), (5, 0.01, 0.1)])
+def test_bound_equals_the_proposition_and_its_minimum(v_dir, v, v_s, m):
+    for a in (16, 40):
+        expected = proposition(v_dir, v, v_s, m, 10, a)
+        assert few_shot_bound(v_dir, v, v_s, m, 10, a) == pytest.approx(expected, rel=1e-12)
+    smallest = math.log(max(5, 4 + 2**2.5 / m))
+    best = minimize_scalar(
+        lambda log_a: proposition(v_dir, v, v_s, m, 10, math.exp(log_a)),
+        bounds=(smallest, smallest + 12),
+        method="bounded",
+        options={"xatol": 1e-9},
+    ).fun
+    assert few_shot_bound(v_dir, v, v_s, m, 10) == pytest.approx(best, rel=1e-6)
+
+
+def test_bound_as_displayed():
+    v_dir, v, v_s, m = 0.05, 0.6, 0.7, 25
+    shown = 9 * (8 * v_dir + 8 / 5 * v_s + 8 / 5 * v + 4 / m * v)
+    assert few_shot_bound_displayed(v_dir, v, v_s, m, 10) == pytest.approx(shown, rel=1e-12)
+    for m in (10, 100, 10**4):
+        general = few_shot_bound(v_dir, v, v_s, m, 10, a=16)
+        assert few_shot_bound(v_dir, v, v_s, m, 10) <= general
+        assert general <= few_shot_bound_displayed(v_dir, v, v_s, m, 10)
+    with pytest.raises(ValueError, match="10 shots"):
+        few_shot_bound_displayed(v_dir, v, v_s, 9, 10)
+
+
+def test_bound_in_the_limits():
+    assert few_shot_bound(0.05, 0.6, 0.7, math.inf, 10) == pytest.approx(9 * 4 * 0.05)
+    assert few_shot_bound(0.05, 0.6, 0.7, 1e20, 10) == pytest.approx(9 * 4 * 0.05, rel=1e-3)
+    assert few_shot_bound(0.05, 0, 0, 5, 10) == pytest.approx(9 * 4 * 0.05)
+    assert few_shot_bound(0, 0.6, 0.7, 100, 2) == pytest.approx(
+        few_shot_bound(1e-15, 0.6, 0.7, 100, 2), rel=1e-3
+    )
+    assert few_shot_bound(0, 0.6, 0.7, 1, 2) == pytest.approx(
+        few_shot_bound(1e-15, 0.6, 0.7, 1, 2), rel=1e-3
+    )
+    assert few_shot_bound(0, 0, 0, 1, 2) == 0
+    assert few_shot_bound(0.05, 0.6, 0.7, 1, 2, a=5) == math.inf  # the bracket is negative
+    assert few_shot_bound(math.inf, math.inf, math.inf, math.inf, 2) == math.inf
+    assert math.isnan(few_shot_bound(math.nan, 0.6, 0.7, 5, 2))
+
+
+def test_bound_never_overflows_on_the_way():
+    for v_dir in (1e-300, 1e-40, 1.0, 1e300):
+        for v in (1e-300, 1e-9, 1e9):
+            for m in (1, 10):
+                bound = few_shot_bound(v_dir, v, v, m, 2)
+                assert 4 * v_dir <= bound <= few_shot_bound(v_dir, v, v, m, 2, a=16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-0.1, 1, 1, 1, 2), "negative"),
+        ((0.1, 1, 1, 0, 2), "1 shot"),
+        ((0.1, 1, 1, 1, 1), "2 classes"),
+        ((0.1, 1, 1, 1, 2, 4.9), "a must be"),
+        ((0.1, 1, 1, 1, 2, math.inf), "a must be"),
+    ],
+)
+def test_bound_refuses_impossible_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        few_shot_bound(*arguments)
+
+
+@pytest.mark.parametrize(("classes", "distance", "useful"), [(2, 6.0, True), (5, 3.0, False)])
+def test_bound_is_above_the_error_of_few_shot_centres(classes, distance, useful):
+    rng = np.random.default_rng(0)
+    d, n = 12, 2000
+    y = np.repeat(np.arange(classes), n)
+    x = distance / math.sqrt(2) * np.eye(classes, d)[y] + rng.standard_normal((n * classes, d))
+    s = class_statistics(x, y)
+    for m in (1, 5, 20, 100, 1000):
+        errors = []
+        for _ in range(5):
+            few = np.concatenate([c * n + rng.choice(n, m, replace=False) for c in range(classes)])
+            errors.append(1 - nccc(x[few], y[few], x, y)[1])
+        bound = few_shot_bound(directional_cdnv(s), cdnv(s), cdnv_root(s), m, classes)
+        assert bound >= np.mean(errors)
+    assert (bound < 1) == useful  # it says something at 1000 shots, or never

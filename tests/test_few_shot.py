@@ -1,0 +1,143 @@
+"""Few-shot accuracy against one probe per draw, nearest neighbours against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+from test_probes import clusters
+
+from cltools.maths import few_shot as module
+from cltools.maths.few_shot import TEMPERATURE, _draws, few_shot, knn
+from cltools.maths.probes import linear_probe, nccc
+
+SHOTS = [1, 2, 5, 20]
+
+
+@pytest.mark.parametrize("ways", [None, 2, 3])
+def test_few_shot_equals_a_loop_over_nccc(ways):
+    train, y, test, test_y = clusters()
+    found = few_shot(train, y, test, test_y, SHOTS, repeats=6, ways=ways, seed=4)
+    for repeat, (classes, support) in enumerate(_draws(y, test_y, 20, 6, ways, 4)):
+        query = np.isin(test_y, classes)
+        assert len(classes) == (ways or 5)
+        for row, shots in enumerate(SHOTS):
+            images = support[:, :shots].ravel()
+            expected = nccc(train[images], y[images], test[query], test_y[query])[1]
+            assert found.accuracies[row, repeat] == expected
+    np.testing.assert_array_equal(found.mean, found.accuracies.mean(axis=1))
+    np.testing.assert_array_equal(found.sd, found.accuracies.std(axis=1, ddof=1))
+
+
+def test_draws_are_of_their_class_without_copies_and_differ_each_time():
+    _, y, _, test_y = clusters()
+    supports, pairs = [], set()
+    for classes, support in _draws(y, test_y, 20, 50, 2, 0):
+        assert classes[0] != classes[1]
+        for c, images in zip(classes, support, strict=True):
+            assert (y[images] == c).all()
+            assert len(set(images)) == 20
+        supports.append(tuple(support.ravel()))
+        pairs.add(frozenset(classes.tolist()))
+    assert len(set(supports)) == 50
+    assert len(pairs) == 10  # all pairs of 5 classes turn up
+
+
+def test_linear_probe_on_the_same_draws():
+    train, y, test, test_y = clusters(spread=0.5)
+    found = few_shot(train, y, test, test_y, [1, 10], repeats=2, ways=2, probe="linear")
+    _, support = next(_draws(y, test_y, 10, 2, 2, 0))
+    images = support.ravel()
+    query = np.isin(test_y, y[images])
+    expected = linear_probe(train[images], y[images], test[query], test_y[query])[1]
+    assert found.accuracies[1, 0] == pytest.approx(expected, abs=0.01)
+    assert found.mean[1] > 0.8
+
+
+def test_more_shots_and_fewer_ways_are_easier_and_all_shots_give_nccc():
+    train, y, test, test_y = clusters()
+    train, y = (np.concatenate([v[y == c][:40] for c in range(5)]) for v in (train, y))
+    found = few_shot(train, y, test, test_y, [1, 5, 40])
+    assert (np.diff(found.mean) > 0).all()
+    assert found.accuracies[2] == pytest.approx(nccc(train, y, test, test_y)[1])
+    assert found.sd[2] == pytest.approx(0, abs=1e-12)
+    assert (few_shot(train, y, test, test_y, [1, 5, 40], ways=2).mean > found.mean).all()
+
+
+def test_shots_in_any_order_and_beyond_the_smallest_class():
+    train, y, test, test_y = clusters()
+    smallest = np.bincount(y).min()
+    up = few_shot(train, y, test, test_y, [1, smallest])
+    found = few_shot(train, y, test, test_y, [smallest, smallest + 1, 1, 1])
+    np.testing.assert_array_equal(found.accuracies[[2, 3, 0]], up.accuracies[[0, 0, 1]])
+    for part in found:
+        assert np.isnan(part[1]).all()
+    assert np.isnan(few_shot(train, y, test, test_y, [1000]).mean).all()
+
+
+def test_seeds_repeat_and_one_repeat_has_no_sd():
+    train, y, test, test_y = clusters()
+    first, again, other = (few_shot(train, y, test, test_y, SHOTS, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first.accuracies, again.accuracies)
+    assert (first.accuracies != other.accuracies).any()
+    once = few_shot(train, y, test, test_y, SHOTS, repeats=1)
+    assert np.isfinite(once.mean).all()
+    assert np.isnan(once.sd).all()
+
+
+def test_label_names_offsets_and_unseen_classes():
+    train, y, test, test_y = clusters()
+    base = few_shot(train, y, test, test_y, SHOTS)
+    names = np.array(["cat", "dog", "eel", "fox", "gnu"])
+    moved = few_shot(train + 2.0**20, names[y], test + 2.0**20, names[test_y], SHOTS)
+    np.testing.assert_array_equal(moved.accuracies, base.accuracies)
+    strange = np.where(test_y == 0, 9, test_y)
+    assert (few_shot(train, y, test, strange, SHOTS).mean < base.mean).all()
+    for classes, _ in _draws(y, strange, 1, 20, 2, 0):
+        assert not {0, 9} & set(classes)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"shots": []}, "shots must be"),
+        ({"shots": [0, 1]}, "shots must be"),
+        ({"shots": [1.5]}, "shots must be"),
+        ({"repeats": 0}, "repeats must be"),
+        ({"ways": 1}, "ways must be 2 to 5"),
+        ({"ways": 6}, "ways must be 2 to 5"),
+        ({"probe": "svm"}, "nccc or linear"),
+    ],
+)
+def test_few_shot_ranges(bad, message):
+    with pytest.raises(ValueError, match=message):
+        few_shot(*clusters(), **({"shots": [1]} | bad))
+
+
+# Nearest neighbours
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 300])
+@pytest.mark.parametrize("chunk_entries", [1, 2000, 1 << 23])
+def test_knn_equals_scikit_learn(k, chunk_entries, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ENTRIES", chunk_entries)
+    train, y, test, test_y = clusters(spread=1.5)
+    train, test = train - 4, test - 4
+    peer = KNeighborsClassifier(
+        n_neighbors=k, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE)
+    )
+    assert knn(train, y, test, test_y, k) == peer.fit(train, y).score(test, test_y)
+
+
+def test_knn_with_few_images_label_names_scales_and_unseen_classes():
+    train, y = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array(["a", "b"])
+    test, test_y = np.array([[5.0, 1.0], [0.1, 0.2], [1.0, 3.0]]), np.array(["a", "b", "c"])
+    assert knn(train, y, test, test_y, k=20) == pytest.approx(2 / 3)
+    assert knn(train * 7, y, test, test_y, k=1) == pytest.approx(2 / 3)
+    assert 0 <= knn(np.vstack([train, [[0, 0]]]), [*y, "c"], test, test_y, k=3) <= 1
+
+
+def test_knn_refuses_what_does_not_fit():
+    train, y, test, test_y = clusters()
+    with pytest.raises(ValueError, match="k must be above 0"):
+        knn(train, y, test, test_y, 0)
+    with pytest.raises(ValueError, match=r"train features .* labels"):
+        knn(train, y[1:], test, test_y)
