@@ -164,6 +164,22 @@ def measure(
 
 
 @app.command()
+def compare(
+    files: Annotated[
+        list[Path], typer.Argument(help="Two or more: .npy, .npz, .safetensors, .nc.")
+    ],
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    labels: Annotated[Path | None, typer.Option(help="Classes of the images (.npy).")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Measure embeddings that other software made, against the first file."""
+    limit_threads(threads)
+    from cltools.stages.compare import compare as run_stage
+
+    run_stage(files, output, labels)
+
+
+@app.command()
 def collect(
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
     measured: Annotated[list[Path], typer.Argument(help="Lists written by `cltools measure`.")],

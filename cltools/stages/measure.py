@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 import xarray as xr
 
@@ -27,29 +26,6 @@ from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["measure"]
 log = logging.getLogger("cltools")
-
-SCHEMA = {
-    "step": pl.Int64,
-    "epoch": pl.Float64,
-    "split": pl.String,
-    "objective": pl.String,
-    "reference": pl.String,
-    "features": pl.String,
-    "metric": pl.String,
-    "variant": pl.String,
-    "value": pl.Float64,
-    "ci_low": pl.Float64,
-    "ci_high": pl.Float64,
-    "n": pl.Int64,
-}
-EMPTY = {
-    "split": "",
-    "reference": "",
-    "features": "",
-    "ci_low": None,
-    "ci_high": None,
-    "n": None,
-}
 
 
 def measure_cells(
@@ -86,36 +62,31 @@ def measure(manifest_path: Path, full_at: str = "last") -> Path:
     path = folder / "measures" / f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
     if path.exists():
         return path
-    tau = manifest["cell"]["tau"]
     rows: list[measurements.Row] = []
-    initial: dict[str, xr.Dataset] = {}
+    initial: dict[str, np.ndarray] = {}
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
         dataset = read_embeddings(
             embedding_file(folder / "embeddings", step), manifest["store"], hashes
         )
         full = full_at == "all" or step == manifest["steps"]
-        splits = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
+        parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
         if step == 0:
-            initial = splits
+            # All objectives start from the same encoder; the first one's stands for it.
+            initial = {split: next(iter(_arrays(part, "h").values()))
+                       for split, part in parts.items()}  # fmt: skip
         found = []
-        for split, part in splits.items():
-            about = {"split": split, "n": part.sizes["sample"]}
-            of_split = [
-                *measurements.alignment_rows(part, initial.get(split)),
-                *measurements.corollary_rows(part),
-                *measurements.loss_rows(part, tau),
-                *measurements.geometry_rows(part),
-            ]
-            if full:
-                of_split += measurements.null_rows(part)
-                _add_intervals(of_split, measurements.intervals(part))
-            found += [{**about, **row} for row in of_split]
-        found += measurements.downstream_rows(splits["train"], splits["test"], full)
+        for split, part in parts.items():
+            rows_of_split = _measure_split(part, initial.get(split), manifest["cell"]["tau"], full)
+            found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows_of_split]
+        train, test = parts.values()
+        found += measurements.downstream_rows(
+            _arrays(train, "h"), train.label.values, _arrays(test, "h"), test.label.values, full
+        )
         found += measurements.weight_rows(_read_weights(run, hashes, step))
         at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
-        rows += [{**EMPTY, **at, **row} for row in found]
+        rows += [{**at, **row} for row in found]
     with whole_file(path) as scratch:
-        pl.DataFrame(rows, schema=SCHEMA).write_parquet(scratch)
+        measurements.tidy(rows).write_parquet(scratch)
     return path
 
 
@@ -135,14 +106,28 @@ def read_embeddings(path: Path, store: str, weights: dict[str, str]) -> xr.Datas
     return dataset
 
 
-def _add_intervals(
-    rows: list[measurements.Row], intervals: dict[tuple[str, str, str], tuple[float, float]]
-) -> None:
-    """Put intervals over images beside the values of h against DCL."""
-    for row in rows:
-        if row.get("reference") == measurements.REFERENCE and row["features"] == "h":
-            key = (row["objective"], row["metric"], row["variant"])
-            row["ci_low"], row["ci_high"] = intervals.get(key, (None, None))
+def _arrays(part: xr.Dataset, variable: str) -> dict[str, np.ndarray]:
+    """Objective -> array of "h", "z" or "z_views", in the order of the objectives."""
+    return {o: part[variable].sel(objective=o).values for o in part.objective.values.tolist()}
+
+
+def _measure_split(
+    part: xr.Dataset, start: np.ndarray | None, tau: float, full: bool
+) -> list[measurements.Row]:
+    """Rows of one checkpoint and split; `start` is the untrained encoder's h."""
+    h, z_views, labels = _arrays(part, "h"), _arrays(part, "z_views"), part.label.values
+    rows = [
+        *measurements.alignment_rows(h, labels, "h", start),
+        *measurements.alignment_rows(_arrays(part, "z"), labels, "z"),
+        *measurements.corollary_rows(h),
+        *measurements.loss_rows(z_views, labels, tau),
+        *measurements.geometry_rows(h, labels),
+        *measurements.view_rows(z_views),
+    ]
+    if full:
+        rows += measurements.null_rows(h, labels)
+        measurements.add_intervals(rows, h)
+    return rows
 
 
 def _read_weights(run: Path, hashes: dict[str, str], step: int) -> dict[str, dict[str, np.ndarray]]:

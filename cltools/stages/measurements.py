@@ -1,16 +1,16 @@
-"""What is measured of one checkpoint: generators of tidy rows, one function per family.
+"""What is measured of representations: generators of tidy rows, one function per family.
 
-A row is a dict with any of the columns of `cltools.stages.measure.SCHEMA`; columns that a family
-does not set are the same for the whole checkpoint or are left empty.
+A row is a dict with any of the columns of `tidy`; those that a family does not set are the same for
+all that is measured together, or are left empty.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
-import xarray as xr
 
 from cltools.maths import collapse
 from cltools.maths.alignment import alignment
@@ -25,6 +25,22 @@ from cltools.maths.weights import weight_gap
 from cltools.maths.whole_set import whole_set_losses
 
 Row = dict[str, Any]
+Features = Mapping[str, np.ndarray]  # name of an objective (or of a file) -> (n, d)
+SCHEMA = {
+    "step": pl.Int64,
+    "epoch": pl.Float64,
+    "split": pl.String,
+    "objective": pl.String,
+    "reference": pl.String,
+    "features": pl.String,
+    "metric": pl.String,
+    "variant": pl.String,
+    "value": pl.Float64,
+    "ci_low": pl.Float64,
+    "ci_high": pl.Float64,
+    "n": pl.Int64,
+}
+EMPTY = {name: "" if dtype == pl.String else None for name, dtype in SCHEMA.items()}
 REFERENCE = "dcl"
 # The measures that the papers state; intervals and nulls are worked out for these.
 PAPERS_MEASURES = (("cka", "cosine_biased"), ("cka", "cosine_debiased"), ("rsa", "pearson_cosine"))
@@ -33,133 +49,106 @@ SHOTS, SHOT_REPEATS = (1, 5, 10, 20, 50, 100, 500), 20
 NEIGHBOURS = 20
 
 
-def features_of(part: xr.Dataset, variable: str) -> dict[str, np.ndarray]:
-    """Objective -> (n, d) array of "h" or "z", in the order of the objectives."""
-    return {o: part[variable].sel(objective=o).values for o in part.objective.values.tolist()}
+def tidy(rows: Iterable[Row]) -> pl.DataFrame:
+    """The rows as a table of all columns; text that a row lacks is "", numbers are null."""
+    return pl.DataFrame([{**EMPTY, **row} for row in rows], schema=SCHEMA)
 
 
-def alignment_rows(part: xr.Dataset, start: xr.Dataset | None) -> Iterator[Row]:
-    """CKA and RSA of all pairs of objectives, plain and after class means are removed.
+def alignment_rows(
+    arrays: Features, labels: np.ndarray, features: str = "h", start: np.ndarray | None = None
+) -> Iterator[Row]:
+    """CKA and RSA of all pairs, plain and after class means are removed.
 
-    With `start`, the same images at step 0, also each encoder against its untrained self.
+    With `start`, the same images before training, also everyone against it (`cka_to_init`).
     """
-    labels = part.label.values
-    for features in ("h", "z"):
-        arrays = features_of(part, features)
-        pairs = list(combinations(arrays, 2))
-        found = residual_alignment(arrays, labels, pairs)
-        if features == "h" and start is not None:
-            # All objectives start from the same encoder; the first one's stands for it.
-            arrays["init"] = start["h"].isel(objective=0).values
-            pairs += [("init", objective) for objective in part.objective.values.tolist()]
-        for pair, values in alignment(arrays, pairs).items():
-            for (metric, variant), value in {**values, **found.get(pair, {})}.items():
-                yield {
-                    "objective": pair[1],
-                    "reference": pair[0],
-                    "features": features,
-                    "metric": f"{metric}_to_init" if pair[0] == "init" else metric,
-                    "variant": variant,
-                    "value": value,
-                }
+    arrays = dict(arrays)
+    pairs = list(combinations(arrays, 2))
+    found = residual_alignment(arrays, labels, pairs)
+    if start is not None:
+        pairs += [("init", name) for name in arrays]
+        arrays["init"] = start
+    for pair, values in alignment(arrays, pairs).items():
+        for (metric, variant), value in {**values, **found.get(pair, {})}.items():
+            yield {
+                "objective": pair[1],
+                "reference": pair[0],
+                "features": features,
+                "metric": f"{metric}_to_init" if pair[0] == "init" else metric,
+                "variant": variant,
+                "value": value,
+            }
 
 
-def corollary_rows(part: xr.Dataset) -> Iterator[Row]:
-    """How far the similarity matrices of h drift from DCL's, and what P2 concludes from it.
+def corollary_rows(arrays: Features, reference: str = REFERENCE) -> Iterator[Row]:
+    """How far similarity matrices drift from the reference's, and what P2 concludes from it.
 
     `cka` and `rsa` lie above the rows `cka_lower_bound` and `rsa_lower_bound`: variant `corollary`
     is P2's, `tight` the best that the same distance allows; NaN where nothing is claimed.
     """
-    for objective, h in _others(part).items():
-        gap = frobenius_gap(part["h"].sel(objective=REFERENCE).values, h)
-        for metric, variant, value in (
-            ("similarity_gap", "frobenius", gap.gap),
-            ("similarity_gap", "rho", gap.rho),
-            ("similarity_gap", "r", gap.r),
-            ("cka_lower_bound", "corollary", cka_lower_bound(gap.rho)),
-            ("cka_lower_bound", "tight", cosine_lower_bound(gap.rho)),
-            ("rsa_lower_bound", "corollary", rsa_lower_bound(gap.r)),
-            ("rsa_lower_bound", "tight", cosine_lower_bound(gap.r)),
-        ):
-            yield {
-                "objective": objective,
-                "reference": REFERENCE,
-                "features": "h",
-                "metric": metric,
-                "variant": variant,
-                "value": float(value),
-            }
+    for name in _others(arrays, reference):
+        gap = frobenius_gap(arrays[reference], arrays[name])
+        values = {
+            ("similarity_gap", "frobenius"): gap.gap,
+            ("similarity_gap", "rho"): gap.rho,
+            ("similarity_gap", "r"): gap.r,
+            ("cka_lower_bound", "corollary"): cka_lower_bound(gap.rho),
+            ("cka_lower_bound", "tight"): cosine_lower_bound(gap.rho),
+            ("rsa_lower_bound", "corollary"): rsa_lower_bound(gap.r),
+            ("rsa_lower_bound", "tight"): cosine_lower_bound(gap.r),
+        }
+        yield from _rows(values, objective=name, reference=reference, features="h")
 
 
-def null_rows(part: xr.Dataset) -> Iterator[Row]:
-    """Alignment with DCL when images are shuffled within their classes: mean and p-value.
+def null_rows(arrays: Features, labels: np.ndarray, reference: str = REFERENCE) -> Iterator[Row]:
+    """Alignment with the reference when images are shuffled within their classes: mean and p-value.
 
-    What is left then comes from class means alone (metric `cka_null` or `rsa_null`).
+    What is left then comes from class means alone (metrics `cka_null`, `rsa_null` and `…_p`).
     """
-    reference = part["h"].sel(objective=REFERENCE).values if _has_reference(part) else None
-    for objective, h in _others(part).items():
+    for name in _others(arrays, reference):
         tests = within_class_null(
-            reference, h, part.label.values, NULL_DRAWS, measures=PAPERS_MEASURES
+            arrays[reference], arrays[name], labels, NULL_DRAWS, measures=PAPERS_MEASURES
         )
+        values = {}
         for (metric, variant), test in tests.items():
-            for kind, value in (("", test.mean), ("_p", test.p)):
-                yield {
-                    "objective": objective,
-                    "reference": REFERENCE,
-                    "features": "h",
-                    "metric": f"{metric}_null{kind}",
-                    "variant": variant,
-                    "value": value,
-                }
+            values[f"{metric}_null", variant] = test.mean
+            values[f"{metric}_null_p", variant] = test.p
+        yield from _rows(values, objective=name, reference=reference, features="h")
 
 
-def intervals(part: xr.Dataset) -> dict[tuple[str, str, str], tuple[float, float]]:
-    """90 % intervals over images of the papers' measures of h against DCL.
-
-    (objective, metric, variant) -> (low, high).
-    """
-    arrays = features_of(part, "h")
-    pairs = [(REFERENCE, objective) for objective in _others(part)]
+def add_intervals(rows: list[Row], arrays: Features, reference: str = REFERENCE) -> None:
+    """Put 90 % intervals over images beside the papers' measures of h against the reference."""
+    pairs = [(reference, name) for name in _others(arrays, reference)]
     if not pairs:
-        return {}
+        return
     table = alignment_intervals(arrays, pairs, PAPERS_MEASURES, draws=INTERVAL_DRAWS)
-    return {
-        (objective, *measure): (interval.low, interval.high)
-        for (_, objective), values in table.items()
-        for measure, interval in values.items()
-    }
+    for row in rows:
+        pair = (row.get("reference"), row["objective"])
+        interval = table.get(pair, {}).get((row["metric"], row["variant"]))
+        if interval is not None and row["features"] == "h":
+            row["ci_low"], row["ci_high"] = interval.low, interval.high
 
 
-def loss_rows(part: xr.Dataset, tau: float) -> Iterator[Row]:
-    """Whole-set DCL and NSCL of every contrastive model on augmented views, gap and bound."""
-    labels = part.label.values
+def loss_rows(z_views: Features, labels: np.ndarray, tau: float) -> Iterator[Row]:
+    """Whole-set DCL and NSCL of every contrastive model, z_views (K, n, d), gap and bound."""
     bounds = {t: gap_bound(int(np.bincount(labels).max()), len(labels), t) for t in {tau, 1.0}}
-    for objective in part.objective.values.tolist():
+    for objective in z_views:
         if objective not in CONTRASTIVE:
             continue
-        z = torch.from_numpy(part["z_views"].sel(objective=objective).values).float()
+        z = torch.from_numpy(z_views[objective]).float()
         losses = whole_set_losses(z, torch.from_numpy(labels), sorted(bounds))
+        values = {}
         for variant, t in (("training_tau", tau), ("tau_1", 1.0)):
             dcl, nscl = losses[t]
-            for metric, value in (
-                ("dcl_loss", dcl),
-                ("nscl_loss", nscl),
-                ("gap", dcl - nscl),
-                ("gap_bound", bounds[t]),
-            ):
-                yield {
-                    "objective": objective,
-                    "features": "z",
-                    "metric": metric,
-                    "variant": variant,
-                    "value": value,
-                }
+            values["dcl_loss", variant] = dcl
+            values["nscl_loss", variant] = nscl
+            values["gap", variant] = dcl - nscl
+            values["gap_bound", variant] = bounds[t]
+        yield from _rows(values, objective=objective, features="z")
 
 
-def geometry_rows(part: xr.Dataset) -> Iterator[Row]:
-    """Collapse of h towards class means and a simplex; spread and agreement of views of z."""
-    labels = part.label.values
-    for objective, h in features_of(part, "h").items():
+def geometry_rows(arrays: Features, labels: np.ndarray) -> Iterator[Row]:
+    """Collapse towards class means and a simplex, and the effective rank."""
+    for name, h in arrays.items():
         s = collapse.class_statistics(h, labels)
         equiangular_sd, equiangular = collapse.nc2_equiangularity(s)
         values = {
@@ -175,84 +164,56 @@ def geometry_rows(part: xr.Dataset) -> Iterator[Row]:
             ("within_class_spread", "share"): collapse.within_class_spread(s),
             ("effective_rank", "covariance"): collapse.effective_rank(s.total),
         }
-        for (metric, variant), value in values.items():
-            yield _geometry_row(objective, "h", metric, variant, value)
-        views = part["z_views"].sel(objective=objective).values
+        yield from _rows(values, objective=name, features="h")
+
+
+def view_rows(z_views: Features) -> Iterator[Row]:
+    """Agreement of the views of an image and spread over the sphere, z_views (K, n, d)."""
+    for objective, views in z_views.items():
         distance, relative = collapse.view_distance(views)
-        yield _geometry_row(objective, "z", "view_distance", "squared", distance)
-        yield _geometry_row(objective, "z", "view_distance", "relative", relative)
-        yield _geometry_row(objective, "z", "uniformity", "t_2", collapse.uniformity(views[0]))
+        values = {
+            ("view_distance", "squared"): distance,
+            ("view_distance", "relative"): relative,
+            ("uniformity", "t_2"): collapse.uniformity(views[0]),
+        }
+        yield from _rows(values, objective=objective, features="z")
 
 
-def _geometry_row(objective: str, features: str, metric: str, variant: str, value: float) -> Row:
-    return {
-        "objective": objective,
-        "features": features,
-        "metric": metric,
-        "variant": variant,
-        "value": value,
-    }
-
-
-def downstream_rows(train: xr.Dataset, test: xr.Dataset, probe: bool) -> Iterator[Row]:
-    """Accuracies in [0, 1] on h: nearest class centre; with `probe` also the dearer ones."""
-    y, test_y = train.label.values, test.label.values
-    test_features = features_of(test, "h")
-    for objective, x in features_of(train, "h").items():
-        sets = (x, y, test_features[objective], test_y)
-        both = {"nccc": nccc(*sets)}
-        if probe:
-            both["linear_probe"] = linear_probe(*sets)[:2]
-        for metric, accuracies in both.items():
-            for split, value, n in zip(
-                ("train", "test"), accuracies, (len(y), len(test_y)), strict=True
-            ):
-                yield _accuracy_row(objective, split, metric, "accuracy", value, n)
-        if not probe:
-            continue
-        yield _accuracy_row(
-            objective, "test", "knn", f"k_{NEIGHBOURS}", knn(*sets, NEIGHBOURS), len(test_y)
-        )
-        for ways, name in ((None, "all_way"), (2, "two_way")):
-            accuracies = few_shot(*sets, SHOTS, SHOT_REPEATS, ways).mean
-            for shots, value in zip(SHOTS, accuracies.tolist(), strict=True):
-                metric = f"few_shot_nccc_{name}"
-                yield _accuracy_row(objective, "test", metric, f"shots_{shots}", value, len(test_y))
-
-
-def _accuracy_row(
-    objective: str, split: str, metric: str, variant: str, value: float, n: int
-) -> Row:
-    return {
-        "split": split,
-        "objective": objective,
-        "features": "h",
-        "metric": metric,
-        "variant": variant,
-        "value": value,
-        "n": n,
-    }
+def downstream_rows(
+    train: Features, y: np.ndarray, test: Features, test_y: np.ndarray, full: bool
+) -> Iterator[Row]:
+    """Accuracies in [0, 1] on h: nearest class centre; with `full` also the dearer ones."""
+    for objective, x in train.items():
+        sets = (x, y, test[objective], test_y)
+        on_train, on_test = {}, {}
+        on_train["nccc", "accuracy"], on_test["nccc", "accuracy"] = nccc(*sets)
+        if full:
+            probe = linear_probe(*sets)
+            on_train["linear_probe", "accuracy"], on_test["linear_probe", "accuracy"] = probe[:2]
+            on_test["knn", f"k_{NEIGHBOURS}"] = knn(*sets, NEIGHBOURS)
+            for ways, name in ((None, "all_way"), (2, "two_way")):
+                means = few_shot(*sets, SHOTS, SHOT_REPEATS, ways).mean.tolist()
+                for shots, value in zip(SHOTS, means, strict=True):
+                    on_test[f"few_shot_nccc_{name}", f"shots_{shots}"] = value
+        about = {"objective": objective, "features": "h"}
+        yield from _rows(on_train, split="train", n=len(y), **about)
+        yield from _rows(on_test, split="test", n=len(test_y), **about)
 
 
 def weight_rows(weights: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Row]:
     """How far every objective's encoder weights lie from those of DCL."""
-    for objective in weights:
-        if objective != REFERENCE and REFERENCE in weights:
-            yield {
-                "objective": objective,
-                "reference": REFERENCE,
-                "metric": "weight_gap",
-                "variant": "mean_layer",
-                "value": weight_gap(weights[REFERENCE], weights[objective])[0],
-            }
+    for objective in _others(weights, REFERENCE):
+        gap, _ = weight_gap(weights[REFERENCE], weights[objective])
+        yield from _rows(
+            {("weight_gap", "mean_layer"): gap}, objective=objective, reference=REFERENCE
+        )
 
 
-def _has_reference(part: xr.Dataset) -> bool:
-    return REFERENCE in part.objective.values
+def _rows(values: Mapping[tuple[str, str], float], **about: Any) -> Iterator[Row]:
+    for (metric, variant), value in values.items():
+        yield {**about, "metric": metric, "variant": variant, "value": float(value)}
 
 
-def _others(part: xr.Dataset) -> dict[str, np.ndarray]:
-    """h of every objective but DCL; empty where DCL was not trained."""
-    if not _has_reference(part):
-        return {}
-    return {o: h for o, h in features_of(part, "h").items() if o != REFERENCE}
+def _others(arrays: Mapping[str, Any], reference: str) -> list[str]:
+    """All names but the reference's; none where there is no reference."""
+    return [name for name in arrays if name != reference] if reference in arrays else []

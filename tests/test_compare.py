@@ -1,0 +1,95 @@
+"""Embeddings of other software: every format gives the same numbers, mismatches are refused."""
+
+import numpy as np
+import polars as pl
+import pytest
+import xarray as xr
+from safetensors.numpy import save_file
+
+from cltools.errors import InputError
+from cltools.maths.alignment import alignment
+from cltools.stages.compare import compare
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(60) % 3
+A = RNG.standard_normal((60, 5)) + 3 * np.eye(5)[LABELS]
+B = A @ RNG.standard_normal((5, 8)) + RNG.standard_normal((60, 8))
+IDS = np.arange(100, 160)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    np.save(tmp_path / "a.npy", A)
+    np.save(tmp_path / "labels.npy", LABELS)
+    np.savez(tmp_path / "b.npz", features=B, labels=LABELS, ids=IDS)
+    save_file({"h": B, "labels": LABELS, "ids": IDS}, tmp_path / "c.safetensors")
+    xr.Dataset(
+        {"h": (("sample", "feature"), B)},
+        {"label": ("sample", LABELS), "sample_id": ("sample", IDS)},
+    ).to_netcdf(tmp_path / "d.nc", engine="h5netcdf")
+    return tmp_path
+
+
+def run(folder, *names, labels=None):
+    path = None if labels is None else folder / labels
+    compare([folder / name for name in names], folder / "out.parquet", path)
+    return pl.read_parquet(folder / "out.parquet")
+
+
+def value(table, objective, metric, variant, reference="a"):
+    row = table.filter(objective=objective, reference=reference, metric=metric, variant=variant)
+    return row["value"].item()
+
+
+def test_every_format_gives_the_same_numbers(folder):
+    table = run(folder, "a.npy", "b.npz", "c.safetensors", "d.nc")
+    expected = alignment({"a": A, "b": B})["a", "b"]
+    for name in ("b", "c", "d"):
+        for (metric, variant), number in expected.items():
+            assert value(table, name, metric, variant) == pytest.approx(number, abs=1e-12)
+    assert value(table, "d", "rsa", "pearson_cosine", reference="c") == pytest.approx(1)
+    interval = table.filter(objective="b", metric="rsa", variant="pearson_cosine", reference="a")
+    low, number, high = interval.select("ci_low", "value", "ci_high").row(0)
+    assert low < number < high
+    assert set(table["n"]) == {60}
+    assert table.filter(objective="a", metric="cdnv")["value"].is_finite().all()
+
+
+def test_labels_may_come_by_themselves(folder):
+    np.save(folder / "e.npy", B)
+    apart = run(folder, "a.npy", "e.npy", labels="labels.npy")
+    within = run(folder, "a.npy", "b.npz")
+    for metric, variant in (("cka", "residual_biased"), ("rsa_null", "pearson_cosine")):
+        assert value(apart, "e", metric, variant) == value(within, "b", metric, variant)
+    with pytest.raises(InputError, match="no file holds labels: give them with --labels"):
+        run(folder, "a.npy", "e.npy")
+
+
+def test_mismatches_are_refused(folder):
+    def refused(sentence, *names, **options):
+        with pytest.raises(InputError, match=sentence):
+            run(folder, *names, **options)
+
+    np.savez(folder / "order.npz", features=B[::-1], labels=LABELS[::-1], ids=IDS[::-1])
+    refused(r"b\.npz and .*order\.npz differ in their ids, first at image 0", "b.npz", "order.npz")
+    np.savez(folder / "other.npz", features=B, labels=LABELS.copy()[::-1], ids=IDS)
+    refused("differ in their labels", "b.npz", "other.npz")
+    np.save(folder / "short.npy", A[:-1])
+    refused("different numbers of images", "b.npz", "short.npy")
+    np.savez(folder / "none.npz", x=A)
+    refused("holds no array 'features'", "b.npz", "none.npz")
+    np.save(folder / "cube.npy", np.zeros((60, 2, 2)))
+    refused(r"shape \(60, 2, 2\)", "b.npz", "cube.npy")
+    broken = A.copy()
+    broken[3, 1] = np.nan
+    np.save(folder / "nan.npy", broken)
+    refused("cannot be compared", "b.npz", "nan.npy")
+    (folder / "cut.npz").write_bytes((folder / "b.npz").read_bytes()[:200])
+    refused(r"cut\.npz cannot be read", "b.npz", "cut.npz")
+    np.save(folder / "object.npy", np.array([{}, {}]), allow_pickle=True)
+    refused(r"object\.npy cannot be read", "b.npz", "object.npy")
+    refused("does not exist", "b.npz", "absent.npy")
+    (folder / "x.csv").write_text("1,2")
+    refused("no known type", "b.npz", "x.csv")
+    refused("at least two files", "b.npz")
+    refused("one label for each image", "a.npy", "b.npz", labels="short.npy")
