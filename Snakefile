@@ -5,6 +5,9 @@
 #   results/<experiment>/               tables and figures of one experiment
 #
 # `snakemake --cores 2` runs the default experiment, `--configfile FILE` another one.
+#
+# Every command writes to its job's log; when it fails, the last lines, which say what is wrong, go to
+# the console as well.
 
 from snakemake.utils import min_version
 

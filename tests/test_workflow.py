@@ -156,6 +156,11 @@ def test_a_wrong_config_is_one_sentence(tmp_path):
     assert "Traceback" not in text
 
 
+def test_what_is_wrong_is_said_on_the_console(tmp_path):
+    text = snakemake(tmp_path, config=changed(base={**CONFIG["base"], "classes": 12}), code=1)
+    assert "has 10 classes, but classes is 12: use at most 10" in text
+
+
 def test_lint(tmp_path):
     """Snakemake's own lint, but for its demand for a conda or container line per rule."""
     text = snakemake(tmp_path, "--lint", config=CONFIG, code=1)

@@ -24,7 +24,8 @@ rule embed:
         version=VERSIONS["embed"],
     shell:
         "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
-        "--done {output} --threads {threads} > {log} 2>&1"
+        "--done {output} --threads {threads} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule measure:
@@ -46,7 +47,8 @@ rule measure:
         version=VERSIONS["measure"],
     shell:
         "cltools measure {input.manifests} --full-at {params.full_at} "
-        "{params.discard} --done {output} --threads {threads} > {log} 2>&1"
+        "{params.discard} --done {output} --threads {threads} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule plan:
@@ -61,7 +63,8 @@ rule plan:
         config=plan_config,
         version=VERSIONS["plan"],
     shell:
-        "cltools plan {params.config:q} --output {output} > {log} 2>&1"
+        "cltools plan {params.config:q} --output {output} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule collect:
@@ -87,4 +90,5 @@ rule collect:
         version=VERSIONS["collect"],
     shell:
         "cltools collect {input.measured} --plan {input.plan} --measures {output.measures} "
-        "--log {output.log} > {log} 2>&1"
+        "--log {output.log} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

@@ -19,4 +19,5 @@ rule plot:
         version=VERSIONS["plot"],
     shell:
         "cltools plot {wildcards.figure} --plan {input.plan} --measures {input.measures} "
-        "--log {input.log} --style {params.style:q} --output {params.stem} > {log} 2>&1"
+        "--log {input.log} --style {params.style:q} --output {params.stem} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

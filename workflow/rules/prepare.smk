@@ -14,4 +14,5 @@ rule prepare:
         version=VERSIONS["prepare"],
     shell:
         "cltools prepare --name {wildcards.store} --definition {params.definition:q} "
-        "--store {params.store} > {log} 2>&1"
+        "--store {params.store} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

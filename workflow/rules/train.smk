@@ -21,4 +21,5 @@ rule train:
         version=VERSIONS["train"],
     shell:
         "cltools train --cell {params.settings:q} --until {wildcards.until} "
-        "--store {params.store} --run {params.run}/run --manifest {output} > {log} 2>&1"
+        "--store {params.store} --run {params.run}/run --manifest {output} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
