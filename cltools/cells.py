@@ -18,8 +18,6 @@ from cltools.errors import InputError
 from cltools.files import canonical_json, sha256_text
 from cltools.recipes import RECIPES
 
-DURATION_KEYS = ("horizon", "warmup")
-
 
 @cache
 def schema() -> dict[str, Any]:
@@ -135,17 +133,6 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     order = list(cell_keys()["objectives"]["items"]["enum"])
     cell["objectives"] = sorted(cell["objectives"], key=order.index)
     return cell
-
-
-def parse_cell(text: str) -> dict[str, Any]:
-    """A resolved cell from JSON text. Raises InputError."""
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"the cell is not JSON ({error}): give settings as JSON") from None
-    if not isinstance(settings, dict):
-        raise InputError("the cell is not a JSON object: give settings as {...}")
-    return resolve_cell(settings)
 
 
 def canonical_cell(cell: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from cltools.cells import (
-    canonical_cell,
     cell_id,
     check,
     resolve_cell,
@@ -194,8 +193,3 @@ def _add(plans: dict[str, Plan], plan: Plan) -> None:
         )
     sweeps = known.sweeps if plan.sweeps[0] in known.sweeps else known.sweeps + plan.sweeps
     plans[identity] = Plan(known.cell, known.dataset, max(known.until, plan.until), sweeps)
-
-
-def cell_text(plan: Plan) -> str:
-    """The cell as stages are given it: canonical JSON, one line."""
-    return canonical_cell(plan.cell)

@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from cltools.cells import canonical_cell, cell_id, defaults, parse_cell, resolve_cell, training_key
+from cltools.cells import canonical_cell, cell_id, defaults, resolve_cell, training_key
 from cltools.durations import Duration
 from cltools.errors import InputError
 from cltools.experiment import load_experiment, read_config, store_id
@@ -74,7 +74,7 @@ def test_identity_does_not_depend_on_spelling():
     assert cell_id(cell(objectives=["nscl", "dcl"])) == cell_id(cell(objectives=["dcl", "nscl"]))
     assert cell_id(cell(seed=1)) != cell_id(cell(seed=2))
     assert "seed" not in json.loads(canonical_cell(cell()))  # at its default
-    assert parse_cell(canonical_cell(one)) == one
+    assert resolve_cell(json.loads(canonical_cell(one))) == one
 
 
 def test_training_key_ignores_who_else_is_trained():

@@ -20,13 +20,16 @@ from torch import Tensor
 
 from cltools.engine.randomness import view_uniforms
 
-CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, which then falls back to a centre crop
 JITTER_ORDERS = torch.tensor(list(permutations(range(4))))
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision
 
 
 class Columns(NamedTuple):
-    """Where each parameter's uniforms stand in a row of the table. Recipes never move them."""
+    """Where each parameter's uniforms stand in a row of the table. Recipes never move them.
+
+    Ten proposals of area and ratio, as torchvision's RandomResizedCrop draws before it falls back
+    to a centre crop.
+    """
 
     area: slice = slice(0, 10)
     ratio: slice = slice(10, 20)

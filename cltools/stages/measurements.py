@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from cltools.maths import collapse
-from cltools.maths.alignment import alignment
+from cltools.maths.alignment import alignment, zero_norm_rows
 from cltools.maths.alignment_nulls import frobenius_gap, residual_alignment, within_class_null
 from cltools.maths.bounds import gap_bound
 from cltools.maths.few_shot import few_shot, knn
@@ -57,11 +57,14 @@ def tidy(rows: Iterable[Row]) -> pl.DataFrame:
 def alignment_rows(
     arrays: Features, labels: np.ndarray, features: str = "h", start: np.ndarray | None = None
 ) -> Iterator[Row]:
-    """CKA and RSA of all pairs, plain and after class means are removed.
+    """CKA and RSA of all pairs, plain and after class means are removed; rows without direction.
 
     With `start`, the same images before training, also everyone against it (`cka_to_init`).
     """
     arrays = dict(arrays)
+    for name, count in zero_norm_rows(arrays).items():
+        values = {("zero_norm_rows", "count"): count}
+        yield from _rows(values, objective=name, features=features)
     pairs = list(combinations(arrays, 2))
     found = residual_alignment(arrays, labels, pairs)
     if start is not None:
