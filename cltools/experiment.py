@@ -117,7 +117,7 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
         for name, definition in config["datasets"].items()
     }
 
-    _plan({**config["base"], "_where": "base"}, config["datasets"], ids, "base")  # its own faults
+    _plan(dict(config["base"]), config["datasets"], ids, "base", "base")  # its own faults
     plans: dict[str, Plan] = {}
     sweeps = {}
     for name, sweep in config["sweeps"].items():
@@ -129,9 +129,9 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
             "factors": sorted(factors),
         }
         for part in parts:
-            for settings in _points(config["base"], part, f"sweeps.{name}"):
-                plan = _plan(settings, config["datasets"], ids, name)
-                _add(plans, plan)
+            where = f"sweeps.{name}"
+            for settings in _points(config["base"], part, where):
+                _add(plans, _plan(settings, config["datasets"], ids, name, where))
     return Experiment(config, stores, plans, sweeps)
 
 
@@ -146,11 +146,12 @@ def _points(base: Mapping[str, Any], part: Mapping[str, Any], where: str) -> Ite
         fixed = {key: value for key, value in fixed.items() if key not in inherited}
     vary = part.get("vary", {})
     for values in product(*vary.values()):
-        yield {**fixed, **dict(zip(vary, values, strict=True)), "_where": where}
+        yield {**fixed, **dict(zip(vary, values, strict=True))}
 
 
-def _plan(settings: dict, datasets: Mapping[str, Any], ids: Mapping[str, str], sweep: str) -> Plan:
-    where = settings.pop("_where")
+def _plan(
+    settings: dict, datasets: Mapping[str, Any], ids: Mapping[str, str], sweep: str, where: str
+) -> Plan:
     stops = {key: settings.pop(key) for key in STOP_KEYS if key in settings}
     if len(stops) == 2:
         raise InputError(f"config key {where} gives both epochs and steps: keep one of them")

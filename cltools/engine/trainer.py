@@ -69,8 +69,7 @@ def _no_lap(part: str) -> None:
 class CoupledTrainer:
     """The state of a coupled run, and its step.
 
-    Raises InputError when the batch is larger than the training set or the stopping point lies
-    beyond the horizon.
+    Raises InputError when the batch is larger than the training set.
     """
 
     def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
