@@ -21,7 +21,8 @@ def compare(files: list[Path], output: Path, labels_file: Path | None = None) ->
     """Measure the representations in `files` against the first one; tidy rows to `output`.
 
     Representations are named like their files. Measured as h in `cltools measure`: alignment (all
-    pairs), residual alignment, intervals, permutation null, corollaries and collapse. Labels come from `labels_file` (.npy) or from the files themselves.
+    pairs), residual alignment, intervals, permutation null, corollaries and collapse. Labels come
+    from `labels_file` (.npy) or from the files themselves.
 
     Raises InputError when a file cannot be read, images or labels do not match, labels are missing,
     or features are not finite.
