@@ -1,6 +1,7 @@
 """What Snakemake runs, counted by rule, after each kind of change."""
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -26,8 +27,8 @@ CONFIG = {
         "checkpoints": [0],
     },
     "sweeps": {
-        "base": {"vary": {"seed": [0, 1]}},
         "temperature": {"vary": {"tau": [0.1, 0.5], "seed": [0, 1]}},
+        "base": {"vary": {"seed": [0, 1]}},
     },
     "cells_per_job": 3,
 }
@@ -39,7 +40,7 @@ def snakemake(folder, *arguments, config=None, code=0):
     command += ["--directory", folder, "--cores", "2", *arguments]
     if config is not None:
         path = folder / "config.yaml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
         command += ["--configfile", path]
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, timeout=300
@@ -77,6 +78,8 @@ def test_all_is_there(finished):
     }  # fmt: skip
     for name in names:
         assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))
+    plan = json.loads((finished / "results/tiny/plan.json").read_text())
+    assert [sweep["name"] for sweep in plan["sweeps"]] == list(CONFIG["sweeps"])
     logs = finished / "results/logs"
     assert len(list((logs / "train").iterdir())) == 4
     assert len(list((finished / "results/benchmarks/train").iterdir())) == 4

@@ -1,5 +1,6 @@
 # The checked experiment, and the functions that name files and settings for the rules.
 
+import json
 import sys
 from pathlib import Path
 
@@ -74,6 +75,10 @@ def cell_threads(wildcards):
 
 
 def plan_config(wildcards):
-    return canonical_json(
-        {key: config[key] for key in ("experiment", "datasets", "base", "sweeps")}
-    )
+    # The order of sweeps is kept, since figures follow it; that of all other keys means nothing.
+    used = {key: config[key] for key in ("experiment", "datasets", "base")}
+    sweeps = {
+        name: json.loads(canonical_json(config["sweeps"][name]))
+        for name in config["sweeps"]
+    }
+    return json.dumps({**json.loads(canonical_json(used)), "sweeps": sweeps})
