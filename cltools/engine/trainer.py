@@ -7,7 +7,6 @@ other, and nothing waits for the device inside a step.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from cltools.durations import Duration
+from cltools.engine.batches import Batches
+from cltools.engine.data import ImageSet
 from cltools.engine.models import Network, build_network
 from cltools.engine.optim import build_optimizer, lr_at, peak_lr, set_lr
-from cltools.engine.randomness import batch_order, initialise
-from cltools.engine.views import EpochViews, Recipe, epoch_views, render
+from cltools.engine.randomness import initialise
 from cltools.errors import InputError
 from cltools.maths.objectives import (
     CONTRASTIVE,
@@ -36,32 +36,6 @@ FLUSH_STEPS = 50
 ALWAYS_LOGGED = ("dcl", "nscl", "scl")
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """The images of one cell and split, on the device.
-
-    images (n, H, W, c) uint8; labels (n,) 0..C-1 on the CPU; samples (n,) positions in the split,
-    on the CPU; split_size images in the whole split; mean, std (c,) of the data set in [0, 1].
-    """
-
-    images: Tensor
-    labels: Tensor
-    samples: Tensor
-    split_size: int
-    classes: int
-    mean: Tensor
-    std: Tensor
-
-    def pixels(self, positions: Tensor) -> Tensor:
-        """Images at `positions` (on the device) as floats (n, c, H, W) in [0, 1]."""
-        return self.images[positions].permute(0, 3, 1, 2).float().div_(255)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Standardised by channel, in the memory format that convolutions want."""
-        standard = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
-        return standard.contiguous(memory_format=torch.channels_last)
-
-
 def _no_lap(part: str) -> None:
     """Default of `CoupledTrainer.lap`: nobody is timing."""
 
@@ -73,14 +47,9 @@ class CoupledTrainer:
     """
 
     def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
-        if cell["batch_size"] > len(data.labels):
-            raise InputError(
-                f"config key batch_size is {cell['batch_size']}, but the training set of this cell "
-                f"has {len(data.labels)} images: lower batch_size"
-            )
         self.cell, self.data, self.device = cell, data, device
-        self.recipe = Recipe.from_settings(cell["recipe"])
-        self.steps_per_epoch = len(data.labels) // cell["batch_size"]
+        self.batches = Batches(cell, data, device)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.horizon = self.in_steps(cell["horizon"])
         self.warmup = self.in_steps(cell["warmup"])
         self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
@@ -97,9 +66,6 @@ class CoupledTrainer:
         self.step = 0
         self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
         self.lap: Callable[[str], None] = _no_lap
-        self._epoch = -1
-        self._order = torch.empty(0)
-        self._views: EpochViews | None = None
         self._pending: list[Tensor] = []
         self._pending_composition: list[list[int]] = []
         self._measured = torch.empty(0, len(self.networks), len(self.columns))
@@ -117,40 +83,13 @@ class CoupledTrainer:
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _start_epoch(self, epoch: int) -> None:
-        seed, data = self.cell["seed"], self.data
-        self._order = batch_order(seed, epoch, len(data.labels), self.cell["batch_size"])
-        height, width = data.images.shape[1:3]
-        self._views = epoch_views(
-            seed, epoch, self.cell["views"], data.split_size, data.samples, self.recipe,
-            height, width,
-        )  # fmt: skip
-        self._epoch = epoch
-
-    def _chain_digests(self) -> None:
-        """Fold the epoch that begins into the digests of batches and views."""
-        batches = hashlib.sha256(self.digests["batches"].encode())
-        batches.update(self.data.samples[self._order].numpy().tobytes())
-        views = hashlib.sha256(self.digests["views"].encode())
-        self._views.update_digest(views)
-        self.digests = {
-            **self.digests,
-            "batches": batches.hexdigest(),
-            "views": views.hexdigest(),
-        }
-
     def train_step(self) -> None:
         """One step of every objective on one batch."""
-        epoch, within = divmod(self.step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._start_epoch(epoch)
-        if within == 0:
-            self._chain_digests()
-        positions = self._order[within]
-        labels = self.data.labels[positions]
+        views, labels = self.batches.at(self.step)
+        if self.step % self.steps_per_epoch == 0:
+            self.digests = self.batches.chain_digests(self.step, self.digests)
         counts = torch.bincount(labels)
         two_classes = bool((counts > 0).sum() > 1)
-        views = self._make_views(positions)
         labels_here = labels.to(self.device, non_blocking=True)
         masks = pair_masks(labels_here, self.cell["views"])
         self.lap("views")
@@ -172,14 +111,6 @@ class CoupledTrainer:
         if len(self._pending) >= FLUSH_STEPS:
             self.flush()
         self.lap("logging")
-
-    def _make_views(self, positions: Tensor) -> Tensor:
-        """The K views of the batch, view-major (K*B, c, H, W), standardised."""
-        pixels = self.data.pixels(positions.to(self.device, non_blocking=True))
-        parameters = self._views.rows(slice(None), positions)
-        size = tuple(self.data.images.shape[1:3])
-        repeated = pixels.repeat(self.cell["views"], 1, 1, 1)
-        return self.data.normalise(render(repeated, parameters, self.recipe, size))
 
     def _update(
         self, objective: str, network: Network, views: Tensor, labels: Tensor, masks: Any,

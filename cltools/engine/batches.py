@@ -1,0 +1,82 @@
+"""The batches of a training run: which images a step takes, and the views it makes of them.
+
+Both are functions of the cell and the step alone (see `randomness`).
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cltools.engine.data import ImageSet
+from cltools.engine.randomness import batch_order
+from cltools.engine.views import EpochViews, Recipe, epoch_views, render
+from cltools.errors import InputError
+
+
+class Batches:
+    """The batches of one cell, by step.
+
+    Raises InputError when the batch is larger than the training set.
+    """
+
+    def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
+        if cell["batch_size"] > len(data.labels):
+            raise InputError(
+                f"config key batch_size is {cell['batch_size']}, but the training set of this cell "
+                f"has {len(data.labels)} images: lower batch_size"
+            )
+        self.cell, self.data, self.device = cell, data, device
+        self.recipe = Recipe.from_settings(cell["recipe"])
+        self.steps_per_epoch = len(data.labels) // cell["batch_size"]
+        self._epoch = -1
+        self._order = torch.empty(0)
+        self._views: EpochViews | None = None
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """What `step` trains on: standardised views, view-major (K*B, c, H, W), labels (B,).
+
+        Views are on the device, labels on the CPU.
+        """
+        self._enter(step)
+        positions = self._order[step % self.steps_per_epoch]
+        pixels = self.data.pixels(positions.to(self.device, non_blocking=True))
+        parameters = self._views.rows(slice(None), positions)
+        size = tuple(self.data.images.shape[1:3])
+        repeated = pixels.repeat(self.cell["views"], 1, 1, 1)
+        views = self.data.normalise(render(repeated, parameters, self.recipe, size))
+        return views, self.data.labels[positions]
+
+    def labels(self, steps: int) -> Tensor:
+        """Classes (steps, B) of the images of the first steps, without their views."""
+        epochs = -(-steps // self.steps_per_epoch)
+        orders = [self._order_of(epoch) for epoch in range(epochs)]
+        return self.data.labels[torch.cat(orders)[:steps]]
+
+    def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
+        """The digests of batches and views with the epoch of `step` folded in."""
+        self._enter(step)
+        batches = hashlib.sha256(digests["batches"].encode())
+        batches.update(self.data.samples[self._order].numpy().tobytes())
+        views = hashlib.sha256(digests["views"].encode())
+        self._views.update_digest(views)
+        return {**digests, "batches": batches.hexdigest(), "views": views.hexdigest()}
+
+    def _order_of(self, epoch: int) -> Tensor:
+        cell = self.cell
+        return batch_order(cell["seed"], epoch, len(self.data.labels), cell["batch_size"])
+
+    def _enter(self, step: int) -> None:
+        """Draw the order and the views of the epoch that `step` lies in."""
+        epoch = step // self.steps_per_epoch
+        if epoch == self._epoch:
+            return
+        data = self.data
+        self._order = self._order_of(epoch)
+        height, width = data.images.shape[1:3]
+        self._views = epoch_views(
+            self.cell["seed"], epoch, self.cell["views"], data.split_size, data.samples,
+            self.recipe, height, width,
+        )  # fmt: skip
+        self._epoch = epoch
