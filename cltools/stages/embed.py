@@ -7,8 +7,8 @@ One netCDF file per checkpoint. With n samples (training images first, then test
 - `z_views` (objective, view, sample, dimension): the same on K augmented views, what the losses of
   a whole data set are defined on.
 
-Networks are in evaluation mode (running batch statistics). Evaluation has its own views, which no
-training epoch sees.
+Networks are in evaluation mode: batch statistics are the running ones of training or, on request,
+those of the plain training images. Evaluation has its own views, which no training epoch sees.
 """
 
 import json
@@ -21,11 +21,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from cltools.engine.data import image_set
+from cltools.engine import recalibration
+from cltools.engine.data import ImageSet, trained_images, with_stores
 from cltools.engine.models import Network, build_network
 from cltools.engine.store import ImageStore
 from cltools.engine.tensors import choose_device, load_tensors
-from cltools.engine.trainer import ImageSet
 from cltools.engine.views import Recipe, epoch_views, render
 from cltools.errors import InputError
 from cltools.files import canonical_json, read_json, sha256_file, whole_file, write_json
@@ -40,6 +40,11 @@ VIEW_EPOCHS = {"train": -1, "test": -2}
 log = logging.getLogger("cltools")
 
 
+def embedding_folder(cell_folder: Path, recalibrated: bool) -> Path:
+    """Where a cell's embeddings lie; those with recalibrated batch statistics lie apart."""
+    return cell_folder / ("embeddings-recalibrated" if recalibrated else "embeddings")
+
+
 def embedding_file(folder: Path, step: int) -> Path:
     return folder / f"step-{step:07d}.nc"
 
@@ -51,6 +56,7 @@ def embed_cells(
     device_name: str = "auto",
     dtype: str = "float32",
     threads: int = 1,
+    recalibrate: bool = False,
 ) -> None:
     """Embed several trained cells and write the list of files, by manifest, to `done`.
 
@@ -59,36 +65,30 @@ def embed_cells(
     """
     torch.set_num_threads(threads)
     device = choose_device(device_name)
-    stores = {store.name: store for store in map(ImageStore.open, store_folders)}
     files = {}
-    for path in manifests:
-        dataset = read_json(path, made_by="cltools train")["cell"]["dataset"]
-        if dataset not in stores:
-            raise InputError(
-                f"{path} was trained on {dataset!r}, but the stores given hold "
-                f"{', '.join(map(repr, stores))}: give the store of that data set"
-            )
-        files[str(path)] = [str(file) for file in embed(path, stores[dataset], device, dtype)]
+    for path, store in with_stores(manifests, store_folders):
+        files[str(path)] = [str(file) for file in embed(path, store, device, dtype, recalibrate)]
     write_json(done, {"files": files, "version": VERSION})
 
 
 def embed(
-    manifest_path: Path, store: ImageStore, device: torch.device, dtype: str = "float32"
+    manifest_path: Path,
+    store: ImageStore,
+    device: torch.device,
+    dtype: str = "float32",
+    recalibrate: bool = False,
 ) -> list[Path]:
     """Embed the images of one trained cell at all its checkpoints; the files, in order of steps.
 
-    They go to `embeddings/` beside the manifest; those that are up to date are kept. Raises
-    InputError when weights do not match the manifest or the store holds other images.
+    They go to `embedding_folder`, beside the manifest; those that are up to date are kept. With
+    `recalibrate`, the networks' batch statistics are worked out anew from the plain training images
+    first, and the files say so. Raises InputError when weights do not match the manifest or the
+    store holds other images.
     """
     manifest = read_json(manifest_path, made_by="cltools train")
     cell, run = manifest["cell"], manifest_path.parent / "run"
-    folder = manifest_path.parent / "embeddings"
-    if store.content != manifest["store"]:
-        raise InputError(
-            f"the store {store.folder} holds other images than {manifest_path} was trained on: "
-            "prepare that data set again, or delete the cell's folder to train it anew"
-        )
-    sets = {split: image_set(store, cell, split, device) for split in ("train", "test")}
+    folder = embedding_folder(manifest_path.parent, recalibrate)
+    sets = trained_images(store, manifest, manifest_path, device)
     files = []
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "embedding"):
         path = embedding_file(folder, step)
@@ -101,6 +101,8 @@ def embed(
             "version": VERSION,
             "weights": hashes,
         }
+        if recalibrate:
+            made_from["recalibrated"] = True
         files.append(path)
         if _made_from(path) == made_from:
             continue
@@ -110,6 +112,9 @@ def embed(
             )
             for objective, sha in hashes.items()
         }
+        if recalibrate:
+            for network in networks.values():
+                recalibration.recalibrate(network, sets["train"], BLOCK)
         dataset = _embed_step(cell, networks, sets, dtype)
         dataset.attrs["cltools"] = canonical_json(made_from)
         with whole_file(path) as scratch:

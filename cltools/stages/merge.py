@@ -1,0 +1,177 @@
+"""Stage `merge`: networks on the line between the weights of DCL and of another objective.
+
+Both start from the same weights and see the same views, so that their average may be a network of
+its own. Batch statistics are worked out anew all along the line, its ends included: what changes
+along it is the weights alone. The ends therefore differ from what `measure` finds for the networks
+as they were trained.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cltools.cells import with_defaults
+from cltools.engine.data import ImageSet, trained_images, with_stores
+from cltools.engine.merging import interpolate
+from cltools.engine.models import Network, build_network
+from cltools.engine.recalibration import recalibrate
+from cltools.engine.store import ImageStore
+from cltools.engine.tensors import choose_device
+from cltools.errors import InputError
+from cltools.files import (
+    canonical_json,
+    read_json,
+    sha256_file,
+    sha256_text,
+    whole_file,
+    write_json,
+)
+from cltools.maths.alignment import alignment
+from cltools.maths.probes import linear_probe, nccc
+from cltools.progress import track
+from cltools.stages import measurements
+from cltools.stages.embed import BLOCK, load_weights
+from cltools.stages.train import saved_weights, weights_file
+from cltools.versions import VERSIONS
+
+VERSION = VERSIONS["merge"]
+CKA = ("cka", "cosine_biased")
+Features = dict[str, np.ndarray]  # split -> h (n, features)
+log = logging.getLogger("cltools")
+
+
+def merge_cells(
+    manifests: list[Path],
+    store_folders: list[Path],
+    done: Path,
+    settings: Mapping[str, Any],
+    device_name: str = "auto",
+    threads: int = 1,
+) -> None:
+    """Merge the networks of several trained cells and write the list of tables to `done`.
+
+    Each cell takes the store that carries the name of its data set. Raises InputError when there is
+    none, and as `merge` does.
+    """
+    torch.set_num_threads(threads)
+    device = choose_device(device_name)
+    tables = {
+        str(path): str(merge(path, store, device, settings))
+        for path, store in with_stores(manifests, store_folders)
+    }
+    write_json(done, {"stage": "merge", "tables": tables, "version": VERSION})
+
+
+def merge(
+    manifest_path: Path, store: ImageStore, device: torch.device, settings: Mapping[str, Any]
+) -> Path:
+    """Measure the networks between those of one cell's last checkpoint; the tidy parquet file.
+
+    It lies in `merge/` beside the manifest. Its name depends on everything that its rows depend on,
+    so that it is made once. `settings` are those of the config's `merge`. Objectives that the cell
+    did not train are left out. Raises InputError when settings are wrong, the cell did not train
+    DCL, weights do not match the manifest or the store holds other images.
+    """
+    settings = with_defaults(settings, "merge")
+    manifest = read_json(manifest_path, made_by="cltools train")
+    wanted, points = sorted(settings["with"]), settings["points"]
+    depends_on = [sha256_file(manifest_path), {"with": wanted, "points": points}, VERSION]
+    name = f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
+    path = manifest_path.parent / "merge" / name
+    if path.exists():
+        return path
+    step, weights = _last_weights(manifest_path, manifest, wanted)
+    sets = trained_images(store, manifest, manifest_path, device)
+    channels, classes = sets["train"].images.shape[-1], sets["train"].classes
+    network = build_network(manifest["cell"], channels, classes, measurements.REFERENCE)
+    network.to(device, memory_format=torch.channels_last)
+    at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
+    rows = [{**at, **row} for row in _lines(network, weights, sets, points)]
+    with whole_file(path) as scratch:
+        measurements.tidy(rows).write_parquet(scratch)
+    return path
+
+
+def _last_weights(
+    manifest_path: Path, manifest: dict[str, Any], wanted: list[str]
+) -> tuple[int, dict[str, dict[str, Tensor]]]:
+    """The last step, and DCL's weights and those wanted: objective -> name -> tensor, no heads."""
+    step, hashes = saved_weights(manifest)[-1]
+    if measurements.REFERENCE not in hashes:
+        raise InputError(
+            f"{manifest_path} has no network of {measurements.REFERENCE!r} to merge others with: "
+            "add it to the cell's objectives, or take its sweep out of merge.sweeps"
+        )
+    weights = {}
+    for objective in (measurements.REFERENCE, *wanted):
+        if objective not in hashes:
+            log.info("%s did not train %s: not merged", manifest_path, objective)
+            continue
+        file = weights_file(manifest_path.parent / "run", objective, step)
+        named = load_weights(file, hashes[objective])
+        weights[objective] = {n: w for n, w in named.items() if not n.startswith("head.")}
+    return step, weights
+
+
+def _lines(
+    network: Network,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    sets: Mapping[str, ImageSet],
+    points: int,
+) -> Iterator[measurements.Row]:
+    """Rows of the lines from the first of `weights` to each of the others; `network` is scratch."""
+    start, *others = weights
+    labels = {split: data.labels.numpy() for split, data in sets.items()}
+    decimals = max(2, len(str(points - 2)))  # enough to tell the points apart
+    first = _features(network, weights[start], sets)
+    for other in others:
+        last = _features(network, weights[other], sets)
+        for point in track(range(points), points, f"merging {start} and {other}"):
+            weight = point / (points - 1)
+            if point in (0, points - 1):
+                h = last if point else first
+            else:
+                h = _features(network, interpolate(weights[start], weights[other], weight), sets)
+            variant = f"lambda_{weight:.{decimals}f}"
+            for row in _rows(h, first, last, labels):
+                yield {"objective": other, "reference": start, "variant": variant, **row}
+
+
+def _features(
+    network: Network, weights: Mapping[str, Tensor], sets: Mapping[str, ImageSet]
+) -> Features:
+    """What the encoder makes of the images with these weights and batch statistics to fit them."""
+    network.load_state_dict(weights)
+    recalibrate(network, sets["train"], BLOCK)
+    return {split: _encode(network, data) for split, data in sets.items()}
+
+
+@torch.inference_mode()
+def _encode(network: Network, data: ImageSet) -> np.ndarray:
+    blocks = torch.arange(len(data.labels), device=data.images.device).split(BLOCK)
+    encoded = [network.encoder(data.normalise(data.pixels(block))) for block in blocks]
+    return torch.cat(encoded).cpu().numpy()
+
+
+def _rows(
+    h: Features, first: Features, last: Features, labels: Mapping[str, np.ndarray]
+) -> Iterator[measurements.Row]:
+    """Accuracies in [0, 1] of h, and its CKA with the h of both ends of the line."""
+    probed = (h["train"], labels["train"], h["test"], labels["test"])
+    accuracies = zip(nccc(*probed), linear_probe(*probed)[:2], strict=True)
+    for (split, y), (centres, probe) in zip(labels.items(), accuracies, strict=True):
+        arrays = {"h": h[split], "first": first[split], "last": last[split]}
+        cka = alignment(arrays, [("first", "h"), ("last", "h")], [CKA])
+        values = {
+            "merged_nccc": centres,
+            "merged_linear_probe": probe,
+            "merged_cka": cka["first", "h"][CKA],
+            "merged_cka_to_objective": cka["last", "h"][CKA],
+        }
+        for metric, value in values.items():
+            yield {"split": split, "features": "h", "metric": metric, "value": value, "n": len(y)}
