@@ -19,6 +19,7 @@ Entries are clipped to [-1, 1] after each step, a projection onto a convex set: 
 points further apart, so that P2's inequalities carry over unchanged.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,14 @@ class Descent(NamedTuple):
             and (self.distance <= self.step_bound * (1 + ROUNDING)).all()
             and (log10_distance <= self.log10_bound_realised + ROUNDING).all()
         )
+
+
+class State(NamedTuple):
+    """Σ^CL and Σ^NSCL after a step, (N, 2N) each, and ‖G^CL - G^NSCL‖_F of the step."""
+
+    cl: Array
+    nscl: Array
+    gradient_gap: float
 
 
 def similarities_of_views(z: ArrayLike) -> Array:
@@ -135,20 +144,10 @@ def similarity_descent(
     population = np.unique(labels, return_counts=True)[1].max() / images
     stated = delta_pi(tau, population, epsilon(steps, size, delta))
 
-    other_image = np.tile(~np.eye(size, dtype=bool), 2)
-
-    cl, nscl = initial.copy(), initial.copy()
     gradient_gap, distance = np.empty(steps), np.zeros(steps + 1)
-    for t, (batch, lr) in enumerate(zip(batches, lrs, strict=True)):
-        touched = np.ix_(batch, np.concatenate([batch, batch + images]))
-        other_class = np.tile(labels[batch, None] != labels[batch], 2)
-        gradients = []
-        for sigma, negatives in ((cl, other_image), (nscl, other_class)):
-            block = sigma[touched]
-            gradients.append(batch_gradient(block, negatives, tau))
-            sigma[touched] = np.clip(block - lr * gradients[-1], -1, 1)
-        gradient_gap[t] = np.linalg.norm(gradients[0] - gradients[1])
-        distance[t + 1] = np.linalg.norm(cl - nscl)
+    for t, state in enumerate(similarity_steps(initial, labels, batches, lrs, tau)):
+        gradient_gap[t] = state.gradient_gap
+        distance[t + 1] = np.linalg.norm(state.cl - state.nscl)
 
     before, after = distance[:-1], distance[1:]
     return Descent(
@@ -161,6 +160,35 @@ def similarity_descent(
         log10_bound=drift_bound(tau, size, sum_lr, stated).log10,
         log10_bound_realised=drift_bound(tau, size, sum_lr, np.maximum.accumulate(per_batch)).log10,
     )
+
+
+def similarity_steps(
+    initial: Array, labels: NDArray, batches: NDArray, lrs: Array, tau: float
+) -> Iterator[State]:
+    """The state after every step of `similarity_descent`, whose arguments these are, unchecked.
+
+    The two arrays are the same ones in all states: copy what is to outlast the step.
+    """
+    cl, nscl = initial.copy(), initial.copy()
+    for batch, lr in zip(batches, lrs, strict=True):
+        entries = touched_entries(batch, len(labels))
+        gradients = []
+        for sigma, negatives in zip((cl, nscl), batch_negatives(labels[batch]), strict=True):
+            block = sigma[entries]
+            gradients.append(batch_gradient(block, negatives, tau))
+            sigma[entries] = np.clip(block - lr * gradients[-1], -1, 1)
+        yield State(cl, nscl, float(np.linalg.norm(gradients[0] - gradients[1])))
+
+
+def touched_entries(batch: NDArray, images: int) -> tuple[NDArray, ...]:
+    """Index of the (B, 2B) block that a batch (B,) of image indices touches in Σ (N, 2N)."""
+    return np.ix_(batch, np.concatenate([batch, batch + images]))
+
+
+def batch_negatives(labels: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The negatives (B, 2B) of CL and of NSCL, from the labels (B,) of a batch."""
+    other_image = ~np.eye(len(labels), dtype=bool)
+    return np.tile(other_image, 2), np.tile(labels[:, None] != labels, 2)
 
 
 def _checked_counts(

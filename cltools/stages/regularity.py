@@ -1,0 +1,265 @@
+"""Stage `regularity`: a network's similarities under SGD, step by step, beside their surrogate.
+
+P2's Theorem 1 bounds how far CL and NSCL drift apart under similarity descent, and passes to
+networks by regularity conditions: a bounded Jacobian J = ∂Σ/∂w, a small Taylor remainder, a finite
+Ση². Here DCL and NSCL are trained on a small reference set from one start, with the same batches
+and views, and all of this is measured at every step; similarity descent runs beside them from the
+same Σ, with the same batches and learning rates. See `cltools.engine.regularity`.
+
+One row per step and objective. Columns, norms being Frobenius norms of (M, 2M) matrices unless
+they say otherwise:
+
+- tau, batch_size (B), images (M), seed, step (from 1), objective;
+- lr (η), sum_lr (Ση) and sum_lr_squared (Ση²), up to and with this step;
+- jacobian_norm: the spectral norm ‖J‖₂ before the step, an estimate from below;
+- amplification: ‖J Jᵀ G‖ / ‖G‖, with G P2's gradient of the batch at the network's Σ before the
+  step: how many times further than the surrogate's the network's step is, to first order. The
+  surrogate takes it for 1;
+- amplification_cosine: between J Jᵀ G and G, which the surrogate takes for 1 too;
+- weight_step_cosine: between the step in the weights and -Jᵀ G, what P2's loss on Σ(w) would do.
+  Below 1 by the batch's own statistics and by the anchors of the second view;
+- moved: ‖Σ(w_{t+1}) - Σ(w_t)‖; remainder: ‖R_t‖; remainder_ratio: remainder / moved;
+- displacement and surrogate_displacement: from Σ(w_0), after the step, of the network and of the
+  surrogate; displacement_cosine: between the two;
+- surrogate_error: between network and surrogate, after the step; surrogate_error_ratio: in units
+  of displacement. A surrogate that stayed at Σ(w_0) would have 1;
+- the same for both objectives: real_distance, ‖Σ(w^CL) - Σ(w^NSCL)‖ after the step;
+  surrogate_distance, likewise, which is what Theorem 1 bounds; log10_bound and
+  log10_bound_realised, its bounds, of which `cltools.maths.surrogate.Descent` tells.
+
+A ratio or cosine of nothing is NaN.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from cltools.cells import with_defaults
+from cltools.engine.data import image_set, open_store
+from cltools.engine.optim import lr_at
+from cltools.engine.regularity import (
+    FixedViews,
+    Linearised,
+    SimilarityMap,
+    reference_set,
+    spectral_norm,
+    taylor_remainder,
+)
+from cltools.engine.tensors import choose_device
+from cltools.engine.trainer import CoupledTrainer
+from cltools.errors import InputError
+from cltools.files import whole_file
+from cltools.maths.surrogate import (
+    Descent,
+    batch_gradient,
+    batch_negatives,
+    similarity_descent,
+    similarity_steps,
+    touched_entries,
+)
+from cltools.progress import track
+from cltools.versions import VERSIONS
+
+VERSION = VERSIONS["regularity"]
+OBJECTIVES = ("dcl", "nscl")  # the surrogate's CL and NSCL, in its order
+
+
+def run_regularity(
+    cell: Mapping[str, Any],
+    store_folder: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    device_name: str = "auto",
+) -> None:
+    """Follow a cell's network for some steps and write what the module's docstring lists.
+
+    Of the cell, `followed_cell` replaces what the theory prescribes.
+
+    Args:
+        cell: a resolved cell.
+        store_folder: the store of its data set.
+        output: the parquet file.
+        settings: any of the schema's `regularity` keys but for `set`, which made the cell.
+
+    Raises:
+        InputError: unknown settings, values out of range or that do not fit the data, a store of
+            another data set, a batch of one class (NSCL is undefined on it), a loss that is not
+            finite.
+    """
+    chosen = with_defaults(settings, "regularity")
+    torch.set_num_threads(cell["threads"])
+    device = choose_device(device_name)
+    data = image_set(open_store(store_folder, cell), cell, "train", device)
+    images, size = chosen["reference_images"], cell["batch_size"]
+    if not size <= images <= len(data.labels):
+        raise InputError(
+            f"config key regularity.reference_images is {images}, but must lie between batch_size"
+            f" ({size}) and the {len(data.labels)} training images of the cell"
+        )
+    cell = followed_cell(cell, chosen["steps"])
+    data = reference_set(data, images, cell["seed"])
+    trainer = CoupledTrainer(cell, data, device)
+    trainer.batches = FixedViews(cell, data, device)
+    table = follow(trainer, chosen["steps"], chosen["power_iterations"], chosen["delta"])
+    with whole_file(output) as scratch:
+        table.write_parquet(scratch)
+
+
+def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The cell with what the theory prescribes: DCL and NSCL, two views, plain SGD.
+
+    Momentum or weight decay would be another surrogate's. The learning rate goes from its peak,
+    by the cell's rule, down a cosine that ends with the last step.
+    """
+    return {
+        **cell,
+        "objectives": list(OBJECTIVES),
+        "views": 2,
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "warmup": "0 steps",
+        "horizon": f"{steps} steps",
+    }
+
+
+def follow(
+    trainer: CoupledTrainer, steps: int, power_iterations: int, delta: float
+) -> pl.DataFrame:
+    """Train for `steps` steps and measure each; the table of the module's docstring.
+
+    Nothing that is measured has an effect on the run. Raises InputError for a batch of one class
+    and for a loss that is not finite.
+    """
+    cell, labels = trainer.cell, trainer.data.labels.numpy()
+    similarities = SimilarityMap(trainer.networks["dcl"], trainer.batches.views)
+    points = {o: similarities.at(similarities.weights(n)) for o, n in trainer.networks.items()}
+    start = _array(points["dcl"])
+    batches = trainer.batches.positions(steps).numpy()
+    lrs = np.array(
+        [lr_at(s, trainer.peak_lr, trainer.warmup, trainer.horizon) for s in range(steps)]
+    )
+    try:
+        descent = similarity_descent(start, labels, batches, lrs, cell["tau"], delta)
+    except ValueError as error:
+        raise InputError(
+            f"regularity on {len(labels)} reference images, {cell['batch_size']} a batch: {error}:"
+            " raise batch_size"
+        ) from None
+
+    rows = []
+    states = similarity_steps(start, labels, batches, lrs, cell["tau"])
+    for step, surrogate in enumerate(track(states, steps, "following")):
+        batch = batches[step]
+        trainer.train_step()
+        trainer.flush()  # stops at a loss that is not finite
+        reached = {}
+        for number, (objective, network) in enumerate(trainer.networks.items()):
+            before, after = points[objective], similarities.at(similarities.weights(network))
+            points[objective], reached[objective] = after, _array(after)
+            negatives = batch_negatives(labels[batch])[number]
+            rows.append(
+                {
+                    "step": step + 1,
+                    "objective": objective,
+                    "jacobian_norm": spectral_norm(before, power_iterations, cell["seed"]),
+                    **_taylor(before, after),
+                    **_first_order(before, after, batch, negatives, cell["tau"]),
+                    **_displacements(start, reached[objective], surrogate[number]),
+                }
+            )
+        distance = float(np.linalg.norm(reached["dcl"] - reached["nscl"]))
+        for row in rows[-len(OBJECTIVES) :]:
+            row["real_distance"] = distance
+    return _table(cell, rows, lrs, descent, len(labels))
+
+
+def _array(point: Linearised) -> NDArray[np.float64]:
+    """Its Σ (M, 2M); rounding may put a cosine just outside [-1, 1]."""
+    return point.sigma.clamp(-1, 1).cpu().numpy()
+
+
+def _taylor(before: Linearised, after: Linearised) -> dict[str, float]:
+    moved = float((after.sigma - before.sigma).norm())
+    remainder = float(taylor_remainder(before, after).norm())
+    return {
+        "moved": moved,
+        "remainder": remainder,
+        "remainder_ratio": _ratio(remainder, moved),
+    }
+
+
+def _first_order(
+    before: Linearised, after: Linearised, batch: NDArray, negatives: NDArray, tau: float
+) -> dict[str, float]:
+    """What becomes of P2's gradient of the batch on its way through the weights."""
+    sigma = _array(before)
+    entries = touched_entries(batch, len(sigma))
+    gradient = np.zeros_like(sigma)
+    gradient[entries] = batch_gradient(sigma[entries], negatives, tau)
+    in_weights = before.vjp(before.sigma.new_tensor(gradient))
+    back = before.jvp(in_weights).cpu().numpy()
+    step = (before.weights - after.weights).cpu().numpy()
+    return {
+        "amplification": _ratio(np.linalg.norm(back), np.linalg.norm(gradient)),
+        "amplification_cosine": _cosine(back, gradient),
+        "weight_step_cosine": _cosine(step, in_weights.cpu().numpy()),
+    }
+
+
+def _displacements(start: NDArray, reached: NDArray, surrogate: NDArray) -> dict[str, float]:
+    displacement = float(np.linalg.norm(reached - start))
+    error = float(np.linalg.norm(reached - surrogate))
+    return {
+        "displacement": displacement,
+        "surrogate_displacement": float(np.linalg.norm(surrogate - start)),
+        "displacement_cosine": _cosine(reached - start, surrogate - start),
+        "surrogate_error": error,
+        "surrogate_error_ratio": _ratio(error, displacement),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else np.nan
+
+
+def _cosine(a: NDArray, b: NDArray) -> float:
+    return _ratio(np.vdot(a, b), np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def _table(
+    cell: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    lrs: NDArray,
+    descent: Descent,
+    images: int,
+) -> pl.DataFrame:
+    """The rows with what they share: keys of the run, learning rates, Theorem 1."""
+    shared = pl.DataFrame(
+        {
+            "step": np.arange(1, len(lrs) + 1),
+            "lr": lrs,
+            "sum_lr": descent.sum_lr,
+            "sum_lr_squared": np.cumsum(lrs**2),
+            "surrogate_distance": descent.distance,
+            "log10_bound": descent.log10_bound,
+            "log10_bound_realised": descent.log10_bound_realised,
+        }
+    )
+    table = pl.DataFrame(rows).join(shared, on="step", maintain_order="left")
+    first = ["step", "objective", "lr", "sum_lr", "sum_lr_squared"]
+    last = ["real_distance", "surrogate_distance", "log10_bound", "log10_bound_realised"]
+    return table.select(
+        pl.lit(cell["tau"], pl.Float64).alias("tau"),
+        pl.lit(cell["batch_size"], pl.Int64).alias("batch_size"),
+        pl.lit(images, pl.Int64).alias("images"),
+        pl.lit(cell["seed"], pl.Int64).alias("seed"),
+        *first,
+        pl.exclude(*first, *last),
+        *last,
+    )
