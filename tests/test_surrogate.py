@@ -189,12 +189,14 @@ def test_stage_takes_features(tmp_path):
     z, labels = gaussian_views(3, 30, 4, 0.5, 0.1, np.random.default_rng(0))
     np.save(tmp_path / "z.npy", z)
     np.save(tmp_path / "labels.npy", labels)
-    files = {"features": tmp_path / "z.npy", "labels": tmp_path / "labels.npy"}
+    files = {"features": str(tmp_path / "z.npy"), "labels": str(tmp_path / "labels.npy")}
     rest = {key: SMALL[key] for key in ("taus", "batch_sizes", "sum_lrs", "steps")}
     run_surrogate({**files, **rest, "seeds": [0]}, tmp_path / "out.parquet")
     table = pl.read_parquet(tmp_path / "out.parquet")
     assert table.height == 4 * 5
     assert table["classes"].unique().to_list() == [3]
+    with pytest.raises(InputError, match=r"surrogate\.batch_sizes is \[31\], .* at most the 30"):
+        run_surrogate({**files, "batch_sizes": [31]}, tmp_path / "out.parquet")
     np.save(tmp_path / "labels.npy", labels[1:])
     with pytest.raises(InputError, match="30 integer labels"):
         run_surrogate({**files, **rest}, tmp_path / "out.parquet")
@@ -206,17 +208,24 @@ def test_stage_takes_features(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tau": [1.0]}, "unknown surrogate setting 'tau'"),
-        ({"taus": [0.0]}, "taus must be"),
-        ({"taus": 1.0}, "taus must be"),
-        ({"taus": []}, "taus must be"),
-        ({"batch_sizes": [400]}, "batch_sizes must be"),
-        ({"classes": [1]}, "classes must be"),
-        ({"seeds": [True]}, "seeds must be"),
-        ({"delta": 1}, "delta must be"),
+        ({"tau": [1.0]}, r"config key surrogate\.tau is unknown: did you mean taus"),
+        ({"taus": [0.0]}, r"config key surrogate\.taus\.0 is 0.0"),
+        ({"taus": 1.0}, r"config key surrogate\.taus is 1.0"),
+        ({"taus": []}, r"config key surrogate\.taus is wrong"),
+        ({"taus": [1.0, 1.0]}, r"config key surrogate\.taus is wrong"),
+        ({"batch_sizes": [16, 16]}, r"config key surrogate\.batch_sizes is wrong"),
+        ({"batch_sizes": [400]}, r"surrogate\.batch_sizes is \[400\], .* at most the 200 of"),
+        ({"classes": [1]}, r"config key surrogate\.classes\.0 is 1, but must be at least 2"),
+        ({"classes": [201]}, r"surrogate\.classes is \[201\], .* at most the 200 of"),
+        ({"seeds": [True]}, r"config key surrogate\.seeds\.0 is True"),
+        ({"spread": -1}, r"config key surrogate\.spread is -1"),
+        ({"delta": 1}, r"config key surrogate\.delta is 1, but must be less than 1"),
         ({"features": "z.npy"}, "given together"),
         ({"features": "z.npy", "labels": "y.npy"}, "z.npy does not exist"),
-        ({"features": "z.npy", "labels": "y.npy", "images": 3}, "images is for drawn clusters"),
+        (
+            {"features": "z.npy", "labels": "y.npy", "images": 3},
+            r"surrogate\.images is for drawn clusters",
+        ),
         ({"classes": [2], "batch_sizes": [2]}, "one class"),
     ],
 )

@@ -24,25 +24,26 @@ from cltools.maths.objectives import (
     OBJECTIVES,
     checked_contrastive_loss,
     contrastive_loss,
-    cross_entropy,
     pair_masks,
     similarity_logits,
 )
 
 GRADIENT_TOLERANCE = 1e-10
+LEAST_GAIN = 1e-9  # nats; an L-BFGS call that gains less is the last
 
 
 class Minimum(NamedTuple):
     """The final embeddings z (K, N, d), and the trajectory, arrays of one length.
 
-    The loss is in nats (CE without its penalty). The others are P1's three conditions, 0 at the
-    optimum, by the functions of `cltools.maths.collapse`: `etf_deviation` (which centres the means
-    first, so that two classes always are an ETF; the loss tells), `within_class_spread` and
-    `view_distance`, the first of its numbers. The first entry is the start, then one per descent
-    step and per L-BFGS call.
+    Time is that of gradient descent, the sum of its learning rates; NaN after L-BFGS calls. The
+    loss is in nats (CE without its penalty). The others are P1's three conditions, 0 at the
+    optimum, by the functions of `cltools.maths.collapse`: `etf_deviation`, `within_class_spread`
+    and `view_distance`, the first of its numbers. The first entry is the start, then one per
+    descent step and per L-BFGS call.
     """
 
     z: Tensor
+    time: NDArray[np.float64]
     loss: NDArray[np.float64]
     etf_deviation: NDArray[np.float64]
     within_class_spread: NDArray[np.float64]
@@ -69,17 +70,22 @@ def minimise(
     tau: float,
     seed: int,
     views: int = 2,
-    descent_steps: int = 50,
-    descent_lr: float = 1.0,
-    newton_calls: int = 40,
+    descent_steps: int = 100,
+    descent_lr: float = 0.2,
+    newton_calls: int = 15,
     head_penalty: float = 1e-3,
 ) -> Minimum:
     """Minimise one objective over embeddings on the sphere, from a random start, in float64.
 
-    Gradient descent first, which spreads the points from wherever they started, then L-BFGS with
-    strong Wolfe line search until the gradient is below 1e-10. z = u/‖u‖ with u free. The losses
-    are not convex on the sphere. NSCL got stuck in local minima from up to half of the seeds at
-    d = C - 1, never at d ≥ C: compare the loss with `nscl_minimum`, and try other seeds.
+    Gradient descent first, in steps small enough to show what moves when, then L-BFGS with strong
+    Wolfe line search until it gains nothing more. z = u/‖u‖ with u free.
+
+    The losses are not convex on the sphere, and from some seeds NSCL ends in local minima, the more
+    the lower τ and d are: of 20 seeds at C = 4 and 5 images per class, at d = C none for τ = 0.5
+    and 1 but 10 for τ = 0.1, and at d = C - 1 as many as 5, 15 and 19 for τ = 1, 0.5 and 0.1.
+    Compare the loss with `nscl_minimum`, and try other seeds. The loss also tells what
+    `etf_deviation` cannot, which centres the means first: two classes are always an ETF to it, as
+    are means that share an offset.
 
     Args:
         objective: one of `objectives.OBJECTIVES`. CE also minimises over a linear head with bias;
@@ -87,11 +93,14 @@ def minimise(
         labels: (N,) integers 0..C-1, C ≥ 2, each occurring.
         dimension: d, 1 or more. At d = 1 the sphere is two points, and nothing moves.
         tau: temperature, above 0; CE does not use it.
-        seed: of the start.
+        seed: of the start, which is the same for all objectives and temperatures.
         views: K, 2 or more.
-        descent_steps, descent_lr: of gradient descent; the learning rate is per point, that is
-            times K N, since the losses are means.
-        newton_calls: L-BFGS calls, of 25 iterations each.
+        descent_steps: of gradient descent, 0 or more.
+        descent_lr: its learning rate, above 0. For the embeddings it is times K N, since the losses
+            are means. For all objectives but CE it is times τ min(τ, 1), the inverse of the order
+            of their curvature: compare times, not iterations. CE's time depends on its head, too,
+            which starts small and moves at the rate as given.
+        newton_calls: L-BFGS calls at most, of 25 iterations each.
         head_penalty: factor of the head's squared norm (weights and bias), CE only, above 0.
 
     Returns:
@@ -102,21 +111,24 @@ def minimise(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}: use one of {OBJECTIVES}")
-    if dimension < 1 or views < 2 or not head_penalty > 0:
-        raise ValueError("need dimension ≥ 1, views ≥ 2 and head_penalty > 0")
+    if dimension < 1 or views < 2 or not head_penalty > 0 or not descent_lr > 0:
+        raise ValueError("need dimension ≥ 1, views ≥ 2, head_penalty > 0 and descent_lr > 0")
     generator = torch.Generator().manual_seed(seed)
     start = {"generator": generator, "dtype": torch.float64}
     free = F.normalize(torch.randn(views, len(labels), dimension, **start), dim=2)
     classes = int(labels.max()) + 1
     if classes < 2 or not torch.equal(labels.unique(), torch.arange(classes)):
         raise ValueError("labels must be 0..C-1, with images in each of at least two classes")
+    every_label = labels.repeat(views)
     parameters = [free.requires_grad_()]
+    lr = descent_lr
     if objective == "ce":
         head = torch.randn(classes, dimension + 1, **start).mul_(0.1).requires_grad_()
         parameters.append(head)
     else:
         checked_contrastive_loss(objective, free.detach(), labels, tau)
         masks = pair_masks(labels, views)
+        lr *= tau * min(tau, 1)
 
     def losses() -> tuple[Tensor, Tensor]:
         """The loss, and what is minimised."""
@@ -124,39 +136,42 @@ def minimise(
         if objective != "ce":
             loss = contrastive_loss(objective, similarity_logits(z, tau), masks)
             return loss, loss
-        loss = cross_entropy(z @ head[:, :-1].T + head[:, -1], labels)
+        # Not `objectives.cross_entropy`, which is float32.
+        class_logits = z @ head[:, :-1].T + head[:, -1]
+        loss = F.cross_entropy(class_logits.flatten(0, 1), every_label)
         return loss, loss + head_penalty * head.square().sum()
 
     trajectory: list[tuple[float, ...]] = []
 
-    def record() -> None:
-        with torch.no_grad():
-            loss = losses()[0].item()
+    def record(time: float, loss: Tensor) -> None:
         z = F.normalize(free.detach(), dim=2).numpy()
-        statistics = class_statistics(z.reshape(-1, dimension), labels.repeat(views).numpy())
+        statistics = class_statistics(z.reshape(-1, dimension), every_label.numpy())
         trajectory.append(
             (
-                loss,
+                time,
+                loss.item(),
                 etf_deviation(statistics),
                 within_class_spread(statistics),
                 view_distance(z)[0],
             )
         )
 
-    record()
-    for _ in range(descent_steps):
-        gradients = torch.autograd.grad(losses()[1], parameters)
+    for step in range(descent_steps + 1):
+        loss, value = losses()
+        record(step * lr, loss)
+        if step == descent_steps:
+            break
+        gradients = torch.autograd.grad(value, parameters)
         with torch.no_grad():
-            free -= descent_lr * views * len(labels) * gradients[0]
+            free -= lr * views * len(labels) * gradients[0]
             free.div_(free.norm(dim=2, keepdim=True))
             if objective == "ce":
-                head -= descent_lr * gradients[1]
-        record()
+                head -= lr * gradients[1]
 
     optimiser = torch.optim.LBFGS(
         parameters,
         max_iter=25,
-        history_size=20,
+        history_size=10,
         tolerance_grad=GRADIENT_TOLERANCE,
         tolerance_change=1e-15,
         line_search_fn="strong_wolfe",
@@ -169,9 +184,11 @@ def minimise(
         return value
 
     for _ in range(newton_calls):
-        optimiser.step(closure)
-        record()
-        if max(p.grad.abs().max().item() for p in parameters) < GRADIENT_TOLERANCE:
+        before = optimiser.step(closure)
+        with torch.no_grad():
+            loss, value = losses()
+        record(np.nan, loss)
+        if not before - value >= LEAST_GAIN:
             break
     columns = np.array(trajectory).T
     return Minimum(F.normalize(free.detach(), dim=2), *columns)

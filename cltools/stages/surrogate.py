@@ -4,7 +4,7 @@ It needs no training. The reference set is drawn as Gaussian class clusters, or 
 embeddings of two views; see `cltools.maths.surrogate` for the dynamics.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cltools.cells import with_defaults
 from cltools.errors import InputError
 from cltools.files import whole_file
 from cltools.maths.surrogate import similarities_of_views, similarity_descent
@@ -20,23 +21,7 @@ from cltools.progress import track
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["surrogate"]
-
-# Each list is an axis of the grid.
-DEFAULTS: dict[str, Any] = {
-    "classes": [2, 10, 50],  # of the clusters; not used with `features`
-    "taus": [0.5, 1.0],
-    "batch_sizes": [16, 64],  # images
-    "sum_lrs": [1.0, 100.0],  # Ση, the same learning rate at every step
-    "seeds": [0, 1, 2],
-    "steps": 100,
-    "delta": 0.05,  # the bound as stated holds with probability 1 - delta
-    "images": 200,  # this and the next three: of the clusters; not used with `features`
-    "dimension": 64,
-    "spread": 0.5,  # length of an image's offset from its class centre (a unit vector)
-    "view_noise": 0.2,  # length of a view's offset from its image
-    "features": None,  # .npy of shape (2, N, d): two views of the reference images
-    "labels": None,  # .npy of shape (N,): their classes
-}
+# What describes drawn clusters, and has no use with features that are given.
 _CLUSTERS = ("classes", "images", "dimension", "spread", "view_noise")
 
 
@@ -49,12 +34,12 @@ def run_surrogate(settings: Mapping[str, Any], output: Path) -> None:
     them; so do the clusters of one seed and number of classes.
 
     Args:
-        settings: any of `DEFAULTS`' keys, in the place of the default.
+        settings: keys of the config schema's `surrogate`, in the place of their defaults.
         output: the parquet file.
 
     Raises:
-        InputError: unknown keys, values out of range, files that are missing or do not fit, a
-            batch drawn of one class (NSCL is undefined on it).
+        InputError: settings that the schema refuses or that do not fit together, files that are
+            missing or do not fit, a batch drawn of one class (NSCL is undefined on it).
     """
     chosen = _checked(settings)
     axes = [chosen[key] for key in ("seeds", "batch_sizes", "taus", "sum_lrs")]
@@ -129,7 +114,7 @@ def _references(
             f" {chosen['features']}, not {labels.dtype} {labels.shape}"
         )
     if max(chosen["batch_sizes"]) > len(labels):
-        raise InputError(f"batch_sizes must not exceed the {len(labels)} reference images")
+        raise InputError(_too_large("batch_sizes", chosen, f"{len(labels)} images of the features"))
     for seed in chosen["seeds"]:
         yield seed, len(np.unique(labels)), sigma, labels
 
@@ -151,34 +136,19 @@ def _load(path: str | Path) -> NDArray:
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with their defaults; raises InputError as `run_surrogate` does."""
-    unknown = sorted(set(settings) - set(DEFAULTS))
-    if unknown:
-        raise InputError(f"unknown surrogate setting {unknown[0]!r}: use {', '.join(DEFAULTS)}")
-    chosen = {**DEFAULTS, **settings}
+    chosen = with_defaults(settings, "surrogate")
     given = chosen["features"] is not None
     if given != (chosen["labels"] is not None):
-        raise InputError("surrogate: features and labels must be given together")
+        raise InputError(
+            "config keys surrogate.features and surrogate.labels must be given together"
+        )
     if given and (both := sorted(set(settings) & set(_CLUSTERS))):
-        raise InputError(f"surrogate: {both[0]} is for drawn clusters, features are given")
-
-    def need(key: str, kind: type, holds: Callable[[Any], bool], wanted: str) -> None:
-        values = chosen[key] if isinstance(DEFAULTS[key], list) else [chosen[key]]
-        number = (int, float) if kind is float else int
-        good = isinstance(values, list) and values
-        good = good and all(isinstance(v, number) and not isinstance(v, bool) for v in values)
-        if not (good and all(holds(v) for v in values)):
-            raise InputError(f"surrogate: {key} must be {wanted}, not {chosen[key]!r}")
-
-    images = np.inf if given else chosen["images"]
-    need("images", int, lambda v: v >= 2, "an integer of at least 2")
-    need("dimension", int, lambda v: v >= 1, "an integer of at least 1")
-    need("spread", float, lambda v: 0 <= v < np.inf, "0 or above")
-    need("view_noise", float, lambda v: 0 <= v < np.inf, "0 or above")
-    need("classes", int, lambda v: 2 <= v <= images, "a list of integers from 2 to `images`")
-    need("taus", float, lambda v: 0 < v < np.inf, "a list of numbers above 0")
-    need("batch_sizes", int, lambda v: 2 <= v <= images, "a list of integers from 2 to `images`")
-    need("sum_lrs", float, lambda v: 0 <= v < np.inf, "a list of numbers of 0 or above")
-    need("seeds", int, lambda v: v >= 0, "a list of integers of 0 or above")
-    need("steps", int, lambda v: v >= 1, "an integer of at least 1")
-    need("delta", float, lambda v: 0 < v < 1, "above 0 and below 1")
+        raise InputError(f"config key surrogate.{both[0]} is for drawn clusters: leave it out")
+    for key in ("classes", "batch_sizes"):
+        if not given and max(chosen[key]) > chosen["images"]:
+            raise InputError(_too_large(key, chosen, f"{chosen['images']} of surrogate.images"))
     return chosen
+
+
+def _too_large(key: str, chosen: Mapping[str, Any], limit: str) -> str:
+    return f"config key surrogate.{key} is {chosen[key]!r}, but must be at most the {limit}"

@@ -1,0 +1,155 @@
+"""Stage `minimise`: where the objectives lead free embeddings, and in what order, over a grid.
+
+It needs no training. P1's Theorem 2 says where NSCL must end; see `cltools.maths.minimise`.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from cltools.cells import with_defaults
+from cltools.errors import InputError
+from cltools.files import whole_file
+from cltools.maths.minimise import minimise, nscl_minimum
+from cltools.progress import track
+from cltools.versions import VERSIONS
+
+VERSION = VERSIONS["minimise"]
+REACHED = 1e-3  # a run whose etf_deviation and within_class_spread end below this
+CONDITIONS = ("etf_deviation", "within_class_spread", "view_distance")
+SETTINGS = ("objective", "classes", "dimension", "tau")
+
+
+def run_minimise(settings: Mapping[str, Any], output: Path) -> None:
+    """Run the whole grid and write a tidy parquet, one row per run and iteration, to `output`.
+
+    Columns: objective, classes, dimension, tau (null for CE, which does not use it and runs once
+    per other setting), seed, per_class, iteration (0 is the start), phase ("start", "descent" or
+    "newton"), minimum_loss (of NSCL where d ≥ C - 1, else null), then the trajectory of
+    `cltools.maths.minimise.Minimum`; null where it is undefined. Runs of one seed, number of
+    classes and dimension start from the same embeddings.
+
+    Dimensions that come out equal are run once, and d = 1 not at all, not even with two classes,
+    where Theorem 2 includes it: the sphere is two points then, and no descent can leave the start.
+
+    Args:
+        settings: keys of the config schema's `minimise`, in the place of their defaults.
+        output: the parquet file.
+
+    Raises:
+        InputError: settings that the schema refuses, no dimension above 1, a temperature so far out
+            that embeddings come out as NaN.
+    """
+    chosen = with_defaults(settings, "minimise")
+    runs = list(_runs(chosen))
+    if not runs:
+        raise InputError(
+            f"config key minimise.dimensions is {chosen['dimensions']!r}, but must give a dimension"
+            f" of at least 2 with minimise.classes {chosen['classes']!r}: at d = 1 nothing moves"
+        )
+    steps, per_class = chosen["descent_steps"], chosen["per_class"]
+    tables = []
+    for objective, classes, dimension, tau, seed in track(runs, len(runs), "minimise"):
+        labels = torch.arange(classes * per_class) % classes
+        try:
+            found = minimise(
+                objective,
+                labels,
+                dimension,
+                1.0 if tau is None else tau,
+                seed,
+                descent_steps=steps,
+                descent_lr=chosen["descent_lr"],
+            )
+        except ValueError as error:
+            where = f"objective = {objective}, classes = {classes}, tau = {tau}"
+            raise InputError(f"minimise with {where}: {error}") from None
+        known = objective == "nscl" and dimension >= classes - 1
+        least = nscl_minimum(per_class, classes, tau) if known else None
+        trajectory = found._asdict()
+        del trajectory["z"]
+        tables.append(
+            pl.DataFrame(trajectory).select(
+                pl.lit(objective).alias("objective"),
+                pl.lit(classes, pl.Int64).alias("classes"),
+                pl.lit(dimension, pl.Int64).alias("dimension"),
+                pl.lit(tau, pl.Float64).alias("tau"),
+                pl.lit(seed, pl.Int64).alias("seed"),
+                pl.lit(per_class, pl.Int64).alias("per_class"),
+                pl.int_range(pl.len()).alias("iteration"),
+                _phase(steps).alias("phase"),
+                pl.lit(least, pl.Float64).alias("minimum_loss"),
+                pl.col(*trajectory).fill_nan(None),
+            )
+        )
+    with whole_file(output) as scratch:
+        pl.concat(tables).write_parquet(scratch)
+
+
+def summary(table: pl.DataFrame) -> pl.DataFrame:
+    """How the runs of each objective, classes, dimension and tau ended.
+
+    Args:
+        table: of `run_minimise`.
+
+    Returns:
+        A row for each of these four, in the table's order, with columns after them:
+
+        runs: their number (seeds).
+        reached: share of runs that end with etf_deviation and within_class_spread below 1e-3. With
+            two classes only the second says anything.
+        etf_deviation, within_class_spread, view_distance: medians at the end.
+        worst_excess: largest loss above minimum_loss at the end; null where that is unknown.
+        halved_iteration, halved_time: of the first descent step after which within_class_spread is
+            below half of its start, median over all runs; null unless more than half got there.
+            An iteration is as long as its learning rate: only times compare CE and other tau.
+    """
+    spread = pl.col("within_class_spread")
+    halved = (pl.col("phase") == "descent") & (spread < spread.first() / 2)
+    runs = (
+        table.sort("iteration", maintain_order=True)
+        .group_by(*SETTINGS, "per_class", "seed", maintain_order=True)
+        .agg(
+            pl.col(*CONDITIONS).last(),
+            worst_excess=(pl.col("loss") - pl.col("minimum_loss")).last(),
+            halved_iteration=pl.col("iteration").filter(halved).min().cast(pl.Float64),
+            halved_time=pl.col("time").filter(halved).min(),
+        )
+    )
+    reached = (pl.col("etf_deviation") < REACHED) & (spread < REACHED)
+    # A run that never got there counts as later than all others.
+    halvings = pl.col("halved_iteration", "halved_time").fill_null(np.inf).median()
+    return runs.group_by(*SETTINGS, maintain_order=True).agg(
+        pl.len().cast(pl.Int64).alias("runs"),
+        reached.fill_null(False).mean().alias("reached"),
+        pl.col(*CONDITIONS).median(),
+        pl.col("worst_excess").max(),
+        pl.when(halvings.is_finite()).then(halvings),
+    )
+
+
+def _runs(chosen: Mapping[str, Any]) -> Iterator[tuple[str, int, int, float | None, int]]:
+    """(objective, classes, dimension, tau, seed) of every run of the grid, each once."""
+    for objective, classes in product(chosen["objectives"], chosen["classes"]):
+        named = {"C": classes, "C-1": classes - 1, "C/2": -(-classes // 2)}
+        dimensions = dict.fromkeys(named.get(d, d) for d in chosen["dimensions"])
+        taus = [None] if objective == "ce" else chosen["taus"]
+        for dimension, tau, seed in product(dimensions, taus, chosen["seeds"]):
+            if dimension > 1:
+                yield objective, classes, dimension, tau, seed
+
+
+def _phase(descent_steps: int) -> pl.Expr:
+    iteration = pl.int_range(pl.len())
+    return (
+        pl.when(iteration == 0)
+        .then(pl.lit("start"))
+        .when(iteration <= descent_steps)
+        .then(pl.lit("descent"))
+        .otherwise(pl.lit("newton"))
+    )
