@@ -52,6 +52,17 @@ def test_linear_probe_on_the_same_draws():
     assert found.mean[1] > 0.8
 
 
+def test_the_penalty_of_the_first_draw_serves_the_others():
+    train, y, test, test_y = clusters(spread=3.0)
+    found = few_shot(train, y, test, test_y, [10], repeats=3, probe="linear")
+    draws = [support for _, support in _draws(y, test_y, 10, 3, None, 0)]
+    shift = train.mean(axis=0)
+    sets = [(train[d.ravel()] - shift, y[d.ravel()], test - shift, test_y) for d in draws]
+    chosen = linear_probe(*sets[0])[2]
+    expected = [linear_probe(*one, inverse_penalty=chosen)[1] for one in sets]
+    assert found.accuracies[0].tolist() == pytest.approx(expected)
+
+
 def test_more_shots_and_fewer_ways_are_easier_and_all_shots_give_nccc():
     train, y, test, test_y = clusters()
     train, y = (np.concatenate([v[y == c][:40] for c in range(5)]) for v in (train, y))

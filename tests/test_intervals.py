@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from cltools.maths.alignment import MEASURES, alignment
-from cltools.maths.intervals import alignment_intervals, subsampling_interval
+from cltools.maths.intervals import accuracy_interval, alignment_intervals, subsampling_interval
 
 DEBIASED, RSA = ("cka", "cosine_debiased"), ("rsa", "pearson_cosine")
 
@@ -125,3 +125,12 @@ def test_unrelated_features_get_intervals_that_are_too_wide():
         widths.append(found.high - found.low)
     width = np.quantile(values, 0.95) - np.quantile(values, 0.05)
     assert 1.2 < np.mean(widths) / width < 2.5
+
+
+def test_accuracy_interval_is_wilsons():
+    p, n, z = 0.9, 50, 1.6448536269514722
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert accuracy_interval(p, n) == pytest.approx((centre - half, centre + half))
+    assert accuracy_interval(1.0, 10)[1] == 1.0
+    assert np.isnan(accuracy_interval(float("nan"), 10)).all()

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestCentroid
 
 from cltools.maths.bounds import gap_at_initialisation, gap_bound
 from cltools.maths.probes import FALLBACK, INVERSE_PENALTIES, linear_probe, nccc
-from cltools.maths.weights import weight_gap
+from cltools.maths.weights import weight_distance, weight_gap
 
 
 def clusters(n=600, d=8, classes=5, spread=1.0, seed=0):
@@ -183,3 +183,24 @@ def test_weight_gap_refuses_different_encoders():
         weight_gap(a, {"encoder.a.weight": np.ones(3)})
     with pytest.raises(ValueError, match="no tensor"):
         weight_gap({"head.weight": np.ones(2)}, {"head.weight": np.ones(2)})
+
+
+def test_weight_distance_is_over_what_is_trained_in_encoder_and_projector():
+    a = {
+        "encoder.conv.weight": np.zeros((2, 2)),
+        "encoder.bn.bias": np.zeros(2),
+        "encoder.bn.running_mean": np.zeros(2),
+        "projector.0.weight": np.zeros(1),
+    }
+    b = {name: value + 1 for name, value in a.items()} | {"head.weight": np.ones(9)}
+    assert weight_distance(a, b) == pytest.approx(math.sqrt(4 + 2 + 1))
+    with pytest.raises(ValueError, match="differ"):
+        weight_distance(a, {**b, "projector.0.weight": np.ones(2)})
+
+
+def test_given_penalty_is_used():
+    rng = np.random.default_rng(0)
+    sets = rng.standard_normal((40, 3)), np.arange(40) % 2, rng.standard_normal((9, 3)), np.ones(9)
+    assert linear_probe(*sets, inverse_penalty=0.5)[2] == 0.5
+    with pytest.raises(ValueError, match="inverse_penalty"):
+        linear_probe(*sets, inverse_penalty=0.0)

@@ -271,6 +271,8 @@ class FrobeniusGap:
     gap: float  # ‖Σ - Σ'‖_F, 0 or above
     rho: float  # ‖K - K'‖_F / ‖K‖_F with K = HΣH
     r: float  # ‖b - a‖₂ / (sqrt(M) σ_D) over the M = N(N-1)/2 off-diagonal entries
+    centred_norm: float  # ‖K‖_F, which ρ is relative to
+    scatter: float  # sqrt(M) σ_D, which r is relative to
 
 
 def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
@@ -289,7 +291,8 @@ def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
 
     Returns:
         The gap, ρ and r; `theory.cka_lower_bound` and its like say what follows. ρ is NaN when the
-        rows of a have one direction, r also when all cosines of a are equal.
+        rows of a have one direction, r also when all cosines of a are equal, and so are the norms
+        that they are relative to.
 
     Raises:
         ValueError: features that do not fit together or cannot be squared.
@@ -311,15 +314,21 @@ def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
     float64 = np.dtype(np.float64)
     rows, moments = _moments(arrays, [("a", "b")], True, BLOCK, float64)
     self_a = ("a", "a")
-    rho = r = float("nan")
+    norm = scatter = float("nan")
     if not rows["a"].constant:
-        rho = float(centred / np.sqrt(moments[self_a]))
+        norm = float(np.sqrt(moments[self_a]))
+    # Diagonals differ only where one of the two rows has norm 0.
+    diagonal = np.count_nonzero(rows["a"].square != rows["b"].square)
     if not np.isnan(_value(RSA, self_a, rows, moments, float64)):
-        # Diagonals differ only where one of the two rows has norm 0.
-        diagonal = np.count_nonzero(rows["a"].square != rows["b"].square)
-        scatter = _pearson(n, moments[self_a], rows["a"], rows["a"])  # 2 M σ_D²: i < j and j < i
-        r = float(np.sqrt(max(gap**2 - diagonal, 0.0) / scatter))
-    return FrobeniusGap(gap, rho, r)
+        # _pearson gives 2 M σ_D²: it counts i < j and j < i.
+        scatter = float(np.sqrt(_pearson(n, moments[self_a], rows["a"], rows["a"]) / 2))
+    return FrobeniusGap(
+        gap=gap,
+        rho=centred / norm,
+        r=float(np.sqrt(max(gap**2 - diagonal, 0.0) / 2) / scatter),
+        centred_norm=norm,
+        scatter=scatter,
+    )
 
 
 def _difference_norm(factor: NDArray, d: int) -> float:

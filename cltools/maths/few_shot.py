@@ -49,8 +49,9 @@ def few_shot(
         ways: classes per repeat, e.g. 2, drawn from those that both sets have; default all
             classes of the training set, where test images of other classes count as errors.
         seed: draws classes and images.
-        probe: "nccc" (Euclidean nearest class centre) or "linear" (`probes.linear_probe`, which
-            chooses its penalty for each draw: some 50 ms each).
+        probe: "nccc" (Euclidean nearest class centre) or "linear" (`probes.linear_probe`; its
+            penalty is chosen at the first draw, for each number of shots, on images held out of
+            that draw).
 
     Returns:
         (mean, sd, accuracies) in [0, 1]: (S,), (S,) with repeats - 1 in the denominator and NaN
@@ -76,6 +77,7 @@ def few_shot(
     shift = train.mean(axis=0)  # distances do not change, their rounding does
     train, test = train - shift, test - shift
     most = int(feasible[-1]) if len(feasible) else 0
+    penalties: dict[int, float] = {}
     for repeat, (classes, support) in enumerate(_draws(y, test_y, most, repeats, ways, seed)):
         if not most:
             continue
@@ -83,16 +85,13 @@ def few_shot(
         if probe == "nccc":
             scores = _nccc(train, support, feasible, classes, test[query], test_y[query])
         else:
-            scores = [
-                linear_probe(
-                    train[support[:, :s].ravel()],
-                    np.repeat(classes, s),
-                    test[query],
-                    test_y[query],
-                    seed + repeat,
-                )[1]
-                for s in feasible
-            ]
+            scores = []
+            for s in feasible:
+                support_set = train[support[:, :s].ravel()], np.repeat(classes, s)
+                _, score, penalties[s] = linear_probe(
+                    *support_set, test[query], test_y[query], seed, penalties.get(s)
+                )
+                scores.append(score)
         accuracies[shots <= smallest, repeat] = np.asarray(scores)[where]
     sd = accuracies.std(axis=1, ddof=1) if repeats > 1 else np.full(len(shots), np.nan)
     return FewShot(accuracies.mean(axis=1), sd, accuracies)

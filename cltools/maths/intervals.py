@@ -81,6 +81,28 @@ def subsampling_interval(
     return Interval(value, low, high)
 
 
+def accuracy_interval(accuracy: float, n: int, level: float = 0.9) -> tuple[float, float]:
+    """Wilson's interval of an accuracy over n images, for a classifier that is given.
+
+    Args:
+        accuracy: share of right answers, in [0, 1]; NaN gives NaN.
+        n: images, 1 or more.
+        level: probability that the interval covers, in (0, 1).
+
+    Returns:
+        (low, high) in [0, 1].
+
+    Raises:
+        ValueError: arguments outside these ranges.
+    """
+    from scipy.stats import binomtest
+
+    if np.isnan(accuracy):
+        return float("nan"), float("nan")
+    found = binomtest(round(accuracy * n), n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def alignment_intervals(
     features: Mapping[str, ArrayLike],
     pairs: Iterable[Pair] | None = None,

@@ -24,14 +24,39 @@ def weight_gap(
     Raises:
         ValueError: the encoders differ in layers or shapes, or there is no layer.
     """
+    gaps = {name: _layer_gap(a[name], b[name]) for name in common_layers(a, b)}
+    return float(np.mean(list(gaps.values()))), gaps
+
+
+def weight_distance(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike]) -> float:
+    """‖w - w'‖₂ over all that is trained in the encoder and projector, as in P2's Theorem 2.
+
+    Running statistics are no weights, and the head that only CE has is left out.
+
+    Raises:
+        ValueError: the models differ in names or shapes.
+    """
+    names = _trained(a)
+    if {n: np.shape(a[n]) for n in names} != {n: np.shape(b[n]) for n in _trained(b)}:
+        raise ValueError("the two models differ in names or shapes of their weights")
+    squares = (np.square(np.subtract(a[n], b[n], dtype=np.float64)).sum() for n in names)
+    return float(np.sqrt(sum(squares)))
+
+
+def _trained(weights: Mapping[str, ArrayLike]) -> list[str]:
+    parts, kinds = ("encoder.", "projector."), (".weight", ".bias")
+    return sorted(n for n in weights if n.startswith(parts) and n.endswith(kinds))
+
+
+def common_layers(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike]) -> list[str]:
+    """Names of the layers that `weight_gap` compares; raises ValueError as it does."""
     layers = _encoder_layers(a)
     if layers != _encoder_layers(b):
         odd = sorted(set(layers.items()) ^ set(_encoder_layers(b).items()))
         raise ValueError(f"the two encoders differ in their layers: {odd[:4]}")
     if not layers:
         raise ValueError("no tensor is named 'encoder.*.weight'")
-    gaps = {name: _layer_gap(a[name], b[name]) for name in layers}
-    return float(np.mean(list(gaps.values()))), gaps
+    return list(layers)
 
 
 def _encoder_layers(weights: Mapping[str, ArrayLike]) -> dict[str, tuple[int, ...]]:

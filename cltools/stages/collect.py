@@ -32,29 +32,43 @@ def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -
     return [pl.lit(value).alias(name) for name, value in values.items()]
 
 
-def collect(plan: Path, measured: list[Path], measures: Path, training_log: Path) -> None:
-    """Join the tables of an experiment's cells into `measures` and `training_log` (parquet).
+def collect(
+    plan: Path, lists: list[Path], measures: Path, training_log: Path, theory: Path | None = None
+) -> None:
+    """Join the tables of an experiment's cells into one parquet file of each kind.
 
-    `plan` is what `cltools plan` wrote, `measured` what `cltools measure` wrote for these cells.
-    Raises InputError when a cell of the plan was not measured.
+    `plan` is what `cltools plan` wrote, `lists` what `cltools measure`, `merge` and `theory` wrote
+    for these cells: rows of the first two go to `measures`, of the last to `theory`. Raises
+    InputError when a cell of the plan lacks its measures, or its theory where that is asked for.
     """
     cells = read_json(plan, made_by="cltools plan")["cells"]
-    tables: dict[str, str] = {}
-    for path in measured:
-        tables |= read_json(path, made_by="cltools measure")["tables"]
-    manifests = {path: read_json(Path(path), made_by="cltools train") for path in tables}
+    tables: dict[str, dict[str, str]] = {"measure": {}, "merge": {}, "theory": {}}
+    for path in lists:
+        found = read_json(path, made_by="cltools measure")
+        tables[found["stage"]] |= found["tables"]
+    manifests = {path: read_json(Path(path), made_by="cltools train") for path in tables["measure"]}
     by_cell = {manifest["id"]: path for path, manifest in manifests.items()}
-    missing = sorted(set(cells) - set(by_cell))
-    if missing:
-        raise InputError(f"cell {missing[0]} of {plan} was not measured: run `cltools measure`")
-    rows, logs = [], []
+    needed = {"measure": set(by_cell)}
+    if theory is not None:
+        needed["theory"] = {c for c, path in by_cell.items() if path in tables["theory"]}
+    for stage, have in needed.items():
+        if missing := sorted(set(cells) - have):
+            raise InputError(f"cell {missing[0]} of {plan} lacks its table: run `cltools {stage}`")
+    joined: dict[Path, list[pl.DataFrame]] = {measures: [], training_log: []}
+    if theory is not None:
+        joined[theory] = []
     for identity, entry in cells.items():
         path = by_cell[identity]
         columns = cell_columns(manifests[path], entry["dataset"], entry["sweeps"])
         log_file = Path(path).parent / "run" / manifests[path]["log"]["file"]
-        for collected, source in ((rows, tables[path]), (logs, log_file)):
+        sources = [(measures, tables["measure"][path]), (training_log, log_file)]
+        if path in tables["merge"]:
+            sources.append((measures, tables["merge"][path]))
+        if theory is not None:
+            sources.append((theory, tables["theory"][path]))
+        for target, source in sources:
             table = pl.read_parquet(source)
-            collected.append(table.select(*columns, *table.columns))
-    for collected, target in ((rows, measures), (logs, training_log)):
+            joined[target].append(table.select(*columns, *table.columns))
+    for target, found in joined.items():
         with whole_file(target) as scratch:
-            pl.concat(collected, how="diagonal").write_parquet(scratch)
+            pl.concat(found, how="diagonal").write_parquet(scratch)

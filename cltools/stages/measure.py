@@ -3,7 +3,9 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from cltools.files import (
 )
 from cltools.progress import track
 from cltools.stages import measurements
-from cltools.stages.embed import embedding_file, load_weights
+from cltools.stages.embed import embedding_file, embedding_folder, load_weights
 from cltools.stages.train import saved_weights, weights_file
 from cltools.versions import VERSIONS
 
@@ -34,6 +36,7 @@ def measure_cells(
     full_at: str = "last",
     discard_embeddings: bool = False,
     threads: int = 1,
+    recalibrated: bool = False,
 ) -> None:
     """Measure several embedded cells and write the list of tables, by manifest, to `done`.
 
@@ -42,47 +45,55 @@ def measure_cells(
     torch.set_num_threads(threads)
     tables = {}
     for path in manifests:
-        tables[str(path)] = str(measure(path, full_at))
+        tables[str(path)] = str(measure(path, full_at, recalibrated))
         if discard_embeddings:
-            shutil.rmtree(path.parent / "embeddings", ignore_errors=True)
-    write_json(done, {"tables": tables, "version": VERSION})
+            shutil.rmtree(embedding_folder(path.parent, recalibrated), ignore_errors=True)
+    write_json(done, {"stage": "measure", "tables": tables, "version": VERSION})
 
 
-def measure(manifest_path: Path, full_at: str = "last") -> Path:
+def measure(manifest_path: Path, full_at: str = "last", recalibrated: bool = False) -> Path:
     """Measure one trained and embedded cell at all its checkpoints; the tidy parquet file.
 
     It lies in `measures/` beside the manifest. Its name depends on everything that its rows depend
     on, so that it is made once. `full_at` is "last" or "all" checkpoints: there the dearer measures
-    are made too (linear probe, few-shot, kNN, permutation null, intervals). Raises InputError when
-    embeddings are missing or are of other weights than the manifest's.
+    are made too (linear probe, few-shot, kNN, permutation nulls, rank correlation, other labels,
+    intervals). `recalibrated` takes the embeddings that were made so. Raises InputError when they
+    are missing or are of other weights than the manifest's.
     """
     manifest = read_json(manifest_path, made_by="cltools train")
     folder, run = manifest_path.parent, manifest_path.parent / "run"
+    embeddings = embedding_folder(folder, recalibrated)
     depends_on = [sha256_file(manifest_path), full_at, VERSION]
+    if recalibrated:
+        depends_on.append("recalibrated")
     path = folder / "measures" / f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
     if path.exists():
         return path
+    cell = manifest["cell"]
     rows: list[measurements.Row] = []
     initial: dict[str, np.ndarray] = {}
+    initial_weights: dict[str, np.ndarray] | None = None
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
         dataset = read_embeddings(
-            embedding_file(folder / "embeddings", step), manifest["store"], hashes
+            embedding_file(embeddings, step), manifest["store"], hashes, recalibrated
         )
         full = full_at == "all" or step == manifest["steps"]
+        weights = _read_weights(run, hashes, step)
         parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
         if step == 0:
             # All objectives start from the same encoder; the first one's stands for it.
             initial = {split: next(iter(_arrays(part, "h").values()))
                        for split, part in parts.items()}  # fmt: skip
+            initial_weights = next(iter(weights.values()))
         found = []
         for split, part in parts.items():
-            rows_of_split = _measure_split(part, initial.get(split), manifest["cell"]["tau"], full)
+            rows_of_split = _measure_split(part, initial.get(split), weights, cell, full)
             found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows_of_split]
         train, test = parts.values()
         found += measurements.downstream_rows(
             _arrays(train, "h"), train.label.values, _arrays(test, "h"), test.label.values, full
         )
-        found += measurements.weight_rows(_read_weights(run, hashes, step))
+        found += measurements.weight_rows(weights, initial_weights)
         at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
         rows += [{**at, **row} for row in found]
     with whole_file(path) as scratch:
@@ -90,9 +101,11 @@ def measure(manifest_path: Path, full_at: str = "last") -> Path:
     return path
 
 
-def read_embeddings(path: Path, store: str, weights: dict[str, str]) -> xr.Dataset:
+def read_embeddings(
+    path: Path, store: str, weights: dict[str, str], recalibrated: bool = False
+) -> xr.Dataset:
     """One checkpoint's embeddings. Raises InputError unless made from these weights and images."""
-    remedy = "run `cltools embed` on this cell again"
+    remedy = f"run `cltools embed{' --recalibrate' * recalibrated}` on this cell again"
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
@@ -112,20 +125,32 @@ def _arrays(part: xr.Dataset, variable: str) -> dict[str, np.ndarray]:
 
 
 def _measure_split(
-    part: xr.Dataset, start: np.ndarray | None, tau: float, full: bool
+    part: xr.Dataset,
+    start: np.ndarray | None,
+    weights: Mapping[str, Mapping[str, np.ndarray]],
+    cell: Mapping[str, Any],
+    full: bool,
 ) -> list[measurements.Row]:
     """Rows of one checkpoint and split; `start` is the untrained encoder's h."""
-    h, z_views, labels = _arrays(part, "h"), _arrays(part, "z_views"), part.label.values
+    h, z, z_views = (_arrays(part, variable) for variable in ("h", "z", "z_views"))
+    labels, tau = part.label.values, cell["tau"]
     rows = [
         *measurements.alignment_rows(h, labels, "h", start),
-        *measurements.alignment_rows(_arrays(part, "z"), labels, "z"),
-        *measurements.corollary_rows(h),
+        *measurements.alignment_rows(z, labels, "z"),
+        *measurements.corollary_rows(h, features="h"),
+        *measurements.corollary_rows(z, features="z"),
         *measurements.loss_rows(z_views, labels, tau),
-        *measurements.geometry_rows(h, labels),
+        *measurements.batch_loss_rows(z_views, z, labels, tau, cell["batch_size"]),
+        *measurements.geometry_rows(h, labels, intervals=full),
         *measurements.view_rows(z_views),
     ]
+    if "ce" in z:
+        head = weights["ce"]["head.weight"], weights["ce"]["head.bias"]
+        rows += measurements.head_rows(z["ce"], labels, *head, objective="ce")
     if full:
+        rows += measurements.rank_rows(h)
         rows += measurements.null_rows(h, labels)
+        rows += measurements.labelling_rows(z_views, labels, tau)
         measurements.add_intervals(rows, h)
     return rows
 

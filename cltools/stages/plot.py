@@ -22,6 +22,7 @@ def plot(
     sweeps: Sweeps,
     output_stem: Path,
     style: Mapping[str, float],
+    theory: Path | None = None,
 ) -> None:
     """Write `<output_stem>.pdf`, `.png` and `.csv` of figure `name`, a key of `FIGURES`.
 
@@ -33,6 +34,7 @@ def plot(
         measures=_read(measures, "measure") if "measures" in used else None,
         log=_read(log, "train") if "log" in used else None,
         sweeps=sweeps,
+        theory=_read(theory, "theory") if "theory" in used else None,
     )
     # Matplotlib reads some settings only when it draws, so saving belongs inside too.
     with rc_context(parameters(style)):

@@ -1,0 +1,77 @@
+"""The two angles of P2's Figure 1 (arXiv 2510.08852): between weights, and between representations.
+
+The papers draw both, but how they define them is not public. These definitions are ours.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cltools.maths.alignment import alignment
+from cltools.maths.alignment_nulls import unit_rows
+from cltools.maths.weights import common_layers
+
+
+def weight_angle(
+    a: Mapping[str, ArrayLike],
+    b: Mapping[str, ArrayLike],
+    origin: Mapping[str, ArrayLike] | None = None,
+) -> float:
+    """Angle between two encoders' weights, all layers of `weight_gap` as one vector, in degrees.
+
+    With `origin`, the weights both started from, it is the angle between the two paths w - w_0,
+    which does not shrink because of what the networks share.
+
+    Args:
+        a, b, origin: the weights of models, name -> array.
+
+    Returns:
+        In [0, 180]; NaN when a vector is 0, as before the first step.
+
+    Raises:
+        ValueError: as `weight_gap`.
+    """
+    layers = common_layers(a, b)
+    if origin is not None:
+        common_layers(a, origin)
+    dot = squares = other = 0.0
+    for name in layers:
+        w, v = (np.asarray(x[name], dtype=np.float64).ravel() for x in (a, b))
+        if origin is not None:
+            start = np.asarray(origin[name], dtype=np.float64).ravel()
+            w, v = w - start, v - start
+        dot, squares, other = dot + w @ v, squares + w @ w, other + v @ v
+    if squares == 0 or other == 0:
+        return float("nan")
+    return float(np.degrees(np.arccos(np.clip(dot / np.sqrt(squares * other), -1, 1))))
+
+
+def representation_angles(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """Angles between two representations of the same images, in degrees.
+
+    The first is the angle between the centred matrices of cosine similarities, whose cosine is the
+    papers' CKA: no rotation of either representation changes it. The second is the mean over
+    images of the angle between the two feature vectors, which asks more: it also grows when one of
+    them rotates. It means something for networks that share their initial weights.
+
+    Args:
+        a, b: (N, d) and (N, d').
+
+    Returns:
+        The first in [0, 90], NaN where CKA is; the second in [0, 180], over images with features of
+        non-zero norm in both, NaN where there are none or widths differ.
+
+    Raises:
+        ValueError: as `alignment`.
+    """
+    measure = ("cka", "cosine_biased")
+    cka = alignment({"a": a, "b": b}, measures=[measure])["a", "b"][measure]
+    kernel = float(np.degrees(np.arccos(np.clip(cka, -1, 1))))
+    if np.shape(a) != np.shape(b):
+        return kernel, float("nan")
+    rows, other = unit_rows(a), unit_rows(b)
+    both = rows.any(axis=1) & other.any(axis=1)
+    cosines = np.einsum("ij,ij->i", rows[both], other[both])
+    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
+    return kernel, float(angles.mean()) if len(angles) else float("nan")

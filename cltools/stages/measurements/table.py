@@ -1,0 +1,42 @@
+"""The tidy table of measures: its columns, and what its rows have in common."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+Row = dict[str, Any]
+Features = Mapping[str, np.ndarray]  # name of an objective (or of a file) -> (n, d)
+SCHEMA = {
+    "step": pl.Int64,
+    "epoch": pl.Float64,
+    "split": pl.String,
+    "objective": pl.String,
+    "reference": pl.String,
+    "features": pl.String,
+    "metric": pl.String,
+    "variant": pl.String,
+    "value": pl.Float64,
+    "ci_low": pl.Float64,
+    "ci_high": pl.Float64,
+    "n": pl.Int64,
+}
+EMPTY = {name: "" if dtype == pl.String else None for name, dtype in SCHEMA.items()}
+REFERENCE = "dcl"
+
+
+def tidy(rows: Iterable[Row]) -> pl.DataFrame:
+    """The rows as a table of all columns; text that a row lacks is "", numbers are null."""
+    return pl.DataFrame([{**EMPTY, **row} for row in rows], schema=SCHEMA)
+
+
+def rows_of(values: Mapping[tuple[str, str], float], **about: Any) -> Iterator[Row]:
+    """A row for each (metric, variant)."""
+    for (metric, variant), value in values.items():
+        yield {**about, "metric": metric, "variant": variant, "value": float(value)}
+
+
+def others(arrays: Mapping[str, Any], reference: str) -> list[str]:
+    """All names but the reference's; none where there is no reference."""
+    return [name for name in arrays if name != reference] if reference in arrays else []
