@@ -167,11 +167,41 @@ def training_log(of: Iterable[dict[str, Any]] | None = None, every: int = 1) -> 
     return pl.DataFrame(found, infer_schema_length=None)
 
 
+def theory(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
+    """The table `theory.parquet`: a gap that keeps its bound, a drift 10 times beyond its own."""
+    found = []
+    for one in cells() if of is None else of:
+        here = one | {"step": 100, "epoch": 20.0, "split": "test", "features": "z"}
+        gap = {"source": "P1 Theorem 1", "quantity": "gap", "variant": "tau_1", "kind": "bound"}
+        drift = {
+            "source": "P2 Theorem 1",
+            "quantity": "drift",
+            "variant": "stated",
+            "kind": "network",
+        }
+        for about, bound, measured in ((gap, 1.0, 0.1), (drift, 5.0, 50.0)):
+            row = {
+                "objective": "nscl",
+                "side": "upper",
+                "bound": bound,
+                "log10_bound": math.log10(bound),
+                "measured": measured,
+                "vacuous_orders": -1.0,
+                "holds": measured <= bound,
+            }
+            found.append(here | about | row)
+    return pl.DataFrame(found)
+
+
 def write(folder: Path, seeds: int = 5) -> tuple[Path, Path]:
-    """Write both tables of a whole experiment; returns the paths of measures and log."""
+    """Write the tables of a whole experiment; returns the paths of measures and log.
+
+    Beside them lies theory.parquet.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = cells(seeds)
     paths = folder / "measures.parquet", folder / "training_log.parquet"
     measures(made).write_parquet(paths[0])
     training_log(made).write_parquet(paths[1])
+    theory(made).write_parquet(folder / "theory.parquet")
     return paths

@@ -29,8 +29,12 @@ def drawn(inputs, tmp_path_factory):
     """Every figure, drawn once; returns the folder."""
     folder = tmp_path_factory.mktemp("figures")
     for name in FIGURES:
-        plot(name, *inputs, made_up.SWEEPS, folder / name, {"dpi": 60})
+        plot(name, *inputs, made_up.SWEEPS, folder / name, {"dpi": 60}, theory_of(inputs))
     return folder
+
+
+def theory_of(inputs):
+    return inputs[0].with_name("theory.parquet")
 
 
 def numbers(folder, name, **where):
@@ -73,11 +77,15 @@ def test_drawn_again_gives_the_same_bytes(name, inputs, drawn, tmp_path):
     # Neither the order of the rows nor a table that the figure does not need may matter.
     shuffled = tmp_path / "shuffled.parquet"
     pl.read_parquet(measures).sample(fraction=1, shuffle=True, seed=1).write_parquet(shuffled)
-    plot(name, shuffled, log, made_up.SWEEPS, tmp_path / "again", {"dpi": 60})
+    theory = tmp_path / "theory.parquet"
+    pl.read_parquet(theory_of(inputs)).sample(fraction=1, shuffle=True, seed=1).write_parquet(
+        theory
+    )
+    plot(name, shuffled, log, made_up.SWEEPS, tmp_path / "again", {"dpi": 60}, theory)
     for suffix in SUFFIXES:
         first = (drawn / f"{name}.{suffix}").read_bytes()
         assert first == (tmp_path / f"again.{suffix}").read_bytes()
-        assert len(first) > 500
+        assert len(first) > 300
 
 
 def test_files_hold_no_date_and_no_version(drawn):
@@ -163,6 +171,15 @@ def test_downstream(drawn):
     rows = numbers(drawn, "downstream", split="test", metric="linear_probe")
     means = dict(rows.select("objective", "mean").iter_rows())
     assert means == pytest.approx(made_up.ACCURACY)
+
+
+def test_bound_tightness(drawn):
+    rows = {row["quantity"]: row for row in numbers(drawn, "bound_tightness").iter_rows(named=True)}
+    cases = len(made_up.cells(SEEDS))
+    assert (rows["gap"]["claimed"], rows["gap"]["violated"]) == (cases, 0)
+    assert (rows["drift"]["claimed"], rows["drift"]["violated"]) == (cases, cases)
+    assert rows["gap"]["median_orders"] == pytest.approx(1)
+    assert rows["drift"]["median_orders"] == pytest.approx(-1)
 
 
 def test_one_seed_has_no_deviation(tmp_path):

@@ -84,6 +84,11 @@ FIGURES: dict[str, FigureSpec] = {
         "How far weights and representations of every objective drift from those of DCL.",
         "weights",
     ),
+    "bound_tightness": FigureSpec(
+        "How far each bound of the papers lies from what it bounds, and how often it is violated.",
+        "bounds",
+        tables=("theory",),
+    ),
     "downstream": FigureSpec(
         "Accuracy of the nearest class centre and of a linear probe for every objective.",
         "downstream",

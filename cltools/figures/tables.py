@@ -36,6 +36,7 @@ class Experiment:
     measures: pl.DataFrame | None
     log: pl.DataFrame | None
     sweeps: Sweeps
+    theory: pl.DataFrame | None = None
 
     def base(self, table: pl.DataFrame) -> pl.DataFrame:
         """The rows of `table` that belong to the base sweep."""

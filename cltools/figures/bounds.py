@@ -1,0 +1,135 @@
+"""How tight the papers' bounds are, and whether they hold."""
+
+import polars as pl
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+
+from cltools.figures import style
+from cltools.figures.tables import Experiment
+
+KINDS = {
+    "bound": style.Look("proved for any network", "#0072B2", "o"),
+    "network": style.Look("proved for similarity descent, beside a network", "#D55E00", "s"),
+    "estimate": style.Look("constants estimated", "#7A7A7A", "D"),
+}
+NAMES = {
+    "gap": "Loss gap, whole set",
+    "gap_clustered_labels": "Loss gap, k-means labels",
+    "gap_shuffled_labels": "Loss gap, shuffled labels",
+    "gap_unbalanced_labels": "Loss gap, unbalanced random labels",
+    "batch_gap": "Loss gap, batches",
+    "few_shot_error_all_way": "Few-shot error, all-way",
+    "few_shot_error_two_way": "Few-shot error, two-way",
+    "drift": "Drift of similarities",
+    "cka": "CKA",
+    "rsa": "RSA",
+    "batch_composition": "Class fraction in a batch",
+    "reweighting": "Reweighting lemma",
+    "smoothness_of_gradient": "Smoothness lemma",
+    "centring": "Centring lemma",
+    "weight_distance": "Distance of weights",
+}
+VARIANTS = {
+    "corollary": "(1 − ρ)/(1 + ρ), measured ρ",
+    "tight": "√(1 − ρ²), measured ρ",
+    "theorem_1_stated": "ρ from Theorem 1",
+    "theorem_1_realised": "ρ from Theorem 1, real batches",
+    "stated": "with ε",
+    "realised": "real batches",
+    "best": "best a",
+    "displayed": "as displayed",
+    "training_tau": "training τ",
+    "tau_1": "τ = 1",
+    "dcl_gradient": "CL",
+    "nscl_gradient": "NSCL",
+    "form": "form only",
+}
+
+
+def tightness(theory: pl.DataFrame) -> pl.DataFrame:
+    """One row a bound: in how many cases it claims something, is violated, and how far off it is.
+
+    `orders` are log10(bound / measured), for lower bounds of similarities
+    log10((1 - bound) / (1 - measured)): 0 for an exact bound, below 0 where it is violated. They
+    are left out where either side is 0.
+    """
+    lower = pl.col("side") == "lower"
+    bound = pl.when(lower).then(1 - pl.col("bound")).otherwise(pl.col("bound"))
+    measured = pl.when(lower).then(1 - pl.col("measured")).otherwise(pl.col("measured"))
+    log_bound = pl.when(lower).then(bound.log10()).otherwise(pl.col("log10_bound"))
+    orders = log_bound - measured.log10()
+    claims = pl.col("bound").is_not_nan() & pl.col("measured").is_not_nan()
+    return (
+        theory.with_columns(
+            variant=pl.col("variant").str.replace(r"_shots_\d+$", ""),
+            orders=pl.when(claims & orders.is_finite()).then(orders),
+        )
+        .group_by("source", "quantity", "variant", "kind", "side", maintain_order=True)
+        .agg(
+            cases=pl.len(),
+            claimed=claims.sum(),
+            violated=(~pl.col("holds")).sum(),
+            vacuous=(claims & (pl.col("vacuous_orders") > 0)).sum(),
+            median_bound=pl.col("bound").filter(claims).median(),
+            median_measured=pl.col("measured").filter(claims).median(),
+            smallest_orders=pl.col("orders").min(),
+            median_orders=pl.col("orders").median(),
+            largest_orders=pl.col("orders").max(),
+            largest_vacuous_orders=pl.col("vacuous_orders").max(),
+        )
+        .sort("source", "quantity", "variant", "side")
+    )
+
+
+def bound_tightness(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """How far each bound lies from what it bounds, over all cells of the experiment."""
+    table = tightness(experiment.theory)
+    # That the gap is not negative, which is exact at 0, has no place on the axis.
+    shown = table.filter(
+        pl.col("median_orders").is_not_null(), ~pl.col("quantity").str.starts_with("gap")
+        | (pl.col("side") == "upper"), ~((pl.col("quantity") == "batch_gap")
+        & (pl.col("side") == "lower")),
+    )  # fmt: skip
+    figure, (row,) = style.panels(
+        1, 2, height=0.21 * len(shown) + 0.5, width_ratios=[1.8, 1], sharey=True
+    )
+    dots, numbers = row
+    numbers.axis("off")
+    columns = (("claimed", 0.2), ("violated", 0.6), ("vacuous", 1.0))
+    right = {"ha": "right", "va": "center_baseline", "fontsize": rcParams["ytick.labelsize"]}
+    for name, place in columns:
+        numbers.text(place, -1, name, fontweight="bold", **right)
+    labels = []
+    for y, one in enumerate(shown.iter_rows(named=True)):
+        look = KINDS[one["kind"]]
+        low, middle, high = (one[f"{which}_orders"] for which in ("smallest", "median", "largest"))
+        dots.plot([low, high], [y, y], "-", color=look.colour, linewidth=1, alpha=0.6)
+        dots.plot(middle, y, look.marker, color=look.colour)
+        for name, place in columns:
+            numbers.text(place, y, f"{one[name]:,}", **right)
+        variant = VARIANTS.get(one["variant"])
+        labels.append(NAMES.get(one["quantity"], one["quantity"]) + f": {variant}" * bool(variant))
+    dots.set_yticks(range(len(labels)), labels)
+    dots.set_ylim(len(labels) - 0.4, -1.6)
+    dots.tick_params(axis="y", length=0)
+    dots.grid(axis="y", visible=False)
+    dots.axvline(0, color=style.THEORY, linewidth=0.9, linestyle=":", zorder=1)
+    # A few orders are drawn to scale; what lies hundreds of orders off is squeezed in beside them.
+    dots.set_xscale("symlog", linthresh=3, linscale=2)
+    dots.set_xticks([-3, -2, -1, 0, 1, 2, 3, 10, 100, 1000])
+    dots.set_xticklabels(["-3", "-2", "-1", "0", "1", "2", "3", "10", "100", "1000"])
+    dots.set_xlim(
+        min(-0.5, 1.3 * shown["smallest_orders"].min()),
+        max(3.0, 1.3 * shown["largest_orders"].max()),
+    )
+    dots.set_xlabel("Orders of magnitude from the measured value to its bound")
+    style.finish(
+        figure,
+        "How tight the bounds are, and whether they hold",
+        [style.handle(look) for look in KINDS.values()],
+        "All cells, checkpoints and splits; dot: median, line: all cases. Left of 0 the bound is "
+        "violated. For CKA and RSA, bounded from below, 1 − bound is set against 1 − value. "
+        "Claimed: cases where the bound says anything; vacuous: those where it allows more than "
+        "what is possible at all. Sources are in the table beside this figure.",
+    )
+    return figure, table

@@ -1,0 +1,282 @@
+"""Stage `theory`: the papers' bounds beside what a trained cell did, one row an inequality.
+
+P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Most of it is worked out from the tables of `cltools
+measure`; the lemmas of P2 and the curvature of the loss need the networks on a batch of the run.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from cltools.cells import with_defaults
+from cltools.engine.batches import Batches
+from cltools.engine.curvature import largest_curvature
+from cltools.engine.data import trained_images, with_stores
+from cltools.engine.models import Network
+from cltools.engine.store import ImageStore
+from cltools.engine.tensors import choose_device
+from cltools.errors import InputError
+from cltools.files import (
+    canonical_json,
+    read_json,
+    sha256_file,
+    sha256_text,
+    whole_file,
+    write_json,
+)
+from cltools.maths import theory
+from cltools.maths.objectives import contrastive_loss, pair_masks, similarity_logits
+from cltools.progress import track
+from cltools.stages.embed import load_network
+from cltools.stages.inequalities import (
+    SCHEMA,
+    Key,
+    Row,
+    corollary_rows,
+    few_shot_rows,
+    gap_rows,
+    groups,
+    inequality,
+    lemma_rows,
+    value_of,
+)
+from cltools.stages.train import saved_weights, weights_file
+from cltools.versions import VERSIONS
+
+VERSION = VERSIONS["theory"]
+PAIR = ("dcl", "nscl")
+
+
+def theory_cells(
+    manifests: list[Path],
+    measured: Path,
+    store_folders: list[Path],
+    done: Path,
+    settings: Mapping[str, Any],
+    device_name: str = "auto",
+    threads: int = 1,
+) -> None:
+    """Evaluate the bounds for several measured cells and write the list of tables to `done`.
+
+    Raises InputError for wrong settings, when `measured`, the list that `cltools measure` wrote,
+    lacks a cell, when there is no store of a cell's data set, and as `theory_of_cell`.
+    """
+    torch.set_num_threads(threads)
+    settings = with_defaults(settings, "theory")
+    device = choose_device(device_name)
+    measures = read_json(measured, made_by="cltools measure")["tables"]
+    tables = {}
+    cells = with_stores(manifests, store_folders)
+    for path, store in track(cells, len(manifests), "theory"):
+        if str(path) not in measures:
+            raise InputError(f"{measured} lacks the cell of {path}: run `cltools measure` on it")
+        table = theory_of_cell(path, Path(measures[str(path)]), store, device, settings)
+        tables[str(path)] = str(table)
+    write_json(done, {"stage": "theory", "tables": tables, "version": VERSION})
+
+
+def theory_of_cell(
+    manifest_path: Path,
+    measures: Path,
+    store: ImageStore,
+    device: torch.device,
+    settings: Mapping[str, Any],
+) -> Path:
+    """The table of one cell, a parquet file in `theory/` beside the manifest, made once.
+
+    Raises InputError when the cell was trained without DCL or NSCL, when weights are not those of
+    the manifest, or the measures do not exist.
+    """
+    manifest = read_json(manifest_path, made_by="cltools train")
+    depends_on = [sha256_file(manifest_path), measures.name, dict(settings), VERSION]
+    name = f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
+    path = manifest_path.parent / "theory" / name
+    if path.exists():
+        return path
+    rows: list[Row] = []
+    training = _Training(manifest, manifest_path, store, device, settings)
+    for step, hashes in saved_weights(manifest):
+        values = _values(measures, step)
+        found = [
+            *gap_rows(values, training.cell["views"], training.cell["batch_size"]),
+            *corollary_rows(values),
+            *few_shot_rows(values, training.classes),
+            *training.rows(step, hashes, values),
+        ]
+        at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
+        rows += [{**at, **row} for row in found]
+    table = pl.DataFrame([{name: row.get(name) for name in SCHEMA} for row in rows], schema=SCHEMA)
+    text = [name for name, dtype in SCHEMA.items() if dtype == pl.String]
+    with whole_file(path) as scratch:
+        table.with_columns(pl.col(text).fill_null("")).write_parquet(scratch)
+    return path
+
+
+class _Training:
+    """What needs the run itself: its batches, learning rates and networks."""
+
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        manifest_path: Path,
+        store: ImageStore,
+        device: torch.device,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.cell, self.run, self.settings = (
+            manifest["cell"],
+            manifest_path.parent / "run",
+            settings,
+        )
+        if not set(PAIR) <= set(self.cell["objectives"]):
+            raise InputError(
+                f"cell {manifest['id']} was trained without dcl or nscl, which the theory is "
+                "about: train it with both"
+            )
+        self.data = trained_images(store, manifest, manifest_path, device)["train"]
+        self.device, self.classes = device, self.data.classes
+        self.batches = Batches(self.cell, self.data, device)
+        table = pl.read_parquet(self.run / manifest["log"]["file"])
+        self.log = table.filter(pl.col("model").is_in(PAIR))
+        self.drawn = self.batches.labels(manifest["steps"]).numpy()
+        self.fractions = np.bincount(self.data.labels.numpy()) / len(self.data.labels)
+        self.curved_at = {0, manifest["steps"]} if settings["curvature_at"] == "ends" else None
+        self.smoothness = 0.0
+
+    def rows(
+        self, step: int, hashes: Mapping[str, str], values: Mapping[Key, float]
+    ) -> Iterator[Row]:
+        """Everything at one checkpoint."""
+        networks = {
+            objective: load_network(
+                weights_file(self.run, objective, step), hashes[objective], self.cell, self.data,
+                objective, self.device,
+            ).train()
+            for objective in PAIR
+        }  # fmt: skip
+        # At the end of training, the batch that would have come next.
+        views, labels = self.batches.at(step)
+        with torch.no_grad():
+            z = {o: self._embed(n, views).cpu().double().numpy() for o, n in networks.items()}
+        yield from lemma_rows(z, labels.numpy(), self.cell["tau"])
+        if self.curved_at is None or step in self.curved_at:
+            for objective, network in networks.items():
+                curvature = self._curvature(objective, network, views, labels)
+                self.smoothness = max(self.smoothness, curvature)
+                yield inequality(
+                    "P2 Theorem 2", "smoothness", "largest_eigenvalue", math.nan, curvature,
+                    kind="estimate", objective=objective,
+                )  # fmt: skip
+        if step:
+            yield from self._drift_rows(step, values)
+            yield from self._weight_rows(step, values)
+
+    def _drift_rows(self, step: int, values: Mapping[Key, float]) -> Iterator[Row]:
+        """P2, Theorem 1 and Corollary 3, and Corollaries 1 and 2 with Theorem 1's bound."""
+        tau, size, delta = self.cell["tau"], self.cell["batch_size"], self.settings["delta"]
+        eps = theory.epsilon(step, size, delta)
+        taken = self.drawn[:step]
+        deviation = theory.batch_composition_deviation(taken, self.fractions)
+        yield inequality("P2 Corollary 3", "batch_composition", "largest", eps, deviation,
+                         vacuous_orders=math.log10(eps))  # fmt: skip
+        largest = _largest_fractions(taken).max()
+        sum_lr = float(self._until(step)["sum_lr"].max())
+        for variant, delta_pi in (
+            ("stated", theory.delta_pi(tau, self.fractions.max(), eps)),
+            ("realised", theory.delta_pi(tau, largest)),
+        ):
+            drift = theory.drift_bound(tau, size, sum_lr, delta_pi)
+            for split, objective, features in groups(values, "similarity_gap"):
+                if objective != "nscl":
+                    continue
+                value = partial(value_of, values, split, objective, features)
+                about = {"split": split, "objective": objective, "features": features,
+                         "kind": "network"}  # fmt: skip
+                images = round(value("images", "count"))
+                yield inequality(
+                    "P2 Theorem 1", "drift", variant,
+                    float(drift.value), value("similarity_gap", "frobenius"),
+                    log10_bound=float(drift.log10),
+                    vacuous_orders=float(theory.vacuous_orders(drift.log10, images**2)), **about,
+                )  # fmt: skip
+                for source, metric, measure, norm, bounds in (
+                    ("P2 Corollary 1", "cka", "cosine_biased", "centred", theory.cka_lower_bound),
+                    ("P2 Corollary 2", "rsa", "pearson_cosine", "off_diagonal_scatter",
+                     theory.rsa_lower_bound),
+                ):  # fmt: skip
+                    # ρ (or r) from the theorem; where it is 1 or more, nothing is claimed.
+                    log10_ratio = float(drift.log10) - math.log10(value("similarity_norm", norm))
+                    ratio = 10**log10_ratio if log10_ratio < 0 else math.inf
+                    yield inequality(
+                        source, metric, f"theorem_1_{variant}", float(bounds(ratio)),
+                        value(metric, measure), "lower", vacuous_orders=log10_ratio, **about,
+                    )  # fmt: skip
+
+    def _weight_rows(self, step: int, values: Mapping[Key, float]) -> Iterator[Row]:
+        """The form of P2's Theorem 2, its constants estimated from the run."""
+        until = self._until(step)
+        largest = float(until["grad_norm"].max())
+        sum_lr = float(until["sum_lr"].max())
+        yield inequality("P2 Theorem 2", "gradient_norm", "largest", math.nan, largest,
+                         kind="estimate")  # fmt: skip
+        if not (self.smoothness > 0 and largest > 0):
+            return
+        form = theory.weight_bound(largest, self.smoothness, self.cell["tau"], self.classes, sum_lr)
+        yield inequality(
+            "P2 Theorem 2", "weight_distance", "form",
+            float(form.value), values["", "nscl", "", "weight_distance", "euclidean"],
+            kind="estimate", log10_bound=float(form.log10), objective="nscl",
+        )  # fmt: skip
+
+    def _until(self, step: int) -> pl.DataFrame:
+        return self.log.filter(pl.col("step") < step)
+
+    def _embed(self, network: Network, views: torch.Tensor) -> torch.Tensor:
+        """z (K, B, d) as the training step sees it."""
+        z = network(views)[1]
+        return z.view(self.cell["views"], -1, z.shape[1])
+
+    def _curvature(
+        self, objective: str, network: Network, views: torch.Tensor, labels: torch.Tensor
+    ) -> float:
+        """Of the objective's loss on this batch, in all weights that it trains."""
+        if objective == "nscl" and len(labels.unique()) < 2:
+            return 0.0
+        masks = pair_masks(labels.to(self.device), self.cell["views"])
+
+        def loss() -> torch.Tensor:
+            logits = similarity_logits(self._embed(network, views), self.cell["tau"])
+            return contrastive_loss(objective, logits, masks)
+
+        trained = [p for p in network.parameters() if p.requires_grad]
+        return largest_curvature(loss, trained, self.settings["power_iterations"])
+
+
+def _values(measures: Path, step: int) -> dict[Key, float]:
+    """Values at one step by (split, objective, features, metric, variant), with DCL as reference.
+
+    `images, count` is added for every group.
+    """
+    if not measures.exists():
+        raise InputError(f"{measures} does not exist: run `cltools measure` on this cell again")
+    table = pl.read_parquet(measures).filter(
+        pl.col("step") == step, pl.col("reference").is_in(["", "dcl"])
+    )
+    columns = ("split", "objective", "features", "metric", "variant", "value")
+    values = {row[:5]: row[5] for row in table.select(columns).iter_rows()}
+    for split, objective, features, n in table.select(*columns[:3], "n").unique().iter_rows():
+        if n is not None:
+            values[split, objective, features, "images", "count"] = n
+    return values
+
+
+def _largest_fractions(labels: np.ndarray) -> np.ndarray:
+    """(T,) share of the largest class of each batch."""
+    counts = (labels[:, :, None] == np.unique(labels)).sum(axis=1)
+    return counts.max(axis=1) / labels.shape[1]
