@@ -1,4 +1,4 @@
-# From a config to figures: prepare -> train -> embed -> measure -> plot.
+# From a config to figures: prepare -> train -> embed -> measure -> theory -> plot.
 #
 #   results/stores/<data set>-<hash>/   images, once per data set
 #   results/cells/<cell>-<hash>/        weights, log and measures of one cell, shared by experiments
@@ -24,6 +24,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/simulate.smk"
 include: "workflow/rules/plot.smk"
 
 

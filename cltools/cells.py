@@ -6,6 +6,7 @@ meanings and defaults.
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
@@ -17,6 +18,17 @@ from cltools.durations import Duration
 from cltools.errors import InputError
 from cltools.files import canonical_json, sha256_text
 from cltools.recipes import RECIPES
+
+# JSON Schema lets 2.0 pass for an integer, and NaN or infinity, which YAML has, for a number.
+_TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+    {
+        "integer": lambda _, v: isinstance(v, int) and not isinstance(v, bool),
+        "number": lambda _, v: (
+            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+        ),
+    }
+)
+_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=_TYPES)
 
 
 @cache
@@ -41,10 +53,20 @@ def check(value: Any, definition: str | None, where: str) -> None:
     rules = schema()
     if definition is not None:
         rules = {"$defs": rules["$defs"], "$ref": f"#/$defs/{definition}"}
-    errors = jsonschema.Draft202012Validator(rules).iter_errors(value)
+    errors = _Validator(rules).iter_errors(value)
     error = jsonschema.exceptions.best_match(errors)
     if error is not None:
         raise InputError(_sentence(error, where))
+
+
+def with_defaults(settings: Mapping[str, Any], definition: str) -> dict[str, Any]:
+    """Settings of the schema's definition of that name, checked, with defaults for the rest.
+
+    Raises InputError, one sentence that names the key.
+    """
+    check(settings, definition, definition)
+    rules = schema()["$defs"][definition]["properties"]
+    return {**{key: rule["default"] for key, rule in rules.items()}, **settings}
 
 
 def _sentence(error: jsonschema.ValidationError, where: str) -> str:

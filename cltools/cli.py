@@ -19,7 +19,10 @@ app = typer.Typer(
 )
 
 Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
+Stores = Annotated[list[Path], typer.Option(help="Image store; one for each data set.")]
 Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
+Tables = Annotated[Path, typer.Option(help="List of the tables made, to write at the end.")]
+Settings = Annotated[str, typer.Option(help="JSON or a file with it; keys as in the config.")]
 EmbeddingType = Literal["float32", "float16"]
 FullAt = Literal["last", "all"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -133,9 +136,13 @@ def train(
 @app.command()
 def embed(
     manifests: Manifests,
-    store: Annotated[list[Path], typer.Option(help="Image store; one for each data set.")],
+    store: Stores,
     done: Annotated[Path, typer.Option(help="List of the files made, to write at the end.")],
     dtype: Annotated[EmbeddingType, typer.Option(help="How numbers are stored.")] = "float32",
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
+    ] = False,
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
@@ -143,16 +150,19 @@ def embed(
     limit_threads(threads)
     from cltools.stages.embed import embed_cells
 
-    embed_cells(manifests, store, done, device, dtype, threads)
+    embed_cells(manifests, store, done, device, dtype, threads, recalibrate)
 
 
 @app.command()
 def measure(
     manifests: Manifests,
-    done: Annotated[Path, typer.Option(help="List of the tables made, to write at the end.")],
+    done: Tables,
     full_at: Annotated[FullAt, typer.Option(help="Checkpoints measured in full.")] = "last",
     discard_embeddings: Annotated[
         bool, typer.Option("--discard-embeddings", help="Delete embeddings once measured.")
+    ] = False,
+    recalibrated: Annotated[
+        bool, typer.Option("--recalibrated", help="Of embeddings made with --recalibrate.")
     ] = False,
     threads: Threads = 1,
 ) -> None:
@@ -160,7 +170,41 @@ def measure(
     limit_threads(threads)
     from cltools.stages.measure import measure_cells
 
-    measure_cells(manifests, done, full_at, discard_embeddings, threads)
+    measure_cells(manifests, done, full_at, discard_embeddings, threads, recalibrated)
+
+
+@app.command()
+def theory(
+    manifests: Manifests,
+    measured: Annotated[Path, typer.Option(help="List written by `cltools measure`.")],
+    store: Stores,
+    done: Tables,
+    settings: Settings = "{}",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Set the papers' bounds beside what was measured of trained cells."""
+    limit_threads(threads)
+    from cltools.stages.theory import theory_cells
+
+    chosen = _json_object(settings, "--settings")
+    theory_cells(manifests, measured, store, done, chosen, device, threads)
+
+
+@app.command()
+def merge(
+    manifests: Manifests,
+    store: Stores,
+    done: Tables,
+    settings: Settings = "{}",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Measure networks on the line between the weights of DCL and of other objectives."""
+    limit_threads(threads)
+    from cltools.stages.merge import merge_cells
+
+    merge_cells(manifests, store, done, _json_object(settings, "--settings"), device, threads)
 
 
 @app.command()
@@ -182,15 +226,18 @@ def compare(
 @app.command()
 def collect(
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
-    measured: Annotated[list[Path], typer.Argument(help="Lists written by `cltools measure`.")],
+    lists: Annotated[
+        list[Path], typer.Argument(help="Lists written by `cltools measure`, merge and theory.")
+    ],
     measures: Annotated[Path, typer.Option(help="Tidy table of all measures to write.")],
     log: Annotated[Path, typer.Option(help="Table of all training logs to write.")],
+    theory: Annotated[Path | None, typer.Option(help="Table of all bounds to write.")] = None,
 ) -> None:
     """Join the tables of an experiment's cells."""
     limit_threads(1)
     from cltools.stages.collect import collect as run_stage
 
-    run_stage(plan, measured, measures, log)
+    run_stage(plan, lists, measures, log, theory)
 
 
 @app.command()
@@ -200,6 +247,7 @@ def plot(
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
     measures: Annotated[Path, typer.Option(help="measures.parquet of an experiment.")],
     log: Annotated[Path | None, typer.Option(help="training_log.parquet.")] = None,
+    theory: Annotated[Path | None, typer.Option(help="theory.parquet.")] = None,
     style: Annotated[str, typer.Option(help='JSON, e.g. {"dpi": 300}.')] = "{}",
 ) -> None:
     """Draw one figure of an experiment."""
@@ -208,19 +256,49 @@ def plot(
     from cltools.stages.plot import plot as run_stage
 
     sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
-    run_stage(name, measures, log, sweeps, output, _json_object(style, "--style"))
+    run_stage(name, measures, log, sweeps, output, _json_object(style, "--style"), theory)
 
 
 @app.command()
 def surrogate(
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
-    settings: Annotated[str, typer.Option(help='JSON or a file, e.g. {"taus": [0.5]}.')] = "{}",
+    settings: Settings = "{}",
 ) -> None:
     """Run the papers' similarity descent over a grid: drift of CL and NSCL beside its bounds."""
     limit_threads(1)
     from cltools.stages.surrogate import run_surrogate
 
     run_surrogate(_json_object(settings, "--settings"), output)
+
+
+@app.command()
+def minimise(
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+) -> None:
+    """Minimise the objectives over free embeddings: which of them collapse, to what, and when."""
+    limit_threads(1)
+    from cltools.stages.minimise import run_minimise
+
+    run_minimise(_json_object(settings, "--settings"), output)
+
+
+@app.command()
+def regularity(
+    cell: Annotated[str, typer.Option(help="JSON or a file with it, as for `cltools train`.")],
+    store: Store,
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+    device: Device = "auto",
+) -> None:
+    """Follow a network's similarities under SGD, step by step, beside their surrogate."""
+    from cltools.cells import resolve_cell
+
+    chosen = resolve_cell(_json_object(cell, "--cell"))
+    limit_threads(chosen["threads"])
+    from cltools.stages.regularity import run_regularity
+
+    run_regularity(chosen, store, output, _json_object(settings, "--settings"), device)
 
 
 def main() -> None:

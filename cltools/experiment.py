@@ -14,6 +14,7 @@ from cltools.cells import (
     check,
     resolve_cell,
     schema,
+    unknown_key,
 )
 from cltools.durations import Duration
 from cltools.errors import InputError
@@ -42,6 +43,7 @@ class Experiment:
     stores: dict[str, dict[str, Any]]
     plans: dict[str, Plan]
     sweeps: dict[str, dict[str, Any]]
+    regularity_cell: dict[str, Any] | None  # of the stage of that name, None where not asked for
 
     @property
     def name(self) -> str:
@@ -75,8 +77,16 @@ class Experiment:
     @cached_property
     def batches(self) -> dict[str, list[str]]:
         """Cell ids by job of the short stages (`cells_per_job`); a batch of one is its cell."""
+        return self._in_batches(list(self.plans))
+
+    @cached_property
+    def merge_batches(self) -> dict[str, list[str]]:
+        """The same of the cells whose weights are merged."""
+        chosen = set(self.setting("merge").get("sweeps", ()))
+        return self._in_batches([c for c, plan in self.plans.items() if chosen & set(plan.sweeps)])
+
+    def _in_batches(self, ids: list[str]) -> dict[str, list[str]]:
         size = self.setting("cells_per_job")
-        ids = list(self.plans)
         if size == 1:
             return {cell: [cell] for cell in ids}
         chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -132,7 +142,15 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
             where = f"sweeps.{name}"
             for settings in _points(config["base"], part, where):
                 _add(plans, _plan(settings, config["datasets"], ids, name, where))
-    return Experiment(config, stores, plans, sweeps)
+    unknown = sorted(set(config.get("merge", {}).get("sweeps", ())) - set(sweeps))
+    if unknown:
+        raise InputError(unknown_key(f"merge.sweeps.{unknown[0]}", sweeps))
+    regularity = None
+    if "regularity" in config:
+        settings = {**config["base"], **config["regularity"].get("set", {})}
+        where = "regularity.set"
+        regularity = _plan(settings, config["datasets"], ids, where, where).cell
+    return Experiment(config, stores, plans, sweeps, regularity)
 
 
 def _points(base: Mapping[str, Any], part: Mapping[str, Any], where: str) -> Iterator[dict]:

@@ -100,6 +100,21 @@ def test_batches():
     assert list(load_experiment(CONFIG).batches) == list(experiment.plans)
 
 
+def test_merge_batches_are_of_the_named_sweeps():
+    experiment = load_experiment(changed(merge={"sweeps": ["base"]}))
+    chosen = [cell for cells in experiment.merge_batches.values() for cell in cells]
+    assert chosen == [c for c, plan in experiment.plans.items() if "base" in plan.sweeps]
+    assert 0 < len(chosen) < len(experiment.plans)
+    assert load_experiment(CONFIG).merge_batches == {}
+
+
+def test_regularity_has_a_cell_of_its_own():
+    assert load_experiment(CONFIG).regularity_cell is None
+    cell = load_experiment(changed(regularity={"set": {"batch_size": 16}})).regularity_cell
+    assert cell["batch_size"] == 16
+    assert cell["tau"] == load_experiment(CONFIG).config["base"].get("tau", defaults()["tau"])
+
+
 def test_durations():
     assert Duration.parse("300 steps").in_steps(11) == 300
     assert Duration.parse(20).in_steps(11) == 220
@@ -125,6 +140,15 @@ def test_defaults_are_valid():
         ({"base__epochs": 30}, r"base\.epochs is 30, beyond the horizon of 20 epochs"),
         ({"base__steps": 30}, r"both epochs and steps"),
         ({"base__classes": 1}, r"base\.classes is 1"),
+        ({"base__tau": float("nan")}, r"base\.tau is nan, but must be of type number"),
+        ({"base__lr": float("inf")}, r"base\.lr is inf, but must be of type number"),
+        ({"base__classes": 4.0}, r"base\.classes is"),
+        ({"base__views": 2.0}, r"base\.views is 2\.0, but must be of type integer"),
+        ({"theory": {"delta": 0}}, r"theory\.delta is 0"),
+        ({"merge": {"sweeps": ["bas"]}}, r"merge\.sweeps\.bas is unknown: did you mean base"),
+        ({"merge": {"with": ["dcl"]}}, r"merge\.with\.0 is 'dcl', but must be one of 'nscl'"),
+        ({"minimise": {"tau": [1]}}, r"minimise\.tau is unknown: did you mean taus"),
+        ({"regularity": {"set": {"taus": 1}}}, r"regularity\.set\.taus is unknown"),
         ({"base__batch_size": 1}, r"base\.batch_size is 1, but must be at least 2"),
         ({"base__recipe": "watercolour"}, r"base\.recipe names the view recipe 'watercolour'"),
         ({"base__recipe": {"family": "cifar", "huee": 1}}, r"recipe\.huee is unknown.*hue"),
@@ -188,5 +212,7 @@ def test_every_key_is_documented():
     keys = {*schema()["properties"], *definitions["cell"]["properties"]}
     keys |= {*definitions["recipe"]["properties"], *definitions["dataset"]["properties"]}
     keys |= {*schema()["properties"]["figures"]["properties"]}
-    missing = [key for key in sorted(keys) if f"`{key}" not in text]
+    for stage in ("theory", "merge", "surrogate", "minimise", "regularity"):
+        keys |= {*definitions[stage]["properties"]}
+    missing = [key for key in sorted(keys) if f"`{key}" not in text and f".{key}`" not in text]
     assert missing == []

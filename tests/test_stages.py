@@ -55,8 +55,14 @@ def made(tmp_path_factory, digits):
             "--run", folder / "cell/run", "--manifest", manifest)  # fmt: skip
     cltools("embed", manifest, "--store", store, "--done", folder / "embedded.json")
     cltools("measure", manifest, "--done", folder / "measured.json", "--full-at", "all")
-    cltools("collect", folder / "measured.json", "--plan", folder / "plan.json",
-            "--measures", folder / "measures.parquet", "--log", folder / "log.parquet")  # fmt: skip
+    cltools("theory", manifest, "--measured", folder / "measured.json", "--store", store,
+            "--done", folder / "theory.json", "--settings", '{"power_iterations": 3}')  # fmt: skip
+    cltools("merge", manifest, "--store", store, "--done", folder / "merged.json",
+            "--settings", '{"points": 3}')  # fmt: skip
+    lists = [folder / f"{stage}.json" for stage in ("measured", "merged", "theory")]
+    cltools("collect", *lists, "--plan", folder / "plan.json", "--measures",
+            folder / "measures.parquet", "--log", folder / "log.parquet", "--theory",
+            folder / "theory.parquet")  # fmt: skip
     assert json.loads(manifest.read_text())["id"] == identity
     return folder
 
@@ -74,7 +80,8 @@ def test_measures(made):
     assert table["sweeps"].to_list()[0] == ["base"]
     start = table.filter(pl.col("step") == 0)
     same = start.filter(pl.col("metric").is_in(["cka", "rsa"]), pl.col("features") == "h")
-    assert len(same) == 2 * 6 * 8  # splits, pairs, variants
+    # Splits, pairs, variants; rank correlation is with DCL only.
+    assert len(same) == 2 * 6 * 8 + 2 * 3
     # Before training all encoders are one encoder.
     assert same["value"].to_list() == pytest.approx([1.0] * len(same))
     assert start.filter(pl.col("metric") == "weight_gap")["value"].to_list() == [0.0] * 3
@@ -117,6 +124,93 @@ def test_intervals_nulls_and_bounds(made):
         null = table.filter(pl.col("metric") == f"{metric}_null", pl.col("variant") == variant)
         above = value.join(null, on=keys)
         assert (above["value"] >= above["value_right"]).all()
+
+
+def test_every_family_of_measures_has_rows(made):
+    table = pl.read_parquet(made / "measures.parquet").filter(pl.col("step") == 10)
+    found = set(table.select("metric", "variant").unique().iter_rows())
+    assert found > {
+        ("rsa", "spearman_cosine"), ("rsa_error", "spearman_cosine"),
+        ("rsa_mantel_p", "pearson_cosine"), ("gap_clustered_labels", "tau_1"),
+        ("batch_gap", "training_tau"), ("authors_gap", "tau_1"), ("nc3", "head"), ("nc4", "head"),
+        ("class_mean_angle", "smallest"), ("weight_angle", "from_init"),
+        ("weight_gap_layer", "encoder.conv1.weight"), ("representation_angle", "similarities"),
+        ("few_shot_linear_probe_two_way", "shots_5"), ("merged_nccc", "lambda_0.50"),
+    }  # fmt: skip
+    with_interval = table.filter(pl.col("ci_low").is_not_null(), pl.col("ci_low").is_not_nan())
+    assert set(with_interval["metric"]) >= {"cka", "rsa", "cdnv", "nccc", "linear_probe", "knn"}
+    assert (with_interval["ci_low"] <= with_interval["ci_high"]).all()
+    # 15 images per class allow no 20 shots: NaN, not an error.
+    assert table.filter(variant="shots_20")["value"].is_nan().all()
+
+
+def test_theory(made):
+    table = pl.read_parquet(made / "theory.parquet")
+    assert set(table["quantity"]) == {
+        "gap", "gap_shuffled_labels", "gap_unbalanced_labels", "gap_clustered_labels", "batch_gap",
+        "cka", "rsa", "centring", "few_shot_error_all_way", "few_shot_error_two_way", "drift",
+        "batch_composition", "reweighting", "smoothness_of_gradient", "smoothness",
+        "gradient_norm", "weight_distance",
+    }  # fmt: skip
+    proved = table.filter(pl.col("kind") == "bound")
+    assert proved["holds"].drop_nulls().all()
+    assert proved["holds"].drop_nulls().len() > 200
+    assert table.filter(pl.col("kind") == "estimate")["holds"].is_null().all()
+    keys = ["step", "split", "objective", "features", "quantity", "variant", "side"]
+    assert not table.select(keys).is_duplicated().any()
+    # The drift's bound grows with the sum of learning rates, and is measured on the same rows.
+    drift = table.filter(quantity="drift", variant="stated", split="test", features="z")
+    assert drift.sort("step")["log10_bound"].is_sorted()
+    measures = pl.read_parquet(made / "measures.parquet")
+    gap = measures.filter(
+        pl.col("metric") == "similarity_gap", pl.col("variant") == "frobenius",
+        pl.col("objective") == "nscl", pl.col("split") == "test", pl.col("features") == "z",
+    )  # fmt: skip
+    both = drift.join(gap, on="step")
+    assert len(both) == 1
+    assert both["measured"].to_list() == both["value"].to_list()
+    batch = table.filter(quantity="batch_composition")
+    assert batch["holds"].all()
+
+
+def test_theory_is_made_once_and_refuses_what_it_cannot_use(made, tmp_path):
+    manifest = made / "cell/trained-2epochs.json"
+    (path,) = (made / "cell/theory").glob("*.parquet")
+    before = path.stat().st_mtime_ns
+    again = ["theory", manifest, "--measured", made / "measured.json", "--store", made / "store",
+             "--done", tmp_path / "t.json", "--settings"]  # fmt: skip
+    cltools(*again, '{"power_iterations": 3}')
+    assert path.stat().st_mtime_ns == before
+    assert "config key theory.delta is 1, but must be less than 1" in cltools(
+        *again, '{"delta": 1}', code=2
+    )
+    (tmp_path / "m.json").write_text('{"tables": {}}')
+    message = cltools("theory", manifest, "--measured", tmp_path / "m.json", "--store",
+                      made / "store", "--done", tmp_path / "t2.json", code=2)  # fmt: skip
+    assert "lacks the cell" in message
+    assert not (tmp_path / "t2.json").exists()
+    message = cltools("collect", made / "measured.json", "--plan", made / "plan.json",
+                      "--measures", tmp_path / "m.parquet", "--log", tmp_path / "l.parquet",
+                      "--theory", tmp_path / "t.parquet", code=2)  # fmt: skip
+    assert "lacks its table: run `cltools theory`" in message
+
+
+def test_recalibrated_embeddings_lie_apart(made, tmp_path):
+    import shutil
+
+    shutil.copytree(made / "cell", tmp_path / "cell")
+    manifest = tmp_path / "cell/trained-2epochs.json"
+    measure = ["measure", manifest, "--done", tmp_path / "m.json", "--recalibrated"]
+    assert "run `cltools embed --recalibrate`" in cltools(*measure, code=2)
+    cltools("embed", manifest, "--store", made / "store", "--done", tmp_path / "e.json",
+            "--recalibrate")  # fmt: skip
+    cltools(*measure, "--discard-embeddings")
+    assert (tmp_path / "cell/embeddings").exists()
+    assert not (tmp_path / "cell/embeddings-recalibrated").exists()
+    (path,) = json.loads((tmp_path / "m.json").read_text())["tables"].values()
+    other = pl.read_parquet(path).filter(metric="nccc", split="test")
+    plain = pl.read_parquet(made / "measures.parquet").filter(metric="nccc", split="test")
+    assert other["value"].to_list() != plain["value"].to_list()
 
 
 def test_embeddings(made):

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from cltools.cells import canonical_cell
+from cltools.cells import canonical_cell, with_defaults
 from cltools.errors import InputError
 from cltools.experiment import load_experiment
 from cltools.figures import FIGURES
@@ -27,14 +27,30 @@ wildcard_constraints:
     figure="[a-z_]+",
 
 
+# Stages that need no trained cell; an experiment has them when its config names them.
+WITHOUT_CELLS = [
+    stage
+    for stage in ("surrogate", "minimise", "regularity")
+    if stage in EXPERIMENT.config
+]
+
+
 def experiment_targets():
-    return expand(
-        "results/{experiment}/figures/{figure}.pdf",
-        experiment=EXPERIMENT.name,
-        figure=[
-            name for name, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)
-        ],
-    )
+    name = EXPERIMENT.name
+    figures = [
+        figure for figure, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)
+    ]
+    return [
+        *expand("results/{name}/figures/{figure}.pdf", name=name, figure=figures),
+        f"results/{name}/theory.parquet",
+        *expand("results/{name}/{stage}.parquet", name=name, stage=WITHOUT_CELLS),
+    ]
+
+
+def stage_settings(stage, without=()):
+    """A stage's own settings, defaults included: a default that changes is a change."""
+    settings = with_defaults(EXPERIMENT.setting(stage), stage)
+    return canonical_json({k: v for k, v in settings.items() if k not in without})
 
 
 def manifest_of(cell):
@@ -60,6 +76,28 @@ def stores(wildcards):
 
 def store_options(wildcards):
     return [f"--store {Path(path).parent}" for path in stores(wildcards)]
+
+
+def merged(wildcards):
+    return [manifest_of(cell) for cell in EXPERIMENT.merge_batches[wildcards.batch]]
+
+
+def merged_stores(wildcards):
+    return sorted(
+        {store_of(cell) for cell in EXPERIMENT.merge_batches[wildcards.batch]}
+    )
+
+
+def merged_store_options(wildcards):
+    return [f"--store {Path(path).parent}" for path in merged_stores(wildcards)]
+
+
+def regularity_store(wildcards):
+    return f"results/stores/{EXPERIMENT.regularity_cell['dataset']}/store.json"
+
+
+def regularity_cell(wildcards):
+    return canonical_cell(EXPERIMENT.regularity_cell)
 
 
 def definition(wildcards):

@@ -21,10 +21,13 @@ rule embed:
     params:
         stores=store_options,
         dtype=EXPERIMENT.setting("embedding_type"),
+        recalibrate=(
+            "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
+        ),
         version=VERSIONS["embed"],
     shell:
         "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
-        "--done {output} --threads {threads} "
+        "{params.recalibrate} --done {output} --threads {threads} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
@@ -44,10 +47,60 @@ rule measure:
     params:
         full_at=EXPERIMENT.setting("measure", "full_at"),
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
+        recalibrated=(
+            "--recalibrated" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
+        ),
         version=VERSIONS["measure"],
     shell:
         "cltools measure {input.manifests} --full-at {params.full_at} "
-        "{params.discard} --done {output} --threads {threads} "
+        "{params.discard} {params.recalibrated} --done {output} --threads {threads} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
+
+
+rule theory:
+    input:
+        manifests=manifests,
+        stores=stores,
+        measured="results/{experiment}/measured/{batch}.json",
+    output:
+        "results/{experiment}/theory/{batch}.json",
+    log:
+        "results/logs/theory/{experiment}-{batch}.log",
+    benchmark:
+        "results/benchmarks/theory/{experiment}-{batch}.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        stores=store_options,
+        settings=stage_settings("theory"),
+        version=VERSIONS["theory"],
+    shell:
+        "cltools theory {input.manifests} {params.stores} --measured {input.measured} "
+        "--settings {params.settings:q} --done {output} --threads {threads} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
+
+
+rule merge:
+    input:
+        manifests=merged,
+        stores=merged_stores,
+    output:
+        "results/{experiment}/merged/{batch}.json",
+    log:
+        "results/logs/merge/{experiment}-{batch}.log",
+    benchmark:
+        "results/benchmarks/merge/{experiment}-{batch}.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        stores=merged_store_options,
+        settings=stage_settings("merge", without=("sweeps",)),
+        version=VERSIONS["merge"],
+    shell:
+        "cltools merge {input.manifests} {params.stores} --settings {params.settings:q} "
+        "--done {output} --threads {threads} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
@@ -75,9 +128,18 @@ rule collect:
             f"results/{EXPERIMENT.name}/measured/{batch}.json"
             for batch in EXPERIMENT.batches
         ],
+        merged=[
+            f"results/{EXPERIMENT.name}/merged/{batch}.json"
+            for batch in EXPERIMENT.merge_batches
+        ],
+        theory=[
+            f"results/{EXPERIMENT.name}/theory/{batch}.json"
+            for batch in EXPERIMENT.batches
+        ],
     output:
         measures="results/{experiment}/measures.parquet",
         log="results/{experiment}/training_log.parquet",
+        theory="results/{experiment}/theory.parquet",
     log:
         "results/logs/collect/{experiment}.log",
     benchmark:
@@ -89,6 +151,6 @@ rule collect:
     params:
         version=VERSIONS["collect"],
     shell:
-        "cltools collect {input.measured} --plan {input.plan} --measures {output.measures} "
-        "--log {output.log} "
+        "cltools collect {input.measured} {input.merged} {input.theory} --plan {input.plan} "
+        "--measures {output.measures} --log {output.log} --theory {output.theory} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

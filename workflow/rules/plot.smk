@@ -3,6 +3,7 @@ rule plot:
         plan="results/{experiment}/plan.json",
         measures="results/{experiment}/measures.parquet",
         log="results/{experiment}/training_log.parquet",
+        theory="results/{experiment}/theory.parquet",
     output:
         multiext("results/{experiment}/figures/{figure}", ".pdf", ".png", ".csv"),
     log:
@@ -19,5 +20,5 @@ rule plot:
         version=VERSIONS["plot"],
     shell:
         "cltools plot {wildcards.figure} --plan {input.plan} --measures {input.measures} "
-        "--log {input.log} --style {params.style:q} --output {params.stem} "
+        "--log {input.log} --theory {input.theory} --style {params.style:q} --output {params.stem} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
