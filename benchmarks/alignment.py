@@ -3,21 +3,18 @@
     python benchmarks/alignment.py                       # N = 10,000, d = 2048, float64
     python benchmarks/alignment.py --dtype float32
 
-All give biased cosine CKA and Pearson RSA on the same cosine features, in one process one after the
-other. By products alone the ratio to an N×N way that uses the symmetry of its matrices, as numpy
-does, is N / 2d = 2.4, to one that does not 4.9. Set OMP_NUM_THREADS for the number of threads.
+All give biased cosine CKA and Pearson RSA on the same cosine features, in one process and in turns.
+By products alone the ratio to an N×N way that uses the symmetry of its matrices, as numpy does, is
+N / 2d = 2.4, to one that does not 4.9. Set OMP_NUM_THREADS for the number of threads.
 """
 
 import argparse
 import math
-import resource
-import threading
-import time
-from collections.abc import Callable
+from collections import defaultdict
 
 import numpy as np
+from measuring import Run, measured, threads
 from scipy import stats
-from threadpoolctl import threadpool_info
 
 from cltools.maths.alignment import alignment
 
@@ -110,30 +107,6 @@ def normalise(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def measured(call: Callable[[], tuple[float, float]]) -> tuple[float, float, tuple[float, float]]:
-    """Seconds, extra resident memory at its peak in GB, and the result."""
-    before, peak, done = resident(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    result = call()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    return seconds, max(peak[0] - before, 0), result
-
-
-def resident() -> float:
-    """Memory of this process in GB."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000, help="images")
@@ -166,16 +139,23 @@ def main() -> None:
         authors(x[:100], y[:100])
         ways["N×N, authors"] = (authors, 1)
 
-    threads = {info["prefix"]: info["num_threads"] for info in threadpool_info()}
-    print(f"N={args.n} d={args.d} {args.dtype} (authors: float32), threads {threads}")
-    print(f"{'way':20}{'seconds':>10}{'ratio':>8}{'extra GB':>10}{'CKA':>12}{'RSA':>12}")
+    # In turns: whatever else keeps the machine busy meets all of them.
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for turn in range(args.repeats):
+        for name, (way, repeats) in ways.items():
+            if turn < repeats:
+                runs[name].append(measured(lambda way=way: way(x, y)))
+
+    print(f"N={args.n} d={args.d} {args.dtype} (authors: float32), threads: {threads()}")
+    print(f"{'way':18}{'seconds':>9}{'ratio':>7}{'CPU':>9}{'ratio':>7}{'extra GB':>10}"
+          f"{'CKA':>12}{'RSA':>12}")  # fmt: skip
     ours = None
-    for name, (way, repeats) in ways.items():
-        runs = [measured(lambda way=way: way(x, y)) for _ in range(repeats)]
-        seconds, memory = min(r[0] for r in runs), max(r[1] for r in runs)
-        ours = ours or seconds
-        cka, rsa = runs[0][2]
-        print(f"{name:20}{seconds:10.2f}{seconds / ours:8.1f}{memory:10.2f}{cka:12.8f}{rsa:12.8f}")
+    for name, way in runs.items():
+        seconds, cpu = min(r.seconds for r in way), min(r.cpu for r in way)
+        ours = ours or (seconds, cpu)
+        cka, rsa = way[0].result
+        print(f"{name:18}{seconds:9.2f}{seconds / ours[0]:7.2f}{cpu:9.2f}{cpu / ours[1]:7.2f}"
+              f"{max(r.memory for r in way):10.2f}{cka:12.8f}{rsa:12.8f}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_all_is_there(finished):
     names = {path.stem for path in figures.iterdir()}
     assert names == {
         "alignment_training", "alignment_temperature", "losses_training",
-        "weights_representations", "downstream",
+        "weights_representations", "bound_tightness", "downstream",
     }  # fmt: skip
     for name in names:
         assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))

@@ -1,0 +1,36 @@
+"""Time and memory of one call, for the other benchmarks of this folder. Linux with glibc only."""
+
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from threadpoolctl import threadpool_info
+
+
+class Run(NamedTuple):
+    seconds: float  # on the clock
+    cpu: float  # of this process, all threads together: other load on the machine has no part in it
+    memory: float  # GB at the peak beyond those before the call
+    result: Any
+
+
+def measured(call: Callable[[], Any]) -> Run:
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but still held would be used without a trace
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again from here
+    before = _gigabytes("VmRSS")
+    start, start_cpu = time.perf_counter(), time.process_time()
+    result = call()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return Run(seconds, cpu, max(_gigabytes("VmHWM") - before, 0), result)
+
+
+def _gigabytes(field: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(field + ":")[2].split()[0]) * 1024 / 1e9
+
+
+def threads() -> str:
+    counts = {info["prefix"]: info["num_threads"] for info in threadpool_info()}
+    return ", ".join(f"{library} {count}" for library, count in counts.items())
