@@ -154,6 +154,11 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     cell["checkpoints"] = [str(Duration.parse(c, horizon.unit)) for c in cell["checkpoints"]]
     order = list(cell_keys()["objectives"]["items"]["enum"])
     cell["objectives"] = sorted(cell["objectives"], key=order.index)
+    sources = list(cell_keys()["coupling"]["items"]["enum"])
+    cell["coupling"] = sorted(cell["coupling"], key=sources.index)
+    if cell["coupling"] == sources:
+        # With nothing of its own, the second DCL model would be the first.
+        cell["objectives"] = [o for o in cell["objectives"] if o != "dcl_twin"]
     return cell
 
 

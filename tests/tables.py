@@ -13,6 +13,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "classes_epochs": {"label": "matched epochs", "factors": ["classes", "seed"]},
     "temperature": {"label": "temperature", "factors": ["tau", "seed"]},
     "batch": {"label": "batch size", "factors": ["batch_size", "lr_rule", "seed"]},
+    "coupling": {"label": "coupling", "factors": ["coupling", "seed"]},
 }
 OBJECTIVES = ("dcl", "nscl", "scl", "ce")
 EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -32,6 +33,7 @@ def cell(**changed: Any) -> dict[str, Any]:
         "architecture": "small_cnn",
         "classes": 10,
         "class_draw": 0,
+        "coupling": "init + batches + views",
         "tau": 0.5,
         "batch_size": 256,
         "lr_rule": "linear",
@@ -48,8 +50,11 @@ def cells(seeds: int = 5) -> list[dict[str, Any]]:
     """A whole experiment: the base sweep, C in two arms, three τ, three B under two rules."""
     found = []
     for seed in range(seeds):
-        shared = ["base", "classes_steps", "classes_epochs", "temperature", "batch"]
+        shared = ["base", "classes_steps", "classes_epochs", "temperature", "batch", "coupling"]
         found.append(cell(seed=seed, sweeps=shared))
+        found += [
+            cell(seed=seed, sweeps=["coupling"], coupling=level) for level in ("init", "nothing")
+        ]
         for arm in ("classes_steps", "classes_epochs"):
             found += [
                 cell(seed=seed, sweeps=[arm], classes=c, train_images=144 * c) for c in (2, 4, 6, 8)
@@ -72,6 +77,7 @@ def progress(epoch: float) -> float:
 def alignment(one: dict[str, Any], objective: str, epoch: float) -> float:
     """The mean over seeds of the made-up CKA with DCL (1 − RSA is 0.8 of 1 − CKA)."""
     harder = 1 - 0.4 * math.log10(one["tau"] / 0.5) + 0.02 * (10 - one["classes"])
+    harder += {"init": 0.5, "nothing": 1.0}.get(one["coupling"], 0.0)
     harder += 0.1 * math.log2(one["batch_size"] / 256) * (one["lr_rule"] == "linear")
     return 1 - DRIFT[objective] * progress(epoch) * harder
 
@@ -114,7 +120,11 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
             if objective != "dcl":
                 cka = alignment(one, objective, epoch) + off
                 to = here | {"reference": "dcl"}
-                for variant, less in (("cosine_biased", 0), ("cosine_debiased", 0.02)):
+                for variant, less in (
+                    ("cosine_biased", 0),
+                    ("cosine_debiased", 0.02),
+                    ("residual_biased", 0.1),
+                ):
                     value = cka - less * done
                     yield to | {"metric": "cka", "variant": variant, "value": value}
                 yield to | {

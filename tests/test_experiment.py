@@ -100,6 +100,15 @@ def test_batches():
     assert list(load_experiment(CONFIG).batches) == list(experiment.plans)
 
 
+def test_coupling_can_be_swept():
+    levels = [["init", "batches", "views"], ["views", "init"], []]
+    sweeps = {"ladder": {"vary": {"coupling": levels}}}
+    config = changed(sweeps=sweeps, base__objectives=["dcl", "nscl", "dcl_twin"])
+    plans = load_experiment(config).plans.values()
+    assert [plan.cell["coupling"] for plan in plans] == [levels[0], ["init", "views"], []]
+    assert [len(plan.cell["objectives"]) for plan in plans] == [2, 3, 3]
+
+
 def test_merge_batches_are_of_the_named_sweeps():
     experiment = load_experiment(changed(merge={"sweeps": ["base"]}))
     chosen = [cell for cells in experiment.merge_batches.values() for cell in cells]

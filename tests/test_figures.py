@@ -10,6 +10,7 @@ import tables as made_up
 from PIL import Image
 from polars.testing import assert_frame_equal
 
+from cltools.cells import cell_keys
 from cltools.errors import InputError
 from cltools.figures import FIGURES, base_sweep
 from cltools.figures.style import NEUTRAL, OBJECTIVES
@@ -65,7 +66,7 @@ def test_base_sweep_is_the_first_that_varies_the_seed_alone(factors):
 
 
 def test_palette_has_a_colour_and_a_marker_of_its_own_for_every_objective():
-    assert list(OBJECTIVES) == ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
+    assert list(OBJECTIVES) == cell_keys()["objectives"]["items"]["enum"]
     looks = [*OBJECTIVES.values(), NEUTRAL]
     for trait in ("label", "colour", "marker"):
         assert len({getattr(look, trait) for look in looks}) == len(looks)
@@ -171,6 +172,17 @@ def test_downstream(drawn):
     rows = numbers(drawn, "downstream", split="test", metric="linear_probe")
     means = dict(rows.select("objective", "mean").iter_rows())
     assert means == pytest.approx(made_up.ACCURACY)
+
+
+def test_alignment_coupling(drawn):
+    rows = numbers(drawn, "alignment_coupling", objective="nscl", variant="cosine_biased")
+    means = dict(rows.filter(metric="cka").select("coupling", "mean").iter_rows())
+    assert means == pytest.approx(
+        {
+            level: made_up.alignment(made_up.cell(coupling=level), "nscl", 200)
+            for level in ("init + batches + views", "init", "nothing")
+        }
+    )
 
 
 def test_bound_tightness(drawn):

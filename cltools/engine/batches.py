@@ -1,6 +1,7 @@
 """The batches of a training run: which images a step takes, and the views it makes of them.
 
-Both are functions of the cell and the step alone (see `randomness`).
+Both are functions of the cell and the step alone (see `randomness`). The cell's `coupling` says
+which of them all models share; of the rest every model but DCL has its own.
 """
 
 import hashlib
@@ -14,20 +15,45 @@ from cltools.engine.randomness import batch_order
 from cltools.engine.views import EpochViews, Recipe, epoch_views, render
 from cltools.errors import InputError
 
+REFERENCE = "dcl"
+
+
+def owner(cell: dict[str, Any], model: str, source: str) -> str | None:
+    """Whose draws a model takes of a source (init, batches or views): None where they are shared.
+
+    DCL, which all others are measured against, always has the shared ones.
+    """
+    return None if model == REFERENCE or source in cell["coupling"] else model
+
+
+def batches_of_models(
+    cell: dict[str, Any], data: ImageSet, device: torch.device
+) -> dict[str, "Batches"]:
+    """The batches of every objective of a cell; objectives that share all share the object."""
+    shared = Batches(cell, data, device)
+    found = {}
+    for model in cell["objectives"]:
+        private = any(owner(cell, model, source) for source in ("batches", "views"))
+        found[model] = Batches(cell, data, device, model) if private else shared
+    return found
+
 
 class Batches:
-    """The batches of one cell, by step.
+    """The batches of one cell, by step; of a model that shares not all with DCL, when it is named.
 
     Raises InputError when the batch is larger than the training set.
     """
 
-    def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
+    def __init__(
+        self, cell: dict[str, Any], data: ImageSet, device: torch.device, model: str = REFERENCE
+    ) -> None:
         if cell["batch_size"] > len(data.labels):
             raise InputError(
                 f"config key batch_size is {cell['batch_size']}, but the training set of this cell "
                 f"has {len(data.labels)} images: lower batch_size"
             )
-        self.cell, self.data, self.device = cell, data, device
+        self.cell, self.data, self.device, self.model = cell, data, device, model
+        self.owners = {source: owner(cell, model, source) for source in ("batches", "views")}
         self.recipe = Recipe.from_settings(cell["recipe"])
         self.steps_per_epoch = len(data.labels) // cell["batch_size"]
         self._epoch = -1
@@ -57,15 +83,19 @@ class Batches:
     def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
         """The digests of batches and views with the epoch of `step` folded in."""
         self._enter(step)
-        batches = hashlib.sha256(digests["batches"].encode())
+        of = "" if not any(self.owners.values()) else f"/{self.model}"
+        batches = hashlib.sha256(digests.get(f"batches{of}", "").encode())
         batches.update(self.data.samples[self._order].numpy().tobytes())
-        views = hashlib.sha256(digests["views"].encode())
+        views = hashlib.sha256(digests.get(f"views{of}", "").encode())
         self._views.update_digest(views)
-        return {**digests, "batches": batches.hexdigest(), "views": views.hexdigest()}
+        chained = {f"batches{of}": batches.hexdigest(), f"views{of}": views.hexdigest()}
+        return {**digests, **chained}
 
     def _order_of(self, epoch: int) -> Tensor:
         cell = self.cell
-        return batch_order(cell["seed"], epoch, len(self.data.labels), cell["batch_size"])
+        return batch_order(
+            cell["seed"], epoch, len(self.data.labels), cell["batch_size"], self.owners["batches"]
+        )
 
     def _enter(self, step: int) -> None:
         """Draw the order and the views of the epoch that `step` lies in."""
@@ -77,6 +107,6 @@ class Batches:
         height, width = data.images.shape[1:3]
         self._views = epoch_views(
             self.cell["seed"], epoch, self.cell["views"], data.split_size, data.samples,
-            self.recipe, height, width,
+            self.recipe, height, width, self.owners["views"],
         )  # fmt: skip
         self._epoch = epoch

@@ -1,8 +1,10 @@
 """The randomness rule: every draw is a function of what it is for, never of what came before it.
 
 Initial weights depend on (seed, tensor name), batch order on (seed, epoch), a view on (seed, epoch,
-view, sample). Nothing here keeps a state, so that a run can be stopped anywhere, objectives can be
-trained together or alone, and a batch can be made by any process, all with the same bytes.
+view, sample). Where a model does not share one of these, its name is added to the key: `owner` is
+None for what is shared. Nothing here keeps a state, so that a run can be stopped anywhere,
+objectives can be trained together or alone, and a batch can be made by any process, all with the
+same bytes.
 """
 
 import hashlib
@@ -20,7 +22,7 @@ def generator(*key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
     """Set every parameter from (seed, its name): kaiming for weights, 1 and 0 for normalisation.
 
     Convolutions as torchvision's ResNet (kaiming normal, fan out), linear layers as torch's default
@@ -29,7 +31,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     """
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            draw = generator("init", seed, f"{prefix}.{name}")
+            draw = generator("init", seed, f"{prefix}.{name}", *_private(owner))
             with torch.no_grad():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     parameter.fill_(1.0 if name == "weight" else 0.0)
@@ -44,16 +46,25 @@ def initialise(model: nn.Module, seed: int) -> None:
                     raise TypeError(f"no initialisation rule for {prefix}.{name}")
 
 
-def batch_order(seed: int, epoch: int, images: int, batch_size: int) -> Tensor:
+def batch_order(
+    seed: int, epoch: int, images: int, batch_size: int, owner: str | None = None
+) -> Tensor:
     """(steps per epoch, batch_size) positions in the training set, without replacement.
 
     The last incomplete batch is dropped; other epochs drop other images.
     """
-    order = torch.randperm(images, generator=generator("batches", seed, epoch))
+    order = torch.randperm(images, generator=generator("batches", seed, epoch, *_private(owner)))
     steps = images // batch_size
     return order[: steps * batch_size].view(steps, batch_size)
 
 
-def view_uniforms(seed: int, epoch: int, view: int, images: int, columns: int) -> Tensor:
+def view_uniforms(
+    seed: int, epoch: int, view: int, images: int, columns: int, owner: str | None = None
+) -> Tensor:
     """(images, columns) uniforms in [0, 1): the row of a sample decides its view in this epoch."""
-    return torch.rand(images, columns, generator=generator("views", seed, epoch, view))
+    draw = generator("views", seed, epoch, view, *_private(owner))
+    return torch.rand(images, columns, generator=draw)
+
+
+def _private(owner: str | None) -> tuple[str, ...]:
+    return () if owner is None else (owner,)

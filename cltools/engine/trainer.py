@@ -1,12 +1,14 @@
 """The coupled trainer: several objectives, the same start, the same views of the same batches.
 
 Each objective has its own network and optimiser; the step makes the views once and gives them to
-all. Nothing draws random numbers here (see `randomness`), so objectives do not influence each
-other, and nothing waits for the device inside a step.
+all, but for those that the cell's `coupling` gives batches or views of their own. Nothing draws
+random numbers here (see `randomness`), so objectives do not influence each other, and nothing waits
+for the device inside a step.
 """
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cltools.durations import Duration
-from cltools.engine.batches import Batches
+from cltools.engine.batches import Batches, batches_of_models, owner
 from cltools.engine.data import ImageSet
 from cltools.engine.models import Network, build_network
 from cltools.engine.optim import build_optimizer, lr_at, peak_lr, set_lr
@@ -23,9 +25,11 @@ from cltools.errors import InputError
 from cltools.maths.objectives import (
     CONTRASTIVE,
     NEED_TWO_CLASSES,
+    PairMasks,
     all_contrastive_losses,
     contrastive_loss,
     cross_entropy,
+    loss_of,
     pair_masks,
     similarity_logits,
 )
@@ -34,6 +38,17 @@ from cltools.maths.objectives import (
 FLUSH_STEPS = 50
 # Tracked on every contrastive model whatever is trained: DCL, NSCL and their gap come for free.
 ALWAYS_LOGGED = ("dcl", "nscl", "scl")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What models that share their batches train on: views (K*B, c, H, W) and labels (B,)."""
+
+    views: Tensor
+    labels: Tensor
+    masks: PairMasks
+    largest_class: int
+    classes: int
 
 
 def _no_lap(part: str) -> None:
@@ -48,8 +63,8 @@ class CoupledTrainer:
 
     def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
         self.cell, self.data, self.device = cell, data, device
-        self.batches = Batches(cell, data, device)
-        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.batches = batches_of_models(cell, data, device)
+        self.steps_per_epoch = next(iter(self.batches.values())).steps_per_epoch
         self.horizon = self.in_steps(cell["horizon"])
         self.warmup = self.in_steps(cell["warmup"])
         self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
@@ -59,7 +74,7 @@ class CoupledTrainer:
         self.networks: dict[str, Network] = {}
         for objective in cell["objectives"]:
             network = build_network(cell, data.images.shape[-1], data.classes, objective)
-            initialise(network, cell["seed"])
+            initialise(network, cell["seed"], owner(cell, objective, "init"))
             self.networks[objective] = network.to(device, memory_format=torch.channels_last)
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
 
@@ -67,9 +82,9 @@ class CoupledTrainer:
         self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
         self.lap: Callable[[str], None] = _no_lap
         self._pending: list[Tensor] = []
-        self._pending_composition: list[list[int]] = []
+        self._pending_composition: list[list[list[int]]] = []
         self._measured = torch.empty(0, len(self.networks), len(self.columns))
-        self._composition = torch.empty(0, 2, dtype=torch.int64)
+        self._composition = torch.empty(0, len(self.networks), 2, dtype=torch.int64)
 
     def in_steps(self, duration: str) -> int:
         return Duration.parse(duration).in_steps(self.steps_per_epoch)
@@ -85,37 +100,38 @@ class CoupledTrainer:
 
     def train_step(self) -> None:
         """One step of every objective on one batch."""
-        views, labels = self.batches.at(self.step)
-        if self.step % self.steps_per_epoch == 0:
-            self.digests = self.batches.chain_digests(self.step, self.digests)
-        counts = torch.bincount(labels)
-        two_classes = bool((counts > 0).sum() > 1)
-        labels_here = labels.to(self.device, non_blocking=True)
-        masks = pair_masks(labels_here, self.cell["views"])
+        made = {id(batches): self._make(batches) for batches in self.batches.values()}
         self.lap("views")
 
         lr = lr_at(self.step, self.peak_lr, self.warmup, self.horizon)
-        rows = []
+        rows, composition = [], []
         for objective, network in self.networks.items():
-            if objective in NEED_TWO_CLASSES and not two_classes:
+            batch = made[id(self.batches[objective])]
+            composition.append([batch.largest_class, batch.classes])
+            if objective in NEED_TWO_CLASSES and batch.classes < 2:
                 # No anchor of this batch has a negative: the model takes no step. The manifest
                 # counts these steps.
-                rows.append(views.new_full((len(self.columns),), torch.nan))
+                rows.append(batch.views.new_full((len(self.columns),), torch.nan))
                 continue
-            rows.append(
-                self._update(objective, network, views, labels_here, masks, two_classes, lr)
-            )
+            rows.append(self._update(objective, network, batch, lr))
         self._pending.append(torch.stack(rows))
-        self._pending_composition.append([int(counts.max()), int((counts > 0).sum())])
+        self._pending_composition.append(composition)
         self.step += 1
         if len(self._pending) >= FLUSH_STEPS:
             self.flush()
         self.lap("logging")
 
-    def _update(
-        self, objective: str, network: Network, views: Tensor, labels: Tensor, masks: Any,
-        two_classes: bool, lr: float,
-    ) -> Tensor:  # fmt: skip
+    def _make(self, batches: Batches) -> _Batch:
+        """This step's batch; at the start of an epoch it enters the digests."""
+        views, labels = batches.at(self.step)
+        if self.step % self.steps_per_epoch == 0:
+            self.digests = batches.chain_digests(self.step, self.digests)
+        counts = torch.bincount(labels)
+        here = labels.to(self.device, non_blocking=True)
+        masks = pair_masks(here, self.cell["views"])
+        return _Batch(views, here, masks, int(counts.max()), int((counts > 0).sum()))
+
+    def _update(self, objective: str, network: Network, batch: _Batch, lr: float) -> Tensor:
         """Forward, backward and step of one objective; its row of the log."""
         optimizer = self.optimizers[objective]
         set_lr(optimizer, lr)
@@ -123,19 +139,20 @@ class CoupledTrainer:
         network.train()
         bfloat16 = self.cell["precision"] == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            _, z = network(views)
+            _, z = network(batch.views)
         self.lap("forward")
-        z = z.view(self.cell["views"], len(labels), -1)
-        if objective == "ce":
-            loss = cross_entropy(network.class_logits(z), labels)
+        z = z.view(self.cell["views"], len(batch.labels), -1)
+        own = loss_of(objective)
+        if own == "ce":
+            loss = cross_entropy(network.class_logits(z), batch.labels)
             others = {"ce": loss.detach()}
         else:
             logits = similarity_logits(z, self.cell["tau"])
-            loss = contrastive_loss(objective, logits, masks)
-            rest = [name for name in self.logged if name != objective]
+            loss = contrastive_loss(own, logits, batch.masks)
+            rest = [name for name in self.logged if name != own]
             with torch.no_grad():
-                others = all_contrastive_losses(rest, logits, masks, two_classes)
-            others[objective] = loss.detach()
+                others = all_contrastive_losses(rest, logits, batch.masks, batch.classes > 1)
+            others[own] = loss.detach()
         self.lap("losses")
         loss.backward()
         self.lap("backward")
@@ -161,10 +178,10 @@ class CoupledTrainer:
         self._composition = torch.cat([self._composition, torch.tensor(self._pending_composition)])
         self._pending, self._pending_composition = [], []
         for number, objective in enumerate(self.networks):
-            own = rows[:, number, self.columns.index(objective)]
+            own = rows[:, number, self.columns.index(loss_of(objective))]
             bad = ~own.isfinite()
             if objective in NEED_TWO_CLASSES:
-                bad &= self._composition[first:, 1] > 1
+                bad &= self._composition[first:, number, 1] > 1
             if bad.any():
                 raise InputError(
                     f"the {objective} loss is not finite at step {first + int(bad.nonzero()[0])}: "
@@ -174,8 +191,9 @@ class CoupledTrainer:
     def skipped_steps(self, until: int) -> dict[str, int]:
         """Steps below `until` that were not taken because the batch was of one class."""
         self.flush()
-        one_class = int((self._composition[:until, 1] == 1).sum())
-        return {o: one_class for o in self.networks if o in NEED_TWO_CLASSES}
+        one_class = (self._composition[:until, :, 1] == 1).sum(dim=0).tolist()
+        found = dict(zip(self.networks, one_class, strict=True))
+        return {o: count for o, count in found.items() if o in NEED_TWO_CLASSES}
 
     def log(self, until: int) -> dict[str, np.ndarray]:
         """Columns of the training log, one row per step below `until` and model."""
@@ -188,10 +206,10 @@ class CoupledTrainer:
             "epoch": steps / self.steps_per_epoch,
             "lr": rates,
             "sum_lr": np.cumsum(rates),
-            "n_max": self._composition[:until, 0].numpy(),
-            "batch_classes": self._composition[:until, 1].numpy(),
         }
         log = {name: np.repeat(values, models) for name, values in per_step.items()}
+        composition = self._composition[:until].flatten(0, 1).numpy()
+        log |= {"n_max": composition[:, 0], "batch_classes": composition[:, 1]}
         log["model"] = np.tile(list(self.networks), until)
         values = self._measured[:until].flatten(0, 1).numpy()
         for number, column in enumerate(self.columns):
@@ -216,7 +234,10 @@ class CoupledTrainer:
         """Take up a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
         self.step, self.digests = about["step"], dict(about["digests"])
         self._measured = tensors["log/measured"]
-        self._composition = tensors["log/composition"]
+        composition = tensors["log/composition"]
+        if composition.ndim == 2:  # written before models could have batches of their own
+            composition = composition[:, None].expand(-1, len(self.networks), -1)
+        self._composition = composition
         for objective, network in self.networks.items():
             prefix = f"network/{objective}/"
             network.load_state_dict(

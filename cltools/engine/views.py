@@ -193,14 +193,16 @@ def epoch_views(
     recipe: Recipe,
     height: int,
     width: int,
+    owner: str | None = None,
 ) -> EpochViews:
     """The K views of the given samples (ids in their split) in one epoch.
 
     Uniforms are drawn for the whole split, so that a sample's view does not depend on which other
-    samples are trained on.
+    samples are trained on. `owner` names the model that has views of its own.
     """
     uniforms = [
-        view_uniforms(seed, epoch, view, split_size, COLUMN_COUNT)[samples] for view in range(views)
+        view_uniforms(seed, epoch, view, split_size, COLUMN_COUNT, owner)[samples]
+        for view in range(views)
     ]
     table = view_parameters(torch.cat(uniforms), recipe, height, width)
     return EpochViews(table, views, len(samples))  # fmt: skip

@@ -70,6 +70,11 @@ FIGURES: dict[str, FigureSpec] = {
         "alignment",
         factor="batch_size",
     ),
+    "alignment_coupling": FigureSpec(
+        "Alignment with DCL at the end of training by what randomness the objectives share.",
+        "coupling",
+        factor="coupling",
+    ),
     "losses_training": FigureSpec(
         "DCL and NSCL loss during training beside the bound on their gap.",
         "losses",

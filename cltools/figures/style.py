@@ -39,6 +39,7 @@ OBJECTIVES: dict[str, Look] = {
     "ce": Look("CE", "#CC79A7", "D"),
     "nt_xent": Look("NT-Xent", "#56B4E9", "v"),
     "nscl_with_positive": Look("NSCL with positive", "#E69F00", "P"),
+    "dcl_twin": Look("second DCL", "#882255", "X"),
 }
 NEUTRAL = Look("", "#7A7A7A", "x")
 THEORY = "#222222"

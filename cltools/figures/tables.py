@@ -14,6 +14,7 @@ COLUMNS = {
     "dataset": "{}",
     "architecture": "{}",
     "classes": "C = {}",
+    "coupling": "sharing {}",
     "train_images": "N = {} training images",
     "tau": "τ = {}",
     "batch_size": "B = {}",

@@ -29,6 +29,7 @@ from torch import Tensor
 
 CONTRASTIVE = ("dcl", "nscl", "scl", "nt_xent", "nscl_with_positive")
 OBJECTIVES = (*CONTRASTIVE, "ce")
+TWIN = "dcl_twin"  # a second DCL model: how far apart are two runs of one objective?
 # Undefined when the whole batch is of one class: then no anchor has a negative.
 NEED_TWO_CLASSES = ("nscl", "nscl_with_positive")
 
@@ -46,6 +47,11 @@ class PairMasks:
     other_image: Tensor
     other_class: Tensor
     same_class: Tensor
+
+
+def loss_of(objective: str) -> str:
+    """The loss that trains an objective: its own, or DCL for the second DCL model, `dcl_twin`."""
+    return "dcl" if objective == TWIN else objective
 
 
 def pair_masks(labels: Tensor, views: int) -> PairMasks:

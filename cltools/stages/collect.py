@@ -24,6 +24,7 @@ def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -
         "dataset": dataset,
         "architecture": f"{cell['architecture']} ×{cell['width']}",
         "classes": len(manifest["class_ids"]),
+        "coupling": " + ".join(cell["coupling"]) or "nothing",
         **{key: cell[key] for key in SETTINGS},
         "peak_lr": manifest["peak_lr"],
         "train_images": manifest["train_images"],

@@ -71,7 +71,7 @@ def measure(manifest_path: Path, full_at: str = "last", recalibrated: bool = Fal
         return path
     cell = manifest["cell"]
     rows: list[measurements.Row] = []
-    initial: dict[str, np.ndarray] = {}
+    initial: dict[str, dict[str, np.ndarray]] = {}
     initial_weights: dict[str, np.ndarray] | None = None
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
         dataset = read_embeddings(
@@ -81,10 +81,13 @@ def measure(manifest_path: Path, full_at: str = "last", recalibrated: bool = Fal
         weights = _read_weights(run, hashes, step)
         parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
         if step == 0:
-            # All objectives start from the same encoder; the first one's stands for it.
-            initial = {split: next(iter(_arrays(part, "h").values()))
-                       for split, part in parts.items()}  # fmt: skip
-            initial_weights = next(iter(weights.values()))
+            initial = {split: _arrays(part, "h") for split, part in parts.items()}
+            if "init" in cell["coupling"]:  # all start from one encoder: the first one's serves
+                initial = {
+                    split: dict.fromkeys(arrays, next(iter(arrays.values())))
+                    for split, arrays in initial.items()
+                }
+                initial_weights = next(iter(weights.values()))
         found = []
         for split, part in parts.items():
             rows_of_split = _measure_split(part, initial.get(split), weights, cell, full)
@@ -126,16 +129,16 @@ def _arrays(part: xr.Dataset, variable: str) -> dict[str, np.ndarray]:
 
 def _measure_split(
     part: xr.Dataset,
-    start: np.ndarray | None,
+    starts: Mapping[str, np.ndarray] | None,
     weights: Mapping[str, Mapping[str, np.ndarray]],
     cell: Mapping[str, Any],
     full: bool,
 ) -> list[measurements.Row]:
-    """Rows of one checkpoint and split; `start` is the untrained encoder's h."""
+    """Rows of one checkpoint and split; `starts` is the h of the untrained encoders."""
     h, z, z_views = (_arrays(part, variable) for variable in ("h", "z", "z_views"))
     labels, tau = part.label.values, cell["tau"]
     rows = [
-        *measurements.alignment_rows(h, labels, "h", start),
+        *measurements.alignment_rows(h, labels, "h", starts),
         *measurements.alignment_rows(z, labels, "z"),
         *measurements.corollary_rows(h, features="h"),
         *measurements.corollary_rows(z, features="z"),

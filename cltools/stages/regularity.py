@@ -104,7 +104,7 @@ def run_regularity(
     cell = followed_cell(cell, chosen["steps"])
     data = reference_set(data, images, cell["seed"])
     trainer = CoupledTrainer(cell, data, device)
-    trainer.batches = FixedViews(cell, data, device)
+    trainer.batches = dict.fromkeys(trainer.networks, FixedViews(cell, data, device))
     table = follow(trainer, chosen["steps"], chosen["power_iterations"], chosen["delta"])
     with whole_file(output) as scratch:
         table.write_parquet(scratch)
@@ -119,6 +119,7 @@ def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {
         **cell,
         "objectives": list(OBJECTIVES),
+        "coupling": ["init", "batches", "views"],
         "views": 2,
         "optimizer": "sgd",
         "momentum": 0.0,
@@ -136,11 +137,11 @@ def follow(
     Nothing that is measured has an effect on the run. Raises InputError for a batch of one class
     and for a loss that is not finite.
     """
-    cell, labels = trainer.cell, trainer.data.labels.numpy()
-    similarities = SimilarityMap(trainer.networks["dcl"], trainer.batches.views)
+    cell, labels, fixed = trainer.cell, trainer.data.labels.numpy(), trainer.batches["dcl"]
+    similarities = SimilarityMap(trainer.networks["dcl"], fixed.views)
     points = {o: similarities.at(similarities.weights(n)) for o, n in trainer.networks.items()}
     start = _array(points["dcl"])
-    batches = trainer.batches.positions(steps).numpy()
+    batches = fixed.positions(steps).numpy()
     lrs = np.array(
         [lr_at(s, trainer.peak_lr, trainer.warmup, trainer.horizon) for s in range(steps)]
     )

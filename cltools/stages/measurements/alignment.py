@@ -1,6 +1,6 @@
 """How alike representations are: plain, beyond class clusters, by ranks, beside the theory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -25,11 +25,15 @@ RANKED_PAIRS = 200_000
 
 
 def alignment_rows(
-    arrays: Features, labels: np.ndarray, features: str = "h", start: np.ndarray | None = None
+    arrays: Features,
+    labels: np.ndarray,
+    features: str = "h",
+    starts: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Row]:
     """CKA and RSA of all pairs, plain and after class means are removed; rows without direction.
 
-    With `start`, the same images before training, also everyone against it (`cka_to_init`).
+    With `starts`, the same images before training, also everyone against itself as it was then
+    (`cka_to_init`); objectives that started alike may share one array there.
     """
     arrays = dict(arrays)
     for name, count in zero_norm_rows(arrays).items():
@@ -37,16 +41,18 @@ def alignment_rows(
         yield from rows_of(values, objective=name, features=features)
     pairs = list(combinations(arrays, 2))
     found = residual_alignment(arrays, labels, pairs)
-    if start is not None:
-        pairs += [("init", name) for name in arrays]
-        arrays["init"] = start
+    # One entry for each distinct start, however many models share it.
+    begun = {name: f"init {id(starts[name])}" for name in arrays} if starts else {}
+    pairs += [(start, name) for name, start in begun.items()]
+    arrays |= {start: starts[name] for name, start in begun.items()}
     for pair, values in alignment(arrays, pairs).items():
+        initial = pair[0] in begun.values()
         for (metric, variant), value in {**values, **found.get(pair, {})}.items():
             yield {
                 "objective": pair[1],
-                "reference": pair[0],
+                "reference": "init" if initial else pair[0],
                 "features": features,
-                "metric": f"{metric}_to_init" if pair[0] == "init" else metric,
+                "metric": f"{metric}_to_init" if initial else metric,
                 "variant": variant,
                 "value": value,
             }

@@ -8,7 +8,7 @@ import torch
 from cltools.maths.batch_losses import batch_losses
 from cltools.maths.bounds import gap_bound
 from cltools.maths.labellings import clustered_labels, shuffled_labels, unbalanced_labels
-from cltools.maths.objectives import CONTRASTIVE
+from cltools.maths.objectives import CONTRASTIVE, loss_of
 from cltools.maths.whole_set import whole_set_losses
 from cltools.stages.measurements.table import Features, Row, rows_of
 
@@ -70,7 +70,7 @@ def batch_loss_rows(
 
 def _contrastive(z_views: Features) -> Iterator[tuple[str, torch.Tensor]]:
     for objective, views in z_views.items():
-        if objective in CONTRASTIVE:
+        if loss_of(objective) in CONTRASTIVE:
             yield objective, torch.from_numpy(views).float()
 
 

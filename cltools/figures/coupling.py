@@ -1,0 +1,81 @@
+"""What do shared weights, batches and views each contribute to alignment?"""
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from cltools.figures import style, tables
+from cltools.figures.alignment import CONTROL_NOTE, PAPER, RSA
+from cltools.figures.tables import Experiment
+
+# From the papers' protocol down to independent runs; the names of `stages.collect`.
+LEVELS = (
+    "init + batches + views",
+    "init + batches",
+    "init + views",
+    "batches + views",
+    "init",
+    "batches",
+    "views",
+    "nothing",
+)
+PANELS = {
+    ("cka", PAPER): "CKA with DCL",
+    ("cka", "residual_biased"): "CKA, class means removed",
+    ("rsa", RSA): "RSA with DCL",
+    ("cka_to_init", PAPER): "CKA with own initial weights",
+}
+
+
+def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """One line per level of sharing, a dot per objective, at the end of training."""
+    ended = tables.last_step(experiment.over(experiment.measures, "coupling"))
+    others = tables.against_dcl(ended)
+    where = {"features": "h", "split": "test"}
+    found = []
+    for metric, variant in PANELS:
+        table = ended if metric == "cka_to_init" else others
+        found.append(tables.rows(table, metric=metric, variant=variant, **where))
+    cells = pl.concat(found)
+    by = ["panel", "arm", "coupling", "metric", "variant", "split", "objective"]
+    plotted = tables.spread(cells, by)
+    levels = [level for level in LEVELS if level in set(plotted["coupling"])]
+    objectives = style.ordered(plotted["objective"])
+    arms = plotted["arm"].unique(maintain_order=True)
+
+    figure, axes = style.panels(
+        len(arms), len(PANELS), height=0.3 * len(levels) + 0.5, sharex=True, sharey=True
+    )
+    for row, arm in zip(axes, arms, strict=True):
+        for ax, ((metric, variant), title) in zip(row, PANELS.items(), strict=True):
+            for number, name in enumerate(objectives):
+                look = style.OBJECTIVES[name]
+                shift = 0.5 * (number / max(1, len(objectives) - 1) - 0.5)
+                for y, level in enumerate(levels):
+                    one = plotted.filter(
+                        arm=arm, metric=metric, variant=variant, objective=name, coupling=level
+                    )
+                    if one.is_empty():
+                        continue
+                    ax.errorbar(
+                        one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=look.marker,
+                        color=look.colour, elinewidth=0.9, markersize=4,
+                    )  # fmt: skip
+            ax.set_title(title if len(arms) == 1 else f"{title}, {arm}")
+            ax.set_yticks(range(len(levels)), levels)
+            ax.set_ylim(len(levels) - 0.4, -0.6)
+            ax.grid(axis="y", visible=False)
+            ax.set_xlabel("Similarity")
+            ax.label_outer()
+        row[0].set_ylabel("Shared by all objectives")
+    lowest = min(0.0, float(plotted["value"].min()))
+    axes[0, 0].set_xlim(lowest - 0.05 if lowest < 0 else 0, 1.03)
+    style.finish(
+        figure,
+        "What sharing initial weights, batches and views contributes to alignment",
+        [style.handle(style.OBJECTIVES[name], linestyle="") for name in objectives],
+        f"{tables.setting(cells, ['coupling'])}. Test images, encoder features h, each run at its "
+        f"last step. {tables.seeds_note(plotted, cells, points=False)} What is not shared is each "
+        "model’s own. Second DCL: another model with DCL’s loss, as far from DCL as those draws "
+        f"alone put it: the ceiling for NSCL. {CONTROL_NOTE}",
+    )
+    return figure, plotted.drop("panel")

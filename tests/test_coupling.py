@@ -1,0 +1,145 @@
+"""Which randomness the objectives share, and that nothing else changes with it."""
+
+import json
+
+import polars as pl
+import pytest
+import torch
+
+from cltools.cells import cell_id, resolve_cell
+from cltools.durations import Duration
+from cltools.engine.data import image_set, open_store
+from cltools.engine.tensors import load_tensors
+from cltools.engine.trainer import CoupledTrainer
+from cltools.stages.train import train
+
+SOURCES = ["init", "batches", "views"]
+
+
+def cell(**settings):
+    small = {
+        "dataset": "digits",
+        "recipe": "digits",
+        "horizon": "8 steps",
+        "checkpoints": [0],
+        "images_per_class": 12,
+        "batch_size": 24,
+        "projector_hidden": 16,
+        "projector_dim": 8,
+        "optimizer": "sgd",
+        "objectives": ["dcl", "nscl", "dcl_twin"],
+    }
+    return resolve_cell({**small, **settings})
+
+
+def run(settings, store, folder, until=None):
+    stop = None if until is None else Duration.parse(until)
+    train(settings, store, folder / "run", folder / "trained.json", stop, "cpu")
+    return json.loads((folder / "trained.json").read_text())
+
+
+def trainer(digits, **settings):
+    settings = cell(**settings)
+    data = image_set(open_store(digits, settings), settings, "train", torch.device("cpu"))
+    return CoupledTrainer(settings, data, torch.device("cpu"))
+
+
+def start_of(one, name):
+    return torch.cat([p.flatten() for p in one.networks[name].parameters()])
+
+
+@pytest.mark.parametrize("private", [*SOURCES, "all"])
+def test_only_what_is_private_differs(digits, private):
+    coupling = [] if private == "all" else [s for s in SOURCES if s != private]
+    one = trainer(digits, coupling=coupling)
+    shared = trainer(digits, objectives=["dcl"])
+    reference = shared.batches["dcl"]
+    assert torch.equal(start_of(one, "dcl"), start_of(shared, "dcl"))
+    for step in (0, 3):
+        views, labels = reference.at(step)
+        assert torch.equal(one.batches["dcl"].at(step)[0], views)
+        for name in ("nscl", "dcl_twin"):
+            own_views, own_labels = one.batches[name].at(step)
+            assert torch.equal(own_labels, labels) == (private not in ("batches", "all"))
+            assert torch.equal(own_views, views) == (private == "init")
+    for name in ("nscl", "dcl_twin"):
+        same = torch.equal(start_of(one, name), start_of(shared, "dcl"))
+        assert same == (private not in ("init", "all"))
+    if private in ("batches", "views", "all"):  # each has its own, not all the same other one
+        assert not torch.equal(one.batches["nscl"].at(0)[0], one.batches["dcl_twin"].at(0)[0])
+    if private == "batches":  # an image has the same views, wherever it stands
+        orders = [one.batches[name]._order_of(0).flatten() for name in ("dcl", "nscl")]
+        sizes = [one.batches[name].at(0)[0].shape for name in ("dcl", "nscl")]
+        assert sizes[0] == sizes[1]
+        assert sorted(orders[0].tolist()) == sorted(orders[1].tolist())
+        tables = [one.batches[name]._views.table.top for name in ("dcl", "nscl")]
+        assert torch.equal(*tables)
+
+
+def test_dcl_is_the_same_whatever_the_coupling(digits, tmp_path):
+    weights = {}
+    for name, coupling in (("all", SOURCES), ("views", ["init", "batches"]), ("none", [])):
+        run(cell(coupling=coupling), digits, tmp_path / name)
+        found = load_tensors(tmp_path / name / "run/weights/dcl-0000008.safetensors", "")[0]
+        weights[name] = torch.cat([value.flatten().float() for value in found.values()])
+    assert torch.equal(weights["all"], weights["views"])
+    assert torch.equal(weights["all"], weights["none"])
+
+
+def test_a_model_alone_is_the_model_among_others(digits, tmp_path):
+    run(cell(coupling=["init"]), digits, tmp_path / "together")
+    run(cell(coupling=["init"], objectives=["nscl"]), digits, tmp_path / "alone")
+    name = "run/weights/nscl-0000008.safetensors"
+    files = [(tmp_path / folder / name).read_bytes() for folder in ("together", "alone")]
+    assert files[0] == files[1]
+
+
+def test_a_run_with_private_batches_continues(digits, tmp_path):
+    settings = cell(coupling=["init"])
+    whole = run(settings, digits, tmp_path / "whole")
+    run(settings, digits, tmp_path / "parts", until="3 steps")
+    assert run(settings, digits, tmp_path / "parts") == whole
+    digests = whole["checkpoints"]["8"]["digests"]
+    assert set(digests) == {
+        "init", "batches", "views", "batches/nscl", "views/nscl", "batches/dcl_twin",
+        "views/dcl_twin",
+    }  # fmt: skip
+    assert len({digests[f"batches{of}"] for of in ("", "/nscl", "/dcl_twin")}) == 3
+    log = pl.read_parquet(tmp_path / "whole/run/log-8steps.parquet")
+    assert log.filter(model="dcl_twin")["dcl"].is_finite().all()
+    largest = {m: log.filter(model=m)["n_max"].to_list() for m in ("dcl", "nscl", "dcl_twin")}
+    assert largest["dcl"] != largest["nscl"]  # of each model's own batches
+
+
+def test_with_all_shared_the_second_dcl_model_would_be_the_first():
+    assert cell()["objectives"] == ["dcl", "nscl"]
+    assert cell_id(cell()) == cell_id(cell(objectives=["dcl", "nscl"]))
+    private = cell(coupling=["views", "init"])
+    assert private["objectives"] == ["dcl", "nscl", "dcl_twin"]
+    assert private["coupling"] == ["init", "views"]
+    assert cell_id(private) != cell_id(cell())
+
+
+def test_measures_of_a_run_without_common_start(digits, tmp_path):
+    """CKA with the initial weights is with each model's own."""
+    from cltools.engine.store import ImageStore
+    from cltools.stages.embed import embed
+    from cltools.stages.measure import measure
+
+    settings = cell(coupling=[], test_images_per_class=10, objectives=["dcl", "nscl", "dcl_twin"])
+    run(settings, digits, tmp_path)
+    embed(tmp_path / "trained.json", ImageStore.open(digits), torch.device("cpu"))
+    table = pl.read_parquet(measure(tmp_path / "trained.json"))
+    begun = table.filter(
+        step=0, metric="cka_to_init", variant="cosine_biased", features="h", split="test"
+    )
+    assert dict(begun.select("objective", "value").iter_rows()) == pytest.approx(
+        {"dcl": 1, "nscl": 1, "dcl_twin": 1}
+    )
+    apart = table.filter(
+        step=0, metric="cka", variant="cosine_biased", features="h", split="test", reference="dcl"
+    )
+    assert (apart["value"] < 0.999).all()
+    assert table.filter(metric="weight_angle", variant="from_init").is_empty()
+    # The twin has losses of its own, as every contrastive model.
+    assert len(table.filter(metric="gap", objective="dcl_twin", step=8)) == 4
