@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
@@ -105,7 +106,7 @@ def test_a_dropped_temperature_trains_nothing(finished):
 
 def test_a_figure_style_replots_only(finished):
     jobs = planned(finished, changed(figures={"dpi": 60}))
-    assert jobs == {"plot": 5}
+    assert jobs == {"plot": 6}
 
 
 def test_the_order_of_keys_changes_nothing(finished):
@@ -115,7 +116,33 @@ def test_the_order_of_keys_changes_nothing(finished):
 
 def test_measuring_more_trains_nothing(finished):
     jobs = planned(finished, changed(measure={"full_at": "all"}))
-    assert jobs.keys() == {"embed", "measure", "collect", "plot"}
+    assert jobs.keys() == {"embed", "measure", "theory", "collect", "plot"}
+
+
+def test_other_settings_of_the_theory_train_and_measure_nothing(finished):
+    jobs = planned(finished, changed(theory={"delta": 0.1}))
+    assert jobs.keys() == {"theory", "collect", "plot"}
+
+
+def test_merging_and_simulations_are_added_to_what_is_there(finished):
+    more = {
+        "merge": {"sweeps": ["base"], "points": 2},
+        "surrogate": {"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
+        "minimise": {"seeds": [0], "classes": [2], "taus": [1.0], "objectives": ["nscl"]},
+        "regularity": {"set": {"batch_size": 16}, "steps": 2, "reference_images": 16},
+    }
+    assert planned(finished, changed(**more)) == {
+        "merge": 1, "surrogate": 1, "minimise": 1, "regularity": 1, "collect": 1, "plot": 6,
+    }  # fmt: skip
+    snakemake(finished, config=changed(**more))
+    folder = finished / "results/tiny"
+    for stage in ("surrogate", "minimise", "regularity", "theory"):
+        assert pl.read_parquet(folder / f"{stage}.parquet").height > 0
+    merged = pl.read_parquet(folder / "measures.parquet").filter(metric="merged_nccc")
+    assert set(merged["variant"]) == {"lambda_0.00", "lambda_1.00"}
+    assert planned(finished, changed(**more)) == {}
+    assert planned(finished, CONFIG).keys() <= {"collect", "plot"}  # for the ones that come next
+    snakemake(finished, config=CONFIG)
 
 
 def test_another_seed_of_the_images_is_another_data_set(finished):

@@ -21,7 +21,8 @@ def compare(files: list[Path], output: Path, labels_file: Path | None = None) ->
     """Measure the representations in `files` against the first one; tidy rows to `output`.
 
     Representations are named like their files. Measured as h in `cltools measure`: alignment (all
-    pairs), residual alignment, intervals, permutation null, corollaries and collapse. Labels come
+    pairs), residual alignment, rank correlation, intervals, permutation tests, corollaries and
+    collapse. Labels come
     from `labels_file` (.npy) or from the files themselves.
 
     Raises InputError when a file cannot be read, images or labels do not match, labels are missing,
@@ -46,8 +47,9 @@ def compare(files: list[Path], output: Path, labels_file: Path | None = None) ->
         rows = [
             *measurements.alignment_rows(arrays, labels),
             *measurements.corollary_rows(arrays, names[0]),
+            *measurements.rank_rows(arrays, names[0]),
             *measurements.null_rows(arrays, labels, names[0]),
-            *measurements.geometry_rows(arrays, labels),
+            *measurements.geometry_rows(arrays, labels, intervals=True),
         ]
         measurements.add_intervals(rows, arrays, names[0])
     except ValueError as error:
