@@ -205,7 +205,7 @@ def test_unreadable_config(tmp_path):
 def test_shipped_configs_are_valid():
     from pathlib import Path
 
-    configs = list((Path(__file__).parents[1] / "config").glob("*.yaml"))
+    configs = list((Path(__file__).parents[1] / "config").rglob("*.yaml"))
     assert configs
     for path in configs:
         assert load_experiment(yaml.safe_load(path.read_text())).plans

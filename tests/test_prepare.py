@@ -334,6 +334,28 @@ def test_a_subset_is_the_same_for_ever():
     assert (subset.class_ids, subset.indices.tolist()) == ((1, 4, 3), [7, 19, 27, 28, 45, 58])
 
 
+def test_a_long_tail_falls_from_the_first_class_to_the_last(digits):
+    subset = digits.subset("train", classes=5, class_draw=3, per_class=100, imbalance=16)
+    assert np.bincount(subset.labels).tolist() == [100, 50, 25, 12, 6]
+    balanced = digits.subset("train", classes=5, class_draw=3, per_class=100)
+    assert subset.class_ids == balanced.class_ids
+    assert set(subset.indices) < set(balanced.indices)
+    # Without a number of images, from as many as the smallest class has; never less than one.
+    labels = np.repeat(np.arange(3), [9, 20, 30])
+    counts = np.bincount(select(labels, list("abc"), imbalance=1000).labels)
+    assert counts.tolist() == [9, 1, 1]
+
+
+def test_imbalance_is_of_the_training_set_only(digits):
+    from cltools.cells import resolve_cell
+    from cltools.engine.data import cell_subset
+
+    cell = resolve_cell({"dataset": "digits", "recipe": "digits", "horizon": 1, "imbalance": 10})
+    counts = np.bincount(cell_subset(digits, cell, "train").labels)
+    assert counts[-1] == round(counts[0] / 10)
+    assert len(cell_subset(digits, cell, "test").labels) == 359
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -342,6 +364,7 @@ def test_a_subset_is_the_same_for_ever():
         ({"per_class": 500}, ["train images", "500", "lower per_class"]),
         ({"per_class": 0}, ["per_class is 0"]),
         ({"class_draw": -1}, ["class_draw is -1"]),
+        ({"imbalance": 0.5}, ["imbalance is 0.5"]),
     ],
 )
 def test_impossible_subsets_are_refused(digits, asked, words):

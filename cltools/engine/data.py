@@ -73,8 +73,14 @@ def with_stores(
 
 
 def cell_subset(store: ImageStore, cell: dict[str, Any], split: str) -> Subset:
-    """The images that a cell uses of a split ("train" or "test"). Raises InputError."""
-    return store.subset(split, cell["classes"], cell["class_draw"], cell[PER_CLASS[split]])
+    """The images that a cell uses of a split ("train" or "test"). Raises InputError.
+
+    Only training sets are unbalanced on demand: accuracies stay those of a balanced test set.
+    """
+    imbalance = cell["imbalance"] if split == "train" else 1.0
+    return store.subset(
+        split, cell["classes"], cell["class_draw"], cell[PER_CLASS[split]], imbalance
+    )
 
 
 def image_set(

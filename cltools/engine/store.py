@@ -97,6 +97,7 @@ class ImageStore:
         classes: int | None = None,
         class_draw: int = 0,
         per_class: int | None = None,
+        imbalance: float = 1.0,
     ) -> Subset:
         """The images of `split` that `select` picks; raises InputError as `select` does."""
         return select(
@@ -105,6 +106,7 @@ class ImageStore:
             classes=classes,
             draw=class_draw,
             per_class=per_class,
+            imbalance=imbalance,
             split=split,
             name=self.name,
         )
@@ -168,6 +170,7 @@ def select(
     classes: int | None = None,
     draw: int = 0,
     per_class: int | None = None,
+    imbalance: float = 1.0,
     split: str = "train",
     name: str = "unnamed",
 ) -> Subset:
@@ -178,6 +181,10 @@ def select(
     of one draw nest (2 classes lie within 4, 100 images within 200), and train and test get the
     same classes. `classes=None` takes all classes in their natural order, `per_class=None` all
     their images. `name` is the data set's name, for messages.
+
+    `imbalance` above 1 makes a long tail (Cui et al. 2019, arXiv 1901.05555): of the C classes in
+    their order, number r keeps imbalance^(-r/(C-1)) of what the first has, at least one image;
+    without `per_class`, the first has as many as the smallest class.
 
     Raises InputError when the data set has fewer classes or images than asked for.
     """
@@ -210,12 +217,18 @@ def select(
             "other classes"
         )
 
+    if imbalance < 1:
+        raise InputError(f"imbalance is {imbalance}: at least 1, which is balanced, is needed")
+    most = counts[smallest] if per_class is None else per_class
+    shares = float(imbalance) ** -(np.arange(len(chosen)) / max(1, len(chosen) - 1))
+    wanted_of = np.maximum(1, np.rint(most * shares)).astype(int)
+
     kept = []
-    for label in chosen:
+    for label, count in zip(chosen, wanted_of, strict=True):
         members = by_class[ends[label] - counts[label] : ends[label]]
-        if per_class is not None:
+        if per_class is not None or imbalance > 1:
             key = (_IMAGE_STREAM, draw, int(label), SPLITS.index(split))
-            members = _generator(*key).permutation(members)[:per_class]
+            members = _generator(*key).permutation(members)[:count]
         kept.append(members)
     indices = np.sort(np.concatenate(kept)).astype(np.int64)
     relabel = np.empty(available, dtype=np.int64)

@@ -12,7 +12,7 @@ from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["collect"]
 # Settings of a cell that become columns, as they are.
-SETTINGS = ("class_draw", "tau", "batch_size", "lr_rule", "seed")
+SETTINGS = ("class_draw", "imbalance", "tau", "batch_size", "lr_rule", "seed")
 
 
 def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -> list[pl.Expr]:
