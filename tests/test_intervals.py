@@ -115,6 +115,25 @@ def test_ninety_percent_intervals_cover():
     assert (np.mean(covered, axis=0) < 0.99).all()
 
 
+def test_on_unrelated_features_debiased_cka_is_zero_and_biased_is_not():
+    """n = 64 images of d = 512 dimensions: the biased CKA of nothing in common is near 0.9."""
+    biased = ("cka", "cosine_biased")
+    debiased_values, inside = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        features = {name: rng.standard_normal((64, 512)) for name in "xy"}
+        found = alignment_intervals(
+            features, measures=[DEBIASED, biased], draws=60, seed=seed
+        )["x", "y"]  # fmt: skip
+        inside.append(found[DEBIASED].low <= 0 <= found[DEBIASED].high)
+        debiased_values.append(found[DEBIASED].value)
+        assert found[biased].value > 0.8
+        assert found[biased].low > 0.5
+    assert np.mean(inside) > 0.9
+    error = np.std(debiased_values, ddof=1) / 40**0.5
+    assert abs(np.mean(debiased_values)) < 3 * error
+
+
 def test_unrelated_features_get_intervals_that_are_too_wide():
     rng = np.random.default_rng(0)
     values, widths = [], []
