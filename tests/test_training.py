@@ -56,12 +56,14 @@ def files(folder, pattern="*"):
 
 def test_together_is_alone(digits, tmp_path):
     """Every objective gives the same bytes whether it is trained with others or by itself."""
-    run(cell(objectives=OBJECTIVES), digits, tmp_path / "together")
+    manifest = run(cell(objectives=OBJECTIVES), digits, tmp_path / "together")
     together = files(tmp_path / "together/run/weights")
     assert len(together) == 3 * len(OBJECTIVES)
     for objective in OBJECTIVES:
-        run(cell(objectives=[objective]), digits, tmp_path / objective)
+        single = run(cell(objectives=[objective]), digits, tmp_path / objective)
         alone = files(tmp_path / objective / "run/weights")
+        for step, checkpoint in single["checkpoints"].items():
+            assert checkpoint["digests"] == manifest["checkpoints"][step]["digests"]
         assert alone == {name: together[name] for name in alone}
         assert len(alone) == 3
 

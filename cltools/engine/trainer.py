@@ -100,7 +100,8 @@ class CoupledTrainer:
 
     def train_step(self) -> None:
         """One step of every objective on one batch."""
-        made = {id(batches): self._make(batches) for batches in self.batches.values()}
+        distinct = {id(batches): batches for batches in self.batches.values()}
+        made = {key: self._make(batches) for key, batches in distinct.items()}
         self.lap("views")
 
         lr = lr_at(self.step, self.peak_lr, self.warmup, self.horizon)
