@@ -195,6 +195,25 @@ def test_theory_is_made_once_and_refuses_what_it_cannot_use(made, tmp_path):
     assert "lacks its table: run `cltools theory`" in message
 
 
+def test_theory_of_a_cell_without_nscl(digits, tmp_path):
+    cell = {"dataset": "digits", "recipe": "digits", "optimizer": "sgd", "horizon": "2 steps",
+            "images_per_class": 8, "test_images_per_class": 8, "batch_size": 16,
+            "projector_hidden": 8, "projector_dim": 4, "objectives": ["dcl", "scl"],
+            "checkpoints": []}  # fmt: skip
+    manifest = tmp_path / "t.json"
+    place = ["--store", digits]
+    cltools("train", "--cell", json.dumps(cell), *place, "--run", tmp_path / "run",
+            "--manifest", manifest)  # fmt: skip
+    cltools("embed", manifest, *place, "--done", tmp_path / "e.json")
+    cltools("measure", manifest, "--done", tmp_path / "m.json")
+    cltools("theory", manifest, *place, "--measured", tmp_path / "m.json", "--done",
+            tmp_path / "th.json")  # fmt: skip
+    (path,) = json.loads((tmp_path / "th.json").read_text())["tables"].values()
+    found = set(pl.read_parquet(path)["quantity"])
+    assert {"gap", "cka", "few_shot_error_all_way"} <= found
+    assert not {"drift", "reweighting"} & found
+
+
 def test_recalibrated_embeddings_lie_apart(made, tmp_path):
     import shutil
 

@@ -90,8 +90,8 @@ def theory_of_cell(
 ) -> Path:
     """The table of one cell, a parquet file in `theory/` beside the manifest, made once.
 
-    Raises InputError when the cell was trained without DCL or NSCL, when weights are not those of
-    the manifest, or the measures do not exist.
+    Without both DCL and NSCL, it holds only what follows from the measures alone. Raises InputError
+    when weights are not those of the manifest, or the measures do not exist.
     """
     manifest = read_json(manifest_path, made_by="cltools train")
     depends_on = [sha256_file(manifest_path), measures.name, dict(settings), VERSION]
@@ -100,15 +100,18 @@ def theory_of_cell(
     if path.exists():
         return path
     rows: list[Row] = []
-    training = _Training(manifest, manifest_path, store, device, settings)
+    cell, training = manifest["cell"], None
+    if set(PAIR) <= set(cell["objectives"]):
+        training = _Training(manifest, manifest_path, store, device, settings)
     for step, hashes in saved_weights(manifest):
         values = _values(measures, step)
         found = [
-            *gap_rows(values, training.cell["views"], training.cell["batch_size"]),
+            *gap_rows(values, cell["views"], cell["batch_size"]),
             *corollary_rows(values),
-            *few_shot_rows(values, training.classes),
-            *training.rows(step, hashes, values),
+            *few_shot_rows(values, len(manifest["class_ids"])),
         ]
+        if training is not None:
+            found += training.rows(step, hashes, values)
         at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
         rows += [{**at, **row} for row in found]
     table = pl.DataFrame([{name: row.get(name) for name in SCHEMA} for row in rows], schema=SCHEMA)
@@ -119,7 +122,7 @@ def theory_of_cell(
 
 
 class _Training:
-    """What needs the run itself: its batches, learning rates and networks."""
+    """What needs the run itself: its batches (DCL's), learning rates and networks."""
 
     def __init__(
         self,
@@ -129,16 +132,8 @@ class _Training:
         device: torch.device,
         settings: Mapping[str, Any],
     ) -> None:
-        self.cell, self.run, self.settings = (
-            manifest["cell"],
-            manifest_path.parent / "run",
-            settings,
-        )
-        if not set(PAIR) <= set(self.cell["objectives"]):
-            raise InputError(
-                f"cell {manifest['id']} was trained without dcl or nscl, which the theory is "
-                "about: train it with both"
-            )
+        self.cell, self.settings = manifest["cell"], settings
+        self.run = manifest_path.parent / "run"
         self.data = trained_images(store, manifest, manifest_path, device)["train"]
         self.device, self.classes = device, self.data.classes
         self.batches = Batches(self.cell, self.data, device)
