@@ -26,6 +26,10 @@ Settings = Annotated[str, typer.Option(help="JSON or a file with it; keys as in 
 EmbeddingType = Literal["float32", "float16"]
 FullAt = Literal["last", "all"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads that decode images of an encoded store; default: the cores."),
+]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 
@@ -82,12 +86,13 @@ def prepare(
         str, typer.Option(help='JSON or a file with it: {"source": "folder", "path": "photos"}.')
     ],
     store: Annotated[Path, typer.Option(help="Folder to write.")],
+    workers: Workers = None,
 ) -> None:
     """Read a data set and write it as an image store."""
     limit_threads(1)
     from cltools.stages.prepare import prepare as run_stage
 
-    run_stage(name, _json_object(definition, "--definition"), store)
+    run_stage(name, _json_object(definition, "--definition"), store, workers)
 
 
 @app.command()
@@ -108,6 +113,7 @@ def train(
     save_every_steps: Annotated[
         int | None, typer.Option(min=1, help="Also save the resume state every so many steps.")
     ] = None,
+    workers: Workers = None,
 ) -> None:
     """Train the objectives of one cell together, from wherever an earlier run stopped."""
     from cltools.cells import resolve_cell
@@ -130,6 +136,7 @@ def train(
         device_name=device,
         save_every_seconds=save_every_seconds,
         save_every_steps=save_every_steps,
+        workers=workers,
     )
 
 
@@ -145,12 +152,13 @@ def embed(
     ] = False,
     device: Device = "auto",
     threads: Threads = 1,
+    workers: Workers = None,
 ) -> None:
     """Embed the images of trained cells, at every checkpoint, into each cell's embeddings/."""
     limit_threads(threads)
     from cltools.stages.embed import embed_cells
 
-    embed_cells(manifests, store, done, device, dtype, threads, recalibrate)
+    embed_cells(manifests, store, done, device, dtype, threads, recalibrate, workers)
 
 
 @app.command()

@@ -5,6 +5,7 @@ which of them all models share; of the rest every model but DCL has its own.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cltools.engine.data import ImageSet
 from cltools.engine.randomness import batch_order
-from cltools.engine.views import EpochViews, Recipe, epoch_views, render
+from cltools.engine.views import EpochViews, Recipe, epoch_views
 from cltools.errors import InputError
 
 REFERENCE = "dcl"
@@ -56,23 +57,33 @@ class Batches:
         self.owners = {source: owner(cell, model, source) for source in ("batches", "views")}
         self.recipe = Recipe.from_settings(cell["recipe"])
         self.steps_per_epoch = len(data.labels) // cell["batch_size"]
-        self._epoch = -1
         self._order = torch.empty(0)
         self._views: EpochViews | None = None
+        self._epochs: dict[int, tuple[Tensor, EpochViews]] = {}
+        self._begun: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """What `step` trains on: standardised views, view-major (K*B, c, H, W), labels (B,).
 
         Views are on the device, labels on the CPU.
         """
+        wanted = range(step, step + 1 + self.data.ahead)
+        epochs = {later // self.steps_per_epoch for later in wanted}
+        self._epochs = {e: drawn for e, drawn in self._epochs.items() if e in epochs}
+        self._begun = {later: self._begun.get(later) or self._begin(later) for later in wanted}
+        positions, views = self._begun.pop(step)
+        return self.data.normalise(views()), self.data.labels[positions]
+
+    def close(self) -> None:
+        """Call off the batches that were begun ahead."""
+        self._begun.clear()
+
+    def _begin(self, step: int) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Positions (B,) of the images of `step`, and what gives their views once they are made."""
         self._enter(step)
         positions = self._order[step % self.steps_per_epoch]
-        pixels = self.data.pixels(positions.to(self.device, non_blocking=True))
         parameters = self._views.rows(slice(None), positions)
-        size = tuple(self.data.images.shape[1:3])
-        repeated = pixels.repeat(self.cell["views"], 1, 1, 1)
-        views = self.data.normalise(render(repeated, parameters, self.recipe, size))
-        return views, self.data.labels[positions]
+        return positions, self.data.views(positions, parameters, self.recipe)
 
     def labels(self, steps: int) -> Tensor:
         """Classes (steps, B) of the images of the first steps, without their views."""
@@ -100,13 +111,11 @@ class Batches:
     def _enter(self, step: int) -> None:
         """Draw the order and the views of the epoch that `step` lies in."""
         epoch = step // self.steps_per_epoch
-        if epoch == self._epoch:
-            return
-        data = self.data
-        self._order = self._order_of(epoch)
-        height, width = data.images.shape[1:3]
-        self._views = epoch_views(
-            self.cell["seed"], epoch, self.cell["views"], data.split_size, data.samples,
-            self.recipe, height, width, self.owners["views"],
-        )  # fmt: skip
-        self._epoch = epoch
+        if epoch not in self._epochs:
+            data = self.data
+            views = epoch_views(
+                self.cell["seed"], epoch, self.cell["views"], data.split_size, data.samples,
+                self.recipe, *data.extent, self.owners["views"],
+            )  # fmt: skip
+            self._epochs[epoch] = (self._order_of(epoch), views)
+        self._order, self._views = self._epochs[epoch]

@@ -37,8 +37,8 @@ def recalibrate(network: nn.Module, data: ImageSet, block: int = 512) -> None:
     hooks = [norm.register_forward_pre_hook(_collect(blocks)) for norm, blocks in seen.items()]
     network.train()
     try:
-        for positions in order.tensor_split(-(-len(order) // block)):
-            network(data.normalise(data.pixels(positions.to(data.images.device))))
+        for pixels in data.plain(order.tensor_split(-(-len(order) // block))):
+            network(data.normalise(pixels))
     finally:
         network.eval()
         for hook in hooks:

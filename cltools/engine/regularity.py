@@ -28,7 +28,7 @@ numbers, below the rounding of float32 where the steps are short.
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ from cltools.engine.batches import Batches
 from cltools.engine.data import ImageSet
 from cltools.engine.models import Network
 from cltools.engine.randomness import generator
-from cltools.engine.views import epoch_views, render
+from cltools.engine.views import epoch_views
 
 
 def reference_set(data: ImageSet, images: int, seed: int) -> ImageSet:
@@ -54,12 +54,7 @@ def reference_set(data: ImageSet, images: int, seed: int) -> ImageSet:
     counts = torch.bincount(data.labels)
     within = torch.arange(len(order)) - (counts.cumsum(0) - counts)[data.labels[by_class]]
     chosen = by_class[within.argsort(stable=True)[:images]].sort().values
-    return replace(
-        data,
-        images=data.images[chosen.to(data.images.device)],
-        labels=data.labels[chosen],
-        samples=data.samples[chosen],
-    )
+    return data.chosen(chosen)
 
 
 class FixedViews(Batches):
@@ -70,12 +65,11 @@ class FixedViews(Batches):
 
     def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
         super().__init__(cell, data, device)
-        images, size = len(data.labels), tuple(data.images.shape[1:3])
+        images = len(data.labels)
         drawn = epoch_views(
-            cell["seed"], 0, cell["views"], data.split_size, data.samples, self.recipe, *size
+            cell["seed"], 0, cell["views"], data.split_size, data.samples, self.recipe, *data.extent
         )
-        pixels = data.pixels(torch.arange(images, device=device)).repeat(cell["views"], 1, 1, 1)
-        rendered = data.normalise(render(pixels, drawn.table, self.recipe, size))
+        rendered = data.normalise(data.views(torch.arange(images), drawn.table, self.recipe)())
         self.views = rendered.unflatten(0, (cell["views"], images))
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:

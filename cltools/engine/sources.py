@@ -5,33 +5,38 @@ the options of a kind are the keyword arguments of its reader below. What a read
 for sure (a column, a split, a size) it refuses with an InputError that names the file, rather than
 guess: a wrong guess here would pass silently through every later stage.
 
-All decoded images are held in memory at once (CIFAR-10: 180 MB): give large photographs a `size`.
+All decoded images are held in memory at once (CIFAR-10: 180 MB, SVHN with its extra images 1.9 GB).
+Large photographs stay encoded (`encoded: true`), and are read when they are written to the store.
 """
 
 import hashlib
 import inspect
-import io
 import json
+import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cltools.engine.decoding import GREY_MODES, DamagedImageError, centre, open_image
+from cltools.engine.encoded import EncodedSource, Named
 from cltools.engine.store import Arrays
 from cltools.errors import InputError
-from cltools.files import sha256_file
+from cltools.files import canonical_json, sha256_file, sha256_text
 from cltools.progress import track
 
-# Formats that are only pixels. Pillow also opens EPS, for which it starts Ghostscript.
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-GREY_MODES = {"1", "L", "LA"}
+log = logging.getLogger("cltools")
+
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: file, class and a box on each line
 HASHED_BYTES = 4 << 30  # source files are hashed up to this size in all, a few seconds' work
 ROWS_AT_ONCE = 1000  # of a parquet file: 100 MB of photographs, 1 MB of CIFAR
 
@@ -65,10 +70,11 @@ class Source:
     preprocessing: str = "none"
 
 
-def read_source(definition: dict[str, Any]) -> Source:
+def read_source(definition: dict[str, Any]) -> Source | EncodedSource:
     """Read the images that `definition` describes, e.g. {"source": "parquet", "path": "…"}.
 
-    Raises InputError for an unknown source or option and for whatever is wrong with the files.
+    With "encoded": true they are only listed. Raises InputError for an unknown source or option and
+    for whatever is wrong with the files.
     """
     options = dict(definition)
     kind = options.pop("source", None)
@@ -84,9 +90,7 @@ def read_source(definition: dict[str, Any]) -> Source:
     required = {key for key, value in parameters.items() if value.default is value.empty}
     if missing := required - options.keys():
         raise InputError(f"source '{kind}' needs the option {_listed(missing)}: add it")
-    size = options.get("size")
-    if size is not None and (type(size) is not int or size < 1):
-        raise InputError(f"size is {size!r}: give the side of the images in whole pixels")
+    _check_sizes(options)
     source = reader(**options)
     if len(source.class_names) < 2:
         raise InputError(
@@ -94,6 +98,21 @@ def read_source(definition: dict[str, Any]) -> Source:
             "at least 2 are needed"
         )
     return replace(source, provenance={**definition, **source.provenance})
+
+
+def _check_sizes(options: dict[str, Any]) -> None:
+    """Refuse what `size`, `resize` and `encoded` cannot mean together."""
+    size, resize, encoded = (options.get(key) for key in ("size", "resize", "encoded"))
+    for key, value in (("size", size), ("resize", resize)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise InputError(f"{key} is {value!r}: give the side of the images in whole pixels")
+    if encoded and size is None:
+        raise InputError("encoded is true, but there is no size: add what views are resized to")
+    if resize is not None and (size is None or resize < size):
+        raise InputError(
+            f"resize is {resize}, but size is {size}: `resize` is what the shorter side is brought "
+            "to before the centre, `size`, is cropped; raise it or leave it out"
+        )
 
 
 # --- the readers -----------------------------------------------------------------------------
@@ -111,7 +130,7 @@ def read_digits(size: int | None = None, test_fraction: float = 0.2, seed: int =
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     preprocessing = "values 0..16 scaled to 0..255"
     if size not in (None, 8):
-        images = np.stack([_resized(Image.fromarray(image), size) for image in images])
+        images = np.stack([np.asarray(centre(Image.fromarray(image), size)) for image in images])
         preprocessing += f", 8x8 resized to {size}x{size} (bilinear)"
     images, labels = images[..., None], digits.target.astype(np.int64)
     test = held_out(labels, test_fraction, seed)
@@ -129,15 +148,18 @@ def read_digits(size: int | None = None, test_fraction: float = 0.2, seed: int =
 def read_parquet(
     path: str | list[str],
     size: int | None = None,
+    resize: int | None = None,
+    encoded: bool = False,
+    skip_damaged: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> Source:
+) -> Source | EncodedSource:
     """Hugging Face parquet: a folder of {train,test,validation}* files, or a list of such files.
 
     `test` falls back to `validation` when there is none, or when its labels are withheld (all -1,
     as in ImageNet). The image column is the one of bytes, the label column the one that the file's
     metadata call a class label, else an integer column called label, labels or fine_label;
-    `image_column` and `label_column` overrule this. `size`: see Decoder.
+    `image_column` and `label_column` overrule this. For the rest see `_taken`.
     """
     root, found = _parquet_files(path)
     first = found["train"][0]
@@ -157,96 +179,77 @@ def read_parquet(
     if not isinstance(names, list):
         every = (series for split in chosen.values() for series in labels[split])
         names = range(max((series.max() for series in every if len(series)), default=-1) + 1)
-    decoder = Decoder(size)
-    splits = {}
-    for split, source in chosen.items():
-        splits[split] = (
-            decoder.decode(
-                _parquet_images(found[source], image),
-                total=sum(len(series) for series in labels[source]),
-                description=f"Decoding {split} images",
-            ),
-            _checked_labels(found[source], labels[source], label, len(names)),
-        )
     files = [file for source in chosen.values() for file in found[source]]
-    return Source(
+    listed = EncodedSource(
         class_names=[str(name) for name in names],
-        splits=decoder.finished(splits),
+        labels={
+            split: _checked_labels(found[source], labels[source], label, len(names))
+            for split, source in chosen.items()
+        },
+        images=lambda split, first: _parquet_images(found[chosen[split]], image, first),
         provenance={
             "files": _file_hashes(root, files),
             "columns": {"image": image, "label": label},
             "test_split": test,
-            "encodings": decoder.encodings(),
         },
-        preprocessing=decoder.preprocessing,
     )
+    return _taken(listed, size, resize, encoded, skip_damaged)
 
 
 def read_folder(
-    path: str, size: int | None = None, test_fraction: float = 0.2, seed: int = 0
-) -> Source:
-    """A folder of images: {train,test}/CLASS/FILE, or CLASS/FILE.
+    path: str,
+    size: int | None = None,
+    resize: int | None = None,
+    encoded: bool = False,
+    skip_damaged: bool = False,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> Source | EncodedSource:
+    """A folder of images: {train,test}/CLASS/FILE, or CLASS/FILE; or Tiny-ImageNet's folder.
 
     A folder without a split of its own gets one, class by class, from `test_fraction` and `seed`;
-    val, valid and validation do for test. Classes and files go in the order of their names, and
-    names that begin with a dot are skipped. `size`: see Decoder.
+    val, valid and validation do for test. The images of a class may lie in a folder `images` of
+    its own, and a val folder with a file val_annotations.txt needs no class folders. Classes and
+    files go in the order of their names, and names that begin with a dot are skipped. For the rest
+    see `_taken`.
     """
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give the folder that holds the class folders")
-    provenance: dict[str, Any] = {}
     if (root / "train").is_dir():
-        test = next((name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-        if test is None:
-            raise InputError(
-                f"{root} has a folder train but none of {_listed(TEST_FOLDERS)}: add one, or give "
-                f"{root / 'train'} as the path to have a test split drawn from it"
-            )
-        class_names, train = _class_files(root / "train")
-        test_names, test_files = _class_files(root / test)
-        if differing := set(class_names) ^ set(test_names):
-            raise InputError(
-                f"{root / 'train'} and {root / test} differ in their class folders "
-                f"({_listed(differing)}): give both the same ones"
-            )
-        files = {"train": train, "test": test_files}
-        provenance["test_split"] = test
+        class_names, files, test = _split_folders(root)
+        provenance: dict[str, Any] = {"test_split": test}
     else:
         class_names, every = _class_files(root)
-        labels = np.array([label for _, label in every])
-        lonely = np.flatnonzero(np.bincount(labels) < 2)
-        if lonely.size:
-            raise InputError(
-                f"{root / class_names[lonely[0]]} holds one image: a class needs at least 2 to "
-                "have one in each split"
-            )
-        held = held_out(labels, test_fraction, seed)
-        files = {
-            split: [item for item, out in zip(every, held, strict=True) if out == (split == "test")]
-            for split in ("train", "test")
-        }
-        provenance["split"] = _drawn_split(test_fraction, seed)
+        files = _drawn_files(root, class_names, every, test_fraction, seed)
+        provenance = {"split": _drawn_split(test_fraction, seed)}
 
     digest = hashlib.sha256()
 
-    def images(split: str) -> Iterator[tuple[str, bytes]]:
-        for file, _ in files[split]:
-            try:
-                encoded = file.read_bytes()
-            except OSError as error:
-                raise InputError(f"{file} cannot be read ({error.strerror}): remove it") from error
-            digest.update(f"{file.relative_to(root).as_posix()}\0{len(encoded)}\0".encode())
-            digest.update(encoded)
-            yield str(file), encoded
+    def name(file: str) -> str:
+        return Path(file).relative_to(root).as_posix()
 
-    decoder = Decoder(size)
-    splits = {}
-    for split, items in files.items():
-        pixels = decoder.decode(images(split), len(items), f"Decoding {split} images")
-        splits[split] = (pixels, np.array([label for _, label in items], dtype=np.int64))
-    provenance["files"] = {"count": sum(map(len, files.values())), "sha256": digest.hexdigest()}
-    provenance["encodings"] = decoder.encodings()
-    return Source(class_names, decoder.finished(splits), provenance, decoder.preprocessing)
+    def read(file: str) -> bytes:
+        content = _file_bytes(file)
+        if not encoded:  # else threads read them, in no order, and the store has their hash
+            digest.update(f"{name(file)}\0{len(content)}\0".encode())
+            digest.update(content)
+        return content
+
+    listed = EncodedSource(
+        class_names,
+        {s: np.array([label for _, label in files[s]], dtype=np.int64) for s in files},
+        lambda split, first: ((file, partial(read, file)) for file, _ in files[split][first:]),
+        provenance,
+    )
+    about = provenance["files"] = {"count": sum(map(len, files.values()))}
+    if encoded:
+        names = sha256_text(canonical_json([name(file) for s in files for file, _ in files[s]]))
+        about["names_sha256"] = names
+    taken = _taken(listed, size, resize, encoded, skip_damaged)
+    if not encoded:
+        about["sha256"] = digest.hexdigest()
+    return taken
 
 
 def read_torchvision(dataset: str, root: str, download: bool = True, extra: bool = False) -> Source:
@@ -269,7 +272,7 @@ def read_torchvision(dataset: str, root: str, download: bool = True, extra: bool
     }
     if extra:
         more = _torchvision_arrays(_torchvision_split(dataset, root, "extra", download, files))
-        splits["train"] = tuple(map(np.concatenate, zip(splits["train"], more, strict=True)))
+        splits["train"] = tuple(map(_joined, splits["train"], more))
     # SVHN alone names no classes: it is the ten digits, with torchvision's label 0 for the digit 0.
     class_names = list(getattr(train, "classes", [str(digit) for digit in range(10)]))
     present = [Path(root, file) for file in files if Path(root, file).is_file()]
@@ -287,40 +290,73 @@ READERS = {
 # --- pixels ----------------------------------------------------------------------------------
 
 
+def _taken(
+    listed: EncodedSource,
+    size: int | None,
+    resize: int | None,
+    encoded: bool,
+    skip_damaged: bool,
+) -> Source | EncodedSource:
+    """The listed images as they are if they are to stay `encoded`, else decoded to one shape.
+
+    With `size`, the shorter side is resized to it, or to `resize` (bilinear, antialiased), and the
+    centre cropped to size x size; without, all images must have one size. An image that cannot be
+    decoded is an error or, with `skip_damaged`, left out.
+    """
+    listed = replace(listed, size=size, resize=resize, skip_damaged=skip_damaged)
+    if encoded:
+        return listed
+    decoder = Decoder(size, resize, skip_damaged)
+    splits, skipped = {}, {}
+    for split, labels in listed.labels.items():
+        images = listed.images(split, 0)
+        pixels, kept = decoder.decode(images, len(labels), f"Decoding {split} images")
+        splits[split] = (pixels, labels[kept])
+        skipped[split] = int((~kept).sum())
+    listed.provenance["encodings"] = decoder.encodings()
+    if skip_damaged:
+        listed.provenance["skipped"] = skipped
+    finished = decoder.finished(splits)
+    return Source(listed.class_names, finished, listed.provenance, listed.preprocessing)
+
+
 @dataclass(eq=False)
 class Decoder:
-    """Decodes encoded images, of one or more splits, to arrays of one shape.
+    """Decodes encoded images, of one or more splits, to arrays of one shape, as `_taken` says.
 
-    With `size`, the shorter side is resized to it (bilinear, antialiased) and the centre cropped
-    to size x size; without, all images must have one size. Images are held as RGB until all have
-    been seen: only a set in which every one is grey stays grey.
+    Images are held as RGB until all have been seen: only a set in which every one is grey stays
+    grey.
     """
 
     size: int | None = None
+    resize: int | None = None
+    skip_damaged: bool = False
     shape: tuple[int, ...] | None = None
     all_grey: bool = True
     seen: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def preprocessing(self) -> str:
-        if self.size is None:
-            return "none"
-        return f"shorter side resized to {self.size} (bilinear), centre crop"
 
     def encodings(self) -> dict[str, int]:
         """How many images came in which format, e.g. {"JPEG": 60000}."""
         return dict(self.seen)
 
     def decode(
-        self, images: Iterable[tuple[str, bytes]], total: int, description: str
-    ) -> np.ndarray:
-        """uint8 (total, H, W, 3) from `total` pairs of (name for messages, encoded bytes).
+        self, images: Iterable[Named], total: int, description: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (n, H, W, 3) of `total` images, and which of them these n are, bool (total,).
 
         Raises InputError, naming the image, when one cannot be decoded or differs in size.
         """
         pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
-        for row, (where, encoded) in enumerate(track(images, total, description)):
-            image = self._decode_one(encoded, where)
+        kept = np.zeros(total, dtype=bool)
+        count = 0
+        for row, (where, read) in enumerate(track(images, total, description)):
+            try:
+                image = self._decode_one(read(), where)
+            except DamagedImageError as error:
+                if not self.skip_damaged:
+                    raise
+                log.warning("skipped: %s", str(error).partition(": replace")[0])
+                continue
             if self.shape is None:
                 self.shape = image.shape
             if image.shape != self.shape:
@@ -328,10 +364,12 @@ class Decoder:
                     f"{where} has {image.shape[1]}x{image.shape[0]} pixels, but those before it "
                     f"{self.shape[1]}x{self.shape[0]}: give `size` to bring all to one size"
                 )
-            if not row:
+            if not count:
                 pixels = np.empty((total, *self.shape), dtype=np.uint8)
-            pixels[row] = image
-        return pixels
+            pixels[count] = image
+            kept[row] = True
+            count += 1
+        return pixels[:count], kept
 
     def finished(self, splits: dict[str, Arrays]) -> dict[str, Arrays]:
         """`splits` with one channel instead of three if every image ever decoded was grey."""
@@ -343,23 +381,11 @@ class Decoder:
         }
 
     def _decode_one(self, encoded: bytes, where: str) -> np.ndarray:
-        try:
-            image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
-            image.load()
-        except Exception as error:  # Pillow's decoders raise a dozen kinds, SyntaxError among them
-            raise InputError(
-                f"{where} cannot be decoded as an image: replace it or remove it"
-            ) from error
-        if image.mode.startswith(("I", "F")):
-            raise InputError(f"{where} has more than 8 bits per channel: convert it to 8 bits")
+        image = open_image(encoded, where)
         self.all_grey &= image.mode in GREY_MODES
         self.seen[image.format] += 1
         colour = image.convert("RGB")
-        return np.asarray(colour) if self.size is None else _resized(colour, self.size)
-
-
-def _resized(image: Image.Image, size: int) -> np.ndarray:
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+        return np.asarray(colour if self.size is None else centre(colour, self.size, self.resize))
 
 
 # --- splits ----------------------------------------------------------------------------------
@@ -536,8 +562,8 @@ def _checked_labels(files: list[Path], labels: list[Any], column: str, classes: 
     return np.concatenate([series.to_numpy() for series in labels]).astype(np.int64)
 
 
-def _parquet_images(files: list[Path], column: str) -> Iterator[tuple[str, bytes]]:
-    """(file and row, encoded bytes) of each row; holds a thousand rows at a time."""
+def _parquet_images(files: list[Path], column: str, first: int) -> Iterator[Named]:
+    """The images of all rows from `first` on; holds a thousand rows at a time."""
     import polars as pl
 
     for file in files:
@@ -546,40 +572,130 @@ def _parquet_images(files: list[Path], column: str) -> Iterator[tuple[str, bytes
             nested = frame.collect_schema()[column] != pl.Binary
             encoded = pl.col(column).struct.field("bytes") if nested else pl.col(column)
             rows = frame.select(pl.len()).collect().item()
-        for start in range(0, rows, ROWS_AT_ONCE):
+        for start in range(first, rows, ROWS_AT_ONCE):
             with _reading(file):
                 block = frame.slice(start, ROWS_AT_ONCE).select(encoded).collect().to_series()
             for row, image in enumerate(block.to_list(), start):
                 where = f"{file}: row {row} of column '{column}'"
-                if image is None:
-                    raise InputError(
-                        f"{where} has no image bytes (at most a path): export the data set again "
-                        "with its images inside"
-                    )
-                yield where, image
+                yield where, partial(_present, image, where)
+        first = max(first - rows, 0)
+
+
+def _present(image: bytes | None, where: str) -> bytes:
+    if image is None:
+        raise DamagedImageError(
+            f"{where} has no image bytes (at most a path): export the data set again with its "
+            "images inside"
+        )
+    return image
 
 
 # --- folders ---------------------------------------------------------------------------------
 
 
-def _class_files(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Class names, and (file, label) of all files in the class folders; both in sorted order."""
-    classes = [entry for entry in _visible(folder) if entry.is_dir()]
+Files = list[tuple[str, int]]  # path and label of each image
+
+
+def _split_folders(root: Path) -> tuple[list[str], dict[str, Files], str]:
+    """Class names, files by split, and the name of the test folder, of a folder with `train`."""
+    class_names, train = _class_files(root / "train")
+    names = [name for name in TEST_FOLDERS if (root / name).is_dir()]
+    if not names:
+        raise InputError(
+            f"{root} has a folder train but none of {_listed(TEST_FOLDERS)}: add one, or give "
+            f"{root / 'train'} as the path to have a test split drawn from it"
+        )
+    for name in names:
+        if (root / name / ANNOTATIONS).is_file():
+            files = _annotated_files(root / name, class_names)
+            return class_names, {"train": train, "test": files}, name
+    # Of several, the first that has the classes of train: Tiny-ImageNet's test has no labels.
+    classes = {name: {entry.name for entry in _folders(root / name)} for name in names}
+    test = next((name for name in names if classes[name] == set(class_names)), names[0])
+    test_names, files = _class_files(root / test)
+    if differing := set(class_names) ^ set(test_names):
+        raise InputError(
+            f"{root / 'train'} and {root / test} differ in their class folders "
+            f"({_listed(differing)}): give both the same ones, or {root / test} a file "
+            f"{ANNOTATIONS} with the name and the class of an image on each line"
+        )
+    return class_names, {"train": train, "test": files}, test
+
+
+def _class_files(folder: Path) -> tuple[list[str], Files]:
+    """Class names, and the files in all class folders; both in sorted order."""
+    classes = _folders(folder)
     if not classes:
         raise InputError(f"{folder} holds no class folders: give it one folder per class")
     files = []
     for label, entry in enumerate(classes):
-        members = _visible(entry)
+        members = _visible(entry.path)
+        # Tiny-ImageNet: CLASS/images/FILE, and CLASS/CLASS_boxes.txt beside.
+        if inner := [member for member in members if member.is_dir() and member.name == "images"]:
+            members = _visible(inner[0].path)
         if not members:
-            raise InputError(f"{entry} holds no images: fill the class folder or remove it")
+            raise InputError(f"{entry.path} holds no images: fill the class folder or remove it")
         if stray := next((member for member in members if member.is_dir()), None):
-            raise InputError(f"{stray} is a folder among images: remove it or move its images up")
-        files += [(member, label) for member in members]
+            raise InputError(
+                f"{stray.path} is a folder among images: remove it or move its images up"
+            )
+        files += [(member.path, label) for member in members]
     return [entry.name for entry in classes], files
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _annotated_files(folder: Path, class_names: list[str]) -> Files:
+    """The files of a folder without class folders, by the list that lies in it."""
+    path = folder / ANNOTATIONS
+    label_of = {name: label for label, name in enumerate(class_names)}
+    inside = folder / "images" if (folder / "images").is_dir() else folder
+    files = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        name, class_name, *_ = [*line.split("\t"), "", ""]
+        if class_name not in label_of:
+            raise InputError(
+                f"{path}: line {number} names the class {class_name!r}, which is no folder of "
+                f"{folder.parent / 'train'}: each line is a file, a tab and a class"
+            )
+        files.append((str(inside / name), label_of[class_name]))
+    return sorted(files)
+
+
+def _drawn_files(
+    root: Path, class_names: list[str], every: Files, fraction: float, seed: int
+) -> dict[str, Files]:
+    """The files of both splits, drawn class by class."""
+    labels = np.array([label for _, label in every])
+    lonely = np.flatnonzero(np.bincount(labels) < 2)
+    if lonely.size:
+        raise InputError(
+            f"{root / class_names[lonely[0]]} holds one image: a class needs at least 2 to "
+            "have one in each split"
+        )
+    held = held_out(labels, fraction, seed)
+    return {
+        split: [item for item, out in zip(every, held, strict=True) if out == (split == "test")]
+        for split in ("train", "test")
+    }
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    """A folder's entries by name. Unlike paths they know, unasked, whether they are folders."""
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _folders(folder: Path) -> list[os.DirEntry[str]]:
+    return [entry for entry in _visible(folder) if entry.is_dir()]
+
+
+def _file_bytes(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise DamagedImageError(
+            f"{file} cannot be read ({error.strerror}): replace it, remove it or set `skip_damaged`"
+        ) from error
 
 
 # --- torchvision -----------------------------------------------------------------------------
@@ -613,6 +729,13 @@ def _torchvision_arrays(loaded: Any) -> Arrays:
     if images.ndim == 3:  # FashionMNIST: grey, no channel
         images = images[..., None]
     return images, np.asarray(loaded.targets, dtype=np.int64)
+
+
+def _joined(first: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Both arrays, one after the other and contiguous, in one copy: SVHN's take 2 GB."""
+    both = np.empty((len(first) + len(more), *first.shape[1:]), dtype=first.dtype)
+    both[: len(first)], both[len(first) :] = first, more
+    return both
 
 
 # --- provenance and messages -----------------------------------------------------------------

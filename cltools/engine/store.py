@@ -1,22 +1,30 @@
-"""The image store: a data set as uint8 arrays on disk, and class subsets of it.
+"""The image store: a data set on disk, and class subsets of it.
 
 A store is a folder that holds `{train,test}-images.npy` (uint8, N x H x W x C),
 `{train,test}-labels.npy` (int64, N) and `store.json`, which describes them and is written last: a
 store that has it is complete. The same images always give the same bytes.
+
+Large images stay encoded. Instead of arrays of pixels such a store has `{train,test}-images.bin`,
+the JPEG, PNG, … files one after another, `-offsets.npy` (int64, N + 1: image i is the bytes from
+offset i to offset i + 1) and `-sizes.npy` (int32, N x 2: height and width); `encoded` writes it.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cltools.errors import InputError
-from cltools.files import canonical_json, read_json, whole_file, write_json
+from cltools.files import canonical_json, read_json, sha256_text, whole_file, write_json
 
 FORMAT = 1
+ENCODED_FORMAT = "encoded-1"
 MANIFEST = "store.json"
 SPLITS = ("train", "test")
 
@@ -40,14 +48,39 @@ class Subset:
     class_ids: tuple[int, ...]
 
 
+class EncodedImages:
+    """The images of one split as the bytes of their files, read one by one where they are wanted.
+
+    sizes: int32 (N, 2), height and width. Any thread may read.
+    """
+
+    def __init__(self, file: Path, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        self.file, self.offsets, self.sizes = file, offsets, sizes
+        self._descriptor = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> bytes:
+        start, end = self.offsets[index : index + 2].tolist()
+        # Not a memory map: a page fault would make all threads wait for the disk.
+        return os.pread(self._descriptor, end - start, start)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageStore:
     """An opened store; get one with `ImageStore.open`.
 
-    images: per split, uint8 (N, H, W, C), memory-mapped and read-only.
+    images: per split, uint8 (N, H, W, C), memory-mapped and read-only, or EncodedImages.
     labels: per split, int64 (N,), in 0..len(class_names)-1.
+    image_shape: (H, W, C); of encoded images, what evaluation and views bring them to.
     mean, std: per channel, of the train split's pixels / 255.
-    content: SHA-256 of all pixels, labels and class names.
+    content: SHA-256 of all pixels (or bytes of encoded images), labels and class names.
+    resize: what evaluation resizes the shorter side of encoded images to; None where decoded.
     """
 
     folder: Path
@@ -58,20 +91,23 @@ class ImageStore:
     mean: list[float]
     std: list[float]
     provenance: dict[str, Any]
-    images: dict[str, np.ndarray]
+    images: dict[str, np.ndarray] | dict[str, EncodedImages]
     labels: dict[str, np.ndarray]
+    resize: int | None = None
 
     @classmethod
     def open(cls, folder: Path | str, verify: bool = False) -> "ImageStore":
-        """Open the store in `folder`; `verify` also reads all pixels and checks the content hash.
+        """Open the store in `folder`; `verify` also reads all images and checks the content hash.
 
         Raises InputError when a file is missing, truncated or at odds with `store.json`.
         """
         folder = Path(folder)
         manifest = read_json(folder / MANIFEST, made_by="cltools prepare")
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        formats = (FORMAT, ENCODED_FORMAT)
+        if not isinstance(manifest, dict) or manifest.get("format") not in formats:
             raise _damaged(
-                folder / MANIFEST, f"does not describe an image store of format {FORMAT}"
+                folder / MANIFEST,
+                f"does not describe an image store of format {FORMAT} or {ENCODED_FORMAT}",
             )
         try:
             splits = {split: _open_split(folder, split, manifest) for split in SPLITS}
@@ -80,14 +116,16 @@ class ImageStore:
                 image_shape=tuple(manifest["image_shape"]),
                 images={split: images for split, (images, _) in splits.items()},
                 labels={split: labels for split, (_, labels) in splits.items()},
+                resize=manifest.get("resize"),
                 **{
                     key: manifest[key]
                     for key in ("name", "class_names", "content", "mean", "std", "provenance")
                 },
             )
+            content = _content(manifest, splits) if verify else store.content
         except (KeyError, TypeError):
             raise _damaged(folder / MANIFEST, "lacks what a store needs") from None
-        if verify and content_hash(store.class_names, splits) != store.content:
+        if content != store.content:
             raise _damaged(folder, "holds other images or labels than its store.json says")
         return store
 
@@ -142,11 +180,7 @@ def write_store(
         "class_names": list(class_names),
         "image_shape": list(shapes.pop()),
         "splits": {
-            split: {
-                "count": len(labels),
-                "class_counts": np.bincount(labels, minlength=len(class_names)).tolist(),
-            }
-            for split, (_, labels) in splits.items()
+            split: counts(labels, len(class_names)) for split, (_, labels) in splits.items()
         },
         "mean": mean,
         "std": std,
@@ -162,6 +196,14 @@ def write_store(
             with whole_file(folder / f"{split}-{kind}.npy") as scratch:
                 np.save(scratch, array, allow_pickle=False)
     write_json(folder / MANIFEST, manifest)
+
+
+def counts(labels: np.ndarray, classes: int) -> dict[str, Any]:
+    """What the manifest says of a split's labels."""
+    return {
+        "count": len(labels),
+        "class_counts": np.bincount(labels, minlength=classes).tolist(),
+    }
 
 
 def select(
@@ -246,6 +288,30 @@ def content_hash(class_names: list[str], splits: Mapping[str, Arrays]) -> str:
     return digest.hexdigest()
 
 
+def encoded_content_hash(
+    class_names: list[str],
+    image_shape: Iterable[int],
+    resize: int,
+    labels: Mapping[str, np.ndarray],
+    parts: Mapping[str, list[str]],
+) -> str:
+    """SHA-256 over class names, what is made of images, labels, and the parts' hashes."""
+    about = [
+        [hashlib.sha256(np.ascontiguousarray(labels[split])).hexdigest(), parts[split]]
+        for split in SPLITS
+    ]
+    return sha256_text(canonical_json([list(class_names), list(image_shape), resize, about]))
+
+
+def part_hash(images: Iterable[bytes]) -> str:
+    """SHA-256 over the lengths and bytes of some encoded images."""
+    digest = hashlib.sha256()
+    for encoded in images:
+        digest.update(len(encoded).to_bytes(8))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of uint8 images (N, H, W, C), scaled to 0..1.
 
@@ -258,6 +324,11 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
         block = images[start : start + 1024]
         for channel in range(channels):
             counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    return statistics_of_counts(counts)
+
+
+def statistics_of_counts(counts: np.ndarray) -> tuple[list[float], list[float]]:
+    """The same from how often each value occurs, int64 (C, 256)."""
     values = np.arange(256)
     total = counts.sum(axis=1)
     first, second = counts @ values, counts @ values**2
@@ -276,7 +347,7 @@ def _generator(*key: int) -> np.random.Generator:
 def _checked(name: str, class_names: list[str], split: str, arrays: Arrays) -> Arrays:
     """The arrays as the store keeps them: contiguous, uint8 and int64."""
     images, labels = (np.ascontiguousarray(array) for array in arrays)
-    where = f"the {split} split of data set '{name}'"
+    where = _place(name, split)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise InputError(
             f"{where} has images of type {images.dtype} and shape {images.shape}: "
@@ -286,25 +357,71 @@ def _checked(name: str, class_names: list[str], split: str, arrays: Arrays) -> A
         raise InputError(f"{where} needs one integer label for each of its {len(images)} images")
     if not images.size:
         raise InputError(f"{where} is empty: give it at least one image")
+    check_labels(name, class_names, split, labels)
+    return images, labels.astype(np.int64)
+
+
+def check_labels(name: str, class_names: list[str], split: str, labels: np.ndarray) -> None:
+    """Raises InputError when there is no label, or one without a class name."""
+    where = _place(name, split)
+    if not len(labels):
+        raise InputError(f"{where} is empty: give it at least one image")
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise InputError(
             f"{where} has labels from {labels.min()} to {labels.max()}, but {len(class_names)} "
             "class names: labels count from 0 and each needs a name"
         )
-    return images, labels.astype(np.int64)
+
+
+def _place(name: str, split: str) -> str:
+    return f"the {split} split of data set '{name}'"
+
+
+def _content(manifest: dict[str, Any], splits: Mapping[str, Arrays]) -> str:
+    """The content hash of what lies in the files."""
+    if manifest["format"] == FORMAT:
+        return content_hash(manifest["class_names"], splits)
+    parts = {}
+    for split, (images, _) in splits.items():
+        each = iter(images)
+        sizes = [part["count"] for part in manifest["splits"][split]["parts"]]
+        parts[split] = [part_hash(islice(each, size)) for size in sizes]
+    labels = {split: labels for split, (_, labels) in splits.items()}
+    about = (manifest[key] for key in ("class_names", "image_shape", "resize"))
+    return encoded_content_hash(*about, labels, parts)
 
 
 def _open_split(folder: Path, split: str, manifest: dict[str, Any]) -> Arrays:
     """Map one split's images, load its labels and hold both against the manifest."""
     expected = manifest["splits"][split]
     shape = (expected["count"], *manifest["image_shape"])
-    images = _open_array(folder / f"{split}-images.npy", np.uint8, shape)
+    if manifest["format"] == FORMAT:
+        images = _open_array(folder / f"{split}-images.npy", np.uint8, shape)
+    else:
+        images = _open_encoded(folder, split, expected)
     labels = np.array(_open_array(folder / f"{split}-labels.npy", np.int64, shape[:1]))
     classes = len(manifest["class_names"])
     in_range = labels.min() >= 0 and labels.max() < classes
     if not in_range or np.bincount(labels, minlength=classes).tolist() != expected["class_counts"]:
         raise _damaged(folder / f"{split}-labels.npy", "has other class counts than store.json")
     return images, labels
+
+
+def _open_encoded(folder: Path, split: str, expected: dict[str, Any]) -> EncodedImages:
+    """One split's encoded images, held against the manifest."""
+    count, size = expected["count"], expected["bytes"]
+    file = folder / f"{split}-images.bin"
+    offsets = np.array(_open_array(folder / f"{split}-offsets.npy", np.int64, (count + 1,)))
+    sizes = np.array(_open_array(folder / f"{split}-sizes.npy", np.int32, (count, 2)))
+    if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) <= 0).any():
+        raise _damaged(folder / f"{split}-offsets.npy", "has other offsets than store.json says")
+    try:
+        images = EncodedImages(file, offsets, sizes)
+    except FileNotFoundError:
+        raise _damaged(file, "is missing") from None
+    if (found := file.stat().st_size) != size:
+        raise _damaged(file, f"holds {found} bytes, but store.json says {size}")
+    return images
 
 
 def _open_array(path: Path, dtype: type, shape: Iterable[int]) -> np.ndarray:

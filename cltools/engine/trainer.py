@@ -73,7 +73,7 @@ class CoupledTrainer:
 
         self.networks: dict[str, Network] = {}
         for objective in cell["objectives"]:
-            network = build_network(cell, data.images.shape[-1], data.classes, objective)
+            network = build_network(cell, data.channels, data.classes, objective)
             initialise(network, cell["seed"], owner(cell, objective, "init"))
             self.networks[objective] = network.to(device, memory_format=torch.channels_last)
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
@@ -131,6 +131,11 @@ class CoupledTrainer:
         here = labels.to(self.device, non_blocking=True)
         masks = pair_masks(here, self.cell["views"])
         return _Batch(views, here, masks, int(counts.max()), int((counts > 0).sum()))
+
+    def close(self) -> None:
+        """Call off what was begun for the steps to come."""
+        for batches in self.batches.values():
+            batches.close()
 
     def _update(self, objective: str, network: Network, batch: _Batch, lr: float) -> Tensor:
         """Forward, backward and step of one objective; its row of the log."""

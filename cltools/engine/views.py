@@ -105,20 +105,25 @@ class ViewParameters:
         return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-def view_parameters(uniforms: Tensor, recipe: Recipe, height: int, width: int) -> ViewParameters:
+def view_parameters(
+    uniforms: Tensor, recipe: Recipe, height: int | Tensor, width: int | Tensor
+) -> ViewParameters:
     """Turn rows of uniforms (n, COLUMN_COUNT) into parameters for images of height x width pixels.
 
-    The distributions are torchvision's: the crop is the first of ten (area, aspect ratio) proposals
-    that fits, its corner uniform over the places where it fits; ColorJitter's factors are uniform
-    in [max(0, 1 - s), 1 + s] and its hue shift in [-h, h], in random order.
+    Height and width are those of all images, or int64 (n,) of each. The distributions are
+    torchvision's: the crop is the first of ten (area, aspect ratio) proposals that fits, its corner
+    uniform over the places where it fits; ColorJitter's factors are uniform in
+    [max(0, 1 - s), 1 + s] and its hue shift in [-h, h], in random order.
     """
     scale = _between(uniforms[:, COLUMNS.area], *recipe.crop_scale)
     log_ratio = _between(uniforms[:, COLUMNS.ratio], *map(math.log, recipe.crop_ratio))
-    area = height * width * scale
+    height, width = torch.as_tensor(height), torch.as_tensor(width)
+    tall, wide = height.reshape(-1, 1), width.reshape(-1, 1)
+    area = tall * wide * scale
     ratio = log_ratio.exp()
     proposed_w = (area * ratio).sqrt().round().long()
     proposed_h = (area / ratio).sqrt().round().long()
-    fits = (proposed_w > 0) & (proposed_w <= width) & (proposed_h > 0) & (proposed_h <= height)
+    fits = (proposed_w > 0) & (proposed_w <= wide) & (proposed_h > 0) & (proposed_h <= tall)
     first = fits.long().argmax(dim=1, keepdim=True)
     any_fits = fits.any(dim=1)
     fallback_h, fallback_w = _fallback_crop(recipe.crop_ratio, height, width)
@@ -155,14 +160,17 @@ def _between(uniform: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * uniform
 
 
-def _fallback_crop(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int]:
+def _fallback_crop(
+    ratio: tuple[float, float], height: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
     """torchvision's central crop: the whole image, or as much as the ratio range allows."""
-    image_ratio = width / height
-    if image_ratio < ratio[0]:
-        return round(width / ratio[0]), width
-    if image_ratio > ratio[1]:
-        return height, round(height * ratio[1])
-    return height, width
+    image_ratio = width.double() / height.double()
+    lower = (width.double() / ratio[0]).round().long()
+    narrower = (height.double() * ratio[1]).round().long()
+    return (
+        torch.where(image_ratio < ratio[0], lower, height),
+        torch.where(image_ratio > ratio[1], narrower, width),
+    )
 
 
 @dataclass(frozen=True)
@@ -191,19 +199,22 @@ def epoch_views(
     split_size: int,
     samples: Tensor,
     recipe: Recipe,
-    height: int,
-    width: int,
+    height: int | Tensor,
+    width: int | Tensor,
     owner: str | None = None,
 ) -> EpochViews:
     """The K views of the given samples (ids in their split) in one epoch.
 
     Uniforms are drawn for the whole split, so that a sample's view does not depend on which other
-    samples are trained on. `owner` names the model that has views of its own.
+    samples are trained on. Height and width are those of all samples, or (n,) of each. `owner`
+    names the model that has views of its own.
     """
     uniforms = [
         view_uniforms(seed, epoch, view, split_size, COLUMN_COUNT, owner)[samples]
         for view in range(views)
     ]
+    if isinstance(height, Tensor):
+        height, width = height.repeat(views), width.repeat(views)
     table = view_parameters(torch.cat(uniforms), recipe, height, width)
     return EpochViews(table, views, len(samples))  # fmt: skip
 
@@ -240,6 +251,12 @@ def crop_and_flip(images: Tensor, parameters: ViewParameters, size: tuple[int, i
     flip = to_device(parameters.flip)[:, None, None]
     columns = torch.where(flip, columns.flip(1), columns)
     return rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
+
+
+def flip(images: Tensor, parameters: ViewParameters) -> Tensor:
+    """Images (n, c, h, w) cropped before, those to be flipped flipped."""
+    flipped = parameters.flip.to(images.device, non_blocking=True)[:, None, None, None]
+    return torch.where(flipped, images.flip(3), images)
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -309,13 +326,17 @@ ADJUSTMENTS: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor], bool], ...] = 
 def render(
     images: Tensor, parameters: ViewParameters, recipe: Recipe, size: tuple[int, int]
 ) -> Tensor:
-    """Views (n, c, *size) of images (n, c, h, w) with values in [0, 1].
+    """Views (n, c, *size) of images (n, c, h, w) with values in [0, 1]."""
+    return change_colours(crop_and_flip(images, parameters, size), parameters, recipe)
+
+
+def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
+    """Jitter, grayscale and blur, in place, of views (n, c, h, w) with values in [0, 1].
 
     Subsets (which samples are jittered, grayed, blurred) are chosen on the CPU, where the
     parameters are: the device is never waited for.
     """
-    views = crop_and_flip(images, parameters, size)
-    device, coloured = images.device, images.shape[1] == 3
+    device, coloured = views.device, views.shape[1] == 3
 
     def apply(where: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         rows = where.nonzero()[:, 0]

@@ -13,6 +13,7 @@ those of the plain training images. Evaluation has its own views, which no train
 
 import json
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cltools.engine.data import ImageSet, trained_images, with_stores
 from cltools.engine.models import Network, build_network
 from cltools.engine.store import ImageStore
 from cltools.engine.tensors import choose_device, load_tensors
-from cltools.engine.views import Recipe, epoch_views, render
+from cltools.engine.views import Recipe, epoch_views
 from cltools.errors import InputError
 from cltools.files import canonical_json, read_json, sha256_file, whole_file, write_json
 from cltools.progress import track
@@ -57,6 +58,7 @@ def embed_cells(
     dtype: str = "float32",
     threads: int = 1,
     recalibrate: bool = False,
+    workers: int | None = None,
 ) -> None:
     """Embed several trained cells and write the list of files, by manifest, to `done`.
 
@@ -67,7 +69,8 @@ def embed_cells(
     device = choose_device(device_name)
     files = {}
     for path, store in with_stores(manifests, store_folders):
-        files[str(path)] = [str(file) for file in embed(path, store, device, dtype, recalibrate)]
+        made = embed(path, store, device, dtype, recalibrate, workers)
+        files[str(path)] = [str(file) for file in made]
     write_json(done, {"files": files, "version": VERSION})
 
 
@@ -77,18 +80,19 @@ def embed(
     device: torch.device,
     dtype: str = "float32",
     recalibrate: bool = False,
+    workers: int | None = None,
 ) -> list[Path]:
     """Embed the images of one trained cell at all its checkpoints; the files, in order of steps.
 
     They go to `embedding_folder`, beside the manifest; those that are up to date are kept. With
     `recalibrate`, the networks' batch statistics are worked out anew from the plain training images
-    first, and the files say so. Raises InputError when weights do not match the manifest or the
-    store holds other images.
+    first, and the files say so. `workers`: see `image_set`. Raises InputError when weights do not
+    match the manifest or the store holds other images.
     """
     manifest = read_json(manifest_path, made_by="cltools train")
     cell, run = manifest["cell"], manifest_path.parent / "run"
     folder = embedding_folder(manifest_path.parent, recalibrate)
-    sets = trained_images(store, manifest, manifest_path, device)
+    sets = trained_images(store, manifest, manifest_path, device, workers)
     files = []
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "embedding"):
         path = embedding_file(folder, step)
@@ -137,7 +141,7 @@ def load_network(
 ) -> Network:  # fmt: skip
     """A trained network in evaluation mode. Raises InputError as `load_weights`."""
     weights = load_weights(path, sha256)
-    network = build_network(cell, data.images.shape[-1], data.classes, objective)
+    network = build_network(cell, data.channels, data.classes, objective)
     network.load_state_dict(weights)
     return network.to(device, memory_format=torch.channels_last).eval()
 
@@ -159,25 +163,21 @@ def _embed_step(
     recipe = Recipe.from_settings(cell["recipe"])
     outputs: dict[str, list[np.ndarray]] = {"h": [], "z": [], "z_views": []}
     for split, data in sets.items():
-        size = tuple(data.images.shape[1:3])
         views = epoch_views(
             cell["seed"], VIEW_EPOCHS[split], cell["views"], data.split_size, data.samples,
-            recipe, *size,
+            recipe, *data.extent,
         )  # fmt: skip
-        for positions in torch.arange(len(data.labels)).split(BLOCK):
-            pixels = data.pixels(positions.to(data.images.device))
-            plain = [network(data.normalise(pixels)) for network in networks.values()]
-            rendered = [
-                data.normalise(render(pixels, views.rows(view, positions), recipe, size))
-                for view in range(cell["views"])
-            ]
-            outputs["h"].append(_stacked([h for h, _ in plain], dtype))
-            outputs["z"].append(_stacked([z for _, z in plain], dtype))
-            viewed = [
-                torch.stack([network(images)[1] for images in rendered])
-                for network in networks.values()
-            ]
-            outputs["z_views"].append(_stacked(viewed, dtype))
+        with closing(data.plain_and_views(views, recipe, BLOCK)) as blocks:
+            for pixels, views_of_them in blocks:
+                plain = [network(data.normalise(pixels)) for network in networks.values()]
+                rendered = [data.normalise(view) for view in views_of_them]
+                outputs["h"].append(_stacked([h for h, _ in plain], dtype))
+                outputs["z"].append(_stacked([z for _, z in plain], dtype))
+                viewed = [
+                    torch.stack([network(images)[1] for images in rendered])
+                    for network in networks.values()
+                ]
+                outputs["z_views"].append(_stacked(viewed, dtype))
     return xr.Dataset(
         {
             "h": (("objective", "sample", "feature"), np.concatenate(outputs["h"], axis=1)),

@@ -87,7 +87,7 @@ def merge(
         return path
     step, weights = _last_weights(manifest_path, manifest, wanted)
     sets = trained_images(store, manifest, manifest_path, device)
-    channels, classes = sets["train"].images.shape[-1], sets["train"].classes
+    channels, classes = sets["train"].channels, sets["train"].classes
     network = build_network(manifest["cell"], channels, classes, measurements.REFERENCE)
     network.to(device, memory_format=torch.channels_last)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
@@ -153,8 +153,8 @@ def _features(
 
 @torch.inference_mode()
 def _encode(network: Network, data: ImageSet) -> np.ndarray:
-    blocks = torch.arange(len(data.labels), device=data.images.device).split(BLOCK)
-    encoded = [network.encoder(data.normalise(data.pixels(block))) for block in blocks]
+    blocks = data.plain(torch.arange(len(data.labels)).split(BLOCK))
+    encoded = [network.encoder(data.normalise(pixels)) for pixels in blocks]
     return torch.cat(encoded).cpu().numpy()
 
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from cltools.engine.encoded import EncodedSource, write_encoded_store
 from cltools.engine.sources import read_source
 from cltools.engine.store import write_store
 from cltools.versions import VERSIONS
@@ -13,20 +14,27 @@ VERSION = VERSIONS["prepare"]
 log = logging.getLogger("cltools")
 
 
-def prepare(name: str, definition: dict[str, Any], folder: Path | str) -> None:
+def prepare(
+    name: str, definition: dict[str, Any], folder: Path | str, workers: int | None = None
+) -> None:
     """Read the images that `definition` names and write them to the store `folder`.
 
     `definition` is what `read_source` takes, for example {"source": "digits"}. Raises InputError
-    when the source cannot be read; `folder` is then as it was.
+    when the source cannot be read; `folder` is then as it was, but for encoded images that were
+    found whole by then: the next call goes on after them. `workers` threads decode those.
     """
     source = read_source(definition)
-    write_store(
-        folder,
-        name,
-        source.class_names,
-        source.splits,
-        source.provenance,
-        source.preprocessing,
-    )
-    counts = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in source.splits.items())
-    log.info("%s: %s images in %s", name, counts, folder)
+    if isinstance(source, EncodedSource):
+        counts = write_encoded_store(folder, name, source, workers)
+    else:
+        write_store(
+            folder,
+            name,
+            source.class_names,
+            source.splits,
+            source.provenance,
+            source.preprocessing,
+        )
+        counts = {split: len(labels) for split, (_, labels) in source.splits.items()}
+    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
+    log.info("%s: %s images in %s", name, listed, folder)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ def train(
     device_name: str = "auto",
     save_every_seconds: float = 120.0,
     save_every_steps: int | None = None,
+    workers: int | None = None,
 ) -> None:
     """Train until `until` (default: the horizon) and write the manifest that lists what was made.
 
     `run` holds weights, log and the resume state; it outlives kills and later, longer runs. A run
     that is already further only has its manifest written, if it kept the weights of that moment.
+    `workers`: see `image_set`.
 
     Raises InputError for settings that do not fit the data, for a store or a resume state of
     another cell, and for a loss that is not finite.
@@ -46,7 +49,8 @@ def train(
     torch.set_num_threads(cell["threads"])
     device = choose_device(device_name)
     store = open_store(store_folder, cell)
-    trainer = CoupledTrainer(cell, image_set(store, cell, "train", device), device)
+    images = image_set(store, cell, "train", device, workers)
+    trainer = CoupledTrainer(cell, images, device)
     until = until or Duration.parse(cell["horizon"])
     stop = until.in_steps(trainer.steps_per_epoch)
     if stop > trainer.horizon:
@@ -64,14 +68,15 @@ def train(
         log.info("resumed at step %d of %d", trainer.step, stop)
 
     last_save = time.monotonic()
-    for step in track(range(trainer.step, stop), stop - trainer.step, "training"):
-        if step in checkpoints:
-            saved[str(step)] = _save_weights(trainer, run)
-        trainer.train_step()
-        due = save_every_steps and trainer.step % save_every_steps == 0
-        if due or time.monotonic() - last_save > save_every_seconds:
-            _save_state(trainer, run / RESUME, about, saved)
-            last_save = time.monotonic()
+    with closing(trainer):
+        for step in track(range(trainer.step, stop), stop - trainer.step, "training"):
+            if step in checkpoints:
+                saved[str(step)] = _save_weights(trainer, run)
+            trainer.train_step()
+            due = save_every_steps and trainer.step % save_every_steps == 0
+            if due or time.monotonic() - last_save > save_every_seconds:
+                _save_state(trainer, run / RESUME, about, saved)
+                last_save = time.monotonic()
     if trainer.step == stop:
         saved[str(stop)] = _save_weights(trainer, run)
         _save_state(trainer, run / RESUME, about, saved)
