@@ -146,6 +146,7 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     if "recipe" in cell and (isinstance(cell["recipe"], str) or "family" in cell["recipe"]):
         cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
     check(cell, "cell", where)
+    _check_encoder(cell, where)
     horizon = Duration.parse(cell["horizon"])
     if horizon.count == 0:
         raise InputError(f"config key {where}.horizon is 0, but must be at least 1")
@@ -160,6 +161,20 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         # With nothing of its own, the second DCL model would be the first.
         cell["objectives"] = [o for o in cell["objectives"] if o != "dcl_twin"]
     return cell
+
+
+def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that the encoder would not use: they would make another cell of the same run."""
+    if cell["architecture"] in ("small_vit", "vit_small", "vit_base"):
+        unused, kind = ("width", "stem"), "a ViT"
+    else:
+        unused, kind = ("patch",), "a ResNet"
+    for key in unused:
+        if cell[key] != defaults()[key]:
+            raise InputError(
+                f"config key {where}.{key} is {cell[key]!r}, but {cell['architecture']} is {kind}, "
+                f"which has no {key}: leave it out"
+            )
 
 
 def canonical_cell(cell: Mapping[str, Any]) -> str:

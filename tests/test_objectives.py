@@ -19,6 +19,8 @@ from cltools.maths.objectives import (
 )
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 0, 2, 0])
+# How often the positive stands in the denominator.
+IN_DENOMINATOR = {"nt_xent": 1, "nscl_with_positive": 1, "nt_xent_double_positive": 2}
 
 
 def projections(views=2, images=8, dim=5, dtype=torch.float64, seed=0):
@@ -48,13 +50,13 @@ def loop_reference(name, z, labels, tau):
         negatives = sum(
             e(view, i, v, j)
             for v, j in everywhere
-            if (j != i if name in ("dcl", "nt_xent") else labels[j] != labels[i])
+            if (labels[j] != labels[i] if name.startswith("nscl") else j != i)
         )
         for other in range(views):
             if other != view:
                 positive = e(view, i, other, i)
-                in_denominator = positive if name in ("nt_xent", "nscl_with_positive") else 0
-                terms.append(-math.log(positive / (negatives + in_denominator)))
+                times = IN_DENOMINATOR.get(name, 0)
+                terms.append(-math.log(positive / (negatives + times * positive)))
     return sum(terms) / len(terms)
 
 
@@ -82,7 +84,7 @@ def test_equals_other_libraries(tau):
 
 
 def test_the_authors_losses_on_their_terms():
-    """`nt_xent` and `nscl_with_positive` are cross entropies with the positive among the logits."""
+    """Theirs are cross entropies with the positive among the logits, once or twice."""
     z, tau = projections(), 0.5
     logits = (z.flatten(0, 1) @ z.flatten(0, 1).T) / tau
     count = len(logits)
@@ -92,6 +94,8 @@ def test_the_authors_losses_on_their_terms():
     for name, negatives in (
         ("nt_xent", other_image),
         ("nscl_with_positive", label[:, None] != label),
+        # Their mask takes out the diagonal alone, and the positive comes in front once more.
+        ("nt_xent_double_positive", ~torch.eye(count, dtype=torch.bool)),
     ):
         rows = [
             F.cross_entropy(torch.cat([positive[i : i + 1], logits[i][negatives[i]]])[None],
@@ -163,7 +167,7 @@ def test_labels_matter_only_to_supervised_objectives():
             checked_contrastive_loss(name, z, LABELS, 0.5),
             checked_contrastive_loss(name, z, other, 0.5),
         )
-        assert same == (name in ("dcl", "nt_xent"))
+        assert same == (name in ("dcl", "nt_xent", "nt_xent_double_positive"))
 
 
 def test_undefined_is_an_error_or_nan_never_silent():

@@ -70,7 +70,7 @@ def states(trainer):
 def tiny():
     """Σ(w) of two views of four random images, w, and a direction in the space of w."""
     settings = cell(projector_hidden=4, projector_dim=3)
-    network = build_network(settings, 1, 10, "dcl")
+    network = build_network(settings, (4, 4, 1), 10, "dcl")
     initialise(network, 0)
     views = torch.randn(2, 4, 1, 4, 4, generator=generator("test"))
     similarities = SimilarityMap(network, views)

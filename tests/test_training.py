@@ -21,9 +21,17 @@ from cltools.engine.tensors import load_tensors
 from cltools.engine.trainer import CoupledTrainer
 from cltools.errors import InputError
 from cltools.stages.prepare import prepare
-from cltools.stages.train import train
+from cltools.stages.train import read_manifest, train
 
-OBJECTIVES = ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
+OBJECTIVES = [
+    "dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive", "nt_xent_double_positive",
+]  # fmt: skip
+AUTHORS = {
+    "optimizer": "authors_lars",
+    "lr_schedule": "per_epoch",
+    "sampler": "authors",
+    "view_forward": "apart",
+}
 
 
 def cell(**settings):
@@ -88,9 +96,9 @@ def test_models_differ_and_share_their_start(digits, tmp_path):
     assert len(set(last.values())) == 4
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
-def test_raising_epochs_continues(digits, tmp_path, optimizer):
-    settings = cell(optimizer=optimizer)
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "lars"}, AUTHORS])
+def test_raising_epochs_continues(digits, tmp_path, changes):
+    settings = cell(**changes)
     run(settings, digits, tmp_path / "whole")
     run(settings, digits, tmp_path / "parts", until="7 steps")
     marker = tmp_path / "parts/run/weights/dcl-0000000.safetensors"
@@ -156,8 +164,8 @@ def test_log(digits, tmp_path):
     log = pl.read_parquet(tmp_path / "run" / manifest["log"]["file"])
     assert log.shape[0] == 12 * len(OBJECTIVES)
     contrastive = log.filter(pl.col("model") != "ce")
-    names = ["dcl", "nscl", "scl", "nt_xent", "nscl_with_positive"]
-    assert contrastive.select(pl.col(names).is_finite().all()).row(0) == (True,) * 5
+    names = [name for name in OBJECTIVES if name != "ce"]
+    assert contrastive.select(pl.col(names).is_finite().all()).row(0) == (True,) * 6
     within = (pl.col("nscl") <= pl.col("dcl")) & (
         pl.col("dcl") <= pl.col("nscl") + pl.col("gap_bound")
     )
@@ -284,6 +292,13 @@ def test_lost_weights_are_made_again(digits, tmp_path):
     (tmp_path / "run/weights/nscl-0000005.safetensors").write_bytes(b"half")
     run(cell(), digits, tmp_path)
     assert files(tmp_path / "run/weights") == before
+
+
+def test_a_manifest_may_be_older_than_a_setting(digits, tmp_path):
+    manifest = run(cell(), digits, tmp_path)
+    del manifest["cell"]["patch"], manifest["cell"]["sampler"]
+    (tmp_path / "trained.json").write_text(json.dumps(manifest))
+    assert read_manifest(tmp_path / "trained.json")["cell"] == cell()
 
 
 def test_paths_may_hold_blanks(digits, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cltools.engine.data import ImageSet
-from cltools.engine.randomness import batch_order
+from cltools.engine.randomness import balanced_order, batch_order
 from cltools.engine.views import EpochViews, Recipe, epoch_views
 from cltools.errors import InputError
 
@@ -104,9 +104,10 @@ class Batches:
 
     def _order_of(self, epoch: int) -> Tensor:
         cell = self.cell
-        return batch_order(
-            cell["seed"], epoch, len(self.data.labels), cell["batch_size"], self.owners["batches"]
-        )
+        seed, size, of = cell["seed"], cell["batch_size"], self.owners["batches"]
+        if cell["sampler"] == "authors":
+            return balanced_order(seed, epoch, self.data.labels, size, of)
+        return batch_order(seed, epoch, len(self.data.labels), size, of)
 
     def _enter(self, step: int) -> None:
         """Draw the order and the views of the epoch that `step` lies in."""

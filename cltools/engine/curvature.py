@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cltools.engine.randomness import generator
 
@@ -32,7 +33,8 @@ def largest_curvature(
         raise ValueError(f"power iteration needs 1 step or more, not {iterations}")
     draw = generator("curvature", seed)
     vector = [torch.randn(p.shape, generator=draw).to(p) for p in parameters]
-    gradients = torch.autograd.grad(loss(), parameters, create_graph=True)
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        gradients = torch.autograd.grad(loss(), parameters, create_graph=True)
     norm = 0.0
     for _ in range(iterations):
         length = _norm(vector)

@@ -60,6 +60,11 @@ class ImageSet:
         return len(self.mean)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, c) of what a network is given."""
+        return tuple(self.images.shape[1:])
+
+    @property
     def extent(self) -> tuple[int | Tensor, int | Tensor]:
         """Height and width that crops are taken from: of all images, or (n,) of each."""
         return tuple(self.images.shape[1:3])
@@ -131,6 +136,10 @@ class EncodedImageSet(ImageSet):
     resize: int
     workers: int | None = None
     ahead: ClassVar[int] = 2
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.size, self.size, self.channels
 
     @property
     def extent(self) -> tuple[Tensor, Tensor]:

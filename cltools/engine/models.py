@@ -4,13 +4,20 @@ One residual network serves every size: with the published blocks its modules ca
 names and it computes what torchvision's ResNet computes (tested). It is written here because
 torchvision's has no width multiplier that widens the whole network, no small variant and no CIFAR
 stem, and because importing torchvision takes longer than training a small cell.
+
+Vision transformers are timm's. With the same weights they compute what torchvision's, which the
+authors train, compute (tested): GELU is exact and LayerNorm's epsilon is 1e-6 in both.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cltools.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,28 @@ ARCHITECTURES = {
     "resnet18": Architecture((2, 2, 2, 2), 64, bottleneck=False),
     "resnet50": Architecture((3, 4, 6, 3), 64, bottleneck=True),
 }
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Layers, attention heads per layer, and features of each token; an MLP has 4 times as many."""
+
+    layers: int
+    heads: int
+    features: int
+
+
+# The papers' "ViT-Base" is `vit_base` on ImageNet and, with half the features, `vit_small` on
+# CIFAR and Tiny-ImageNet. (Elsewhere a ViT-S has 6 heads.)
+TRANSFORMERS = {
+    "small_vit": Transformer(4, 4, 64),
+    "vit_small": Transformer(12, 12, 384),
+    "vit_base": Transformer(12, 12, 768),
+}
+# Patches for images of up to so many pixels a side: the papers' for CIFAR and Tiny-ImageNet, half
+# of CIFAR's for images half as large, and beyond them ImageNet's.
+PATCHES = {16: 2, 32: 4, 64: 8}
+LARGEST_PATCH = 16
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -112,6 +141,46 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+class VisionTransformer(nn.Module):
+    """Images (n, c, h, w) to features h (n, features): the class token after the last LayerNorm.
+
+    image_shape: (h, w, c), sides that `patch` divides.
+    """
+
+    def __init__(self, transformer: Transformer, patch: int, image_shape: Sequence[int]):
+        # Imported here: timm takes seconds to import.
+        from timm.models import vision_transformer
+
+        super().__init__()
+        height, width, channels = image_shape
+        self.features = transformer.features
+        self.vit = vision_transformer.VisionTransformer(
+            (height, width), patch, channels, num_classes=0, embed_dim=self.features,
+            depth=transformer.layers, num_heads=transformer.heads, weight_init="skip",
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vit(x)
+
+
+def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
+    """Pixels per side of a ViT's patches of images (h, w, c); None: as the papers choose them.
+
+    Raises InputError when the images cannot be cut into such patches.
+    """
+    height, width, _ = image_shape
+    if patch is None:
+        fitting = (side for limit, side in PATCHES.items() if max(height, width) <= limit)
+        patch = next(fitting, LARGEST_PATCH)
+    if height % patch or width % patch:
+        sides = [str(n) for n in range(1, height + 1) if math.gcd(height, width) % n == 0]
+        raise InputError(
+            f"images of {height} × {width} pixels cannot be cut into patches of {patch} × {patch}: "
+            f"set config key patch to one of {', '.join(sides)}"
+        )
+    return patch
+
+
 class Projector(nn.Sequential):
     """Linear-BN-ReLU-Linear-BN, no linear biases, the last BN's shift fixed at 0 (papers' head)."""
 
@@ -133,7 +202,9 @@ class Network(nn.Module):
     norm in float32. `class_logits` maps z to (n, classes).
     """
 
-    def __init__(self, encoder: ResNet, hidden: int, outputs: int, classes: int | None) -> None:
+    def __init__(
+        self, encoder: ResNet | VisionTransformer, hidden: int, outputs: int, classes: int | None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = Projector(encoder.features, hidden, outputs)
@@ -149,14 +220,23 @@ class Network(nn.Module):
             return self.head(z.float())
 
 
-def build_network(cell: dict, image_channels: int, classes: int, objective: str) -> Network:
-    """The network of one objective of a cell, with uninitialised randomness (see `initialise`)."""
-    encoder = ResNet(
-        ARCHITECTURES[cell["architecture"]], cell["stem"], cell["width"], image_channels
-    )
+def build_network(cell: dict, image_shape: Sequence[int], classes: int, objective: str) -> Network:
+    """The network of one objective of a cell, with uninitialised randomness (see `initialise`).
+
+    image_shape: (h, w, c) of the images that it is given. Raises InputError where a ViT's patches
+    do not fit them.
+    """
     return Network(
-        encoder,
+        _encoder(cell, image_shape),
         cell["projector_hidden"],
         cell["projector_dim"],
         classes if objective == "ce" else None,
     )
+
+
+def _encoder(cell: dict, image_shape: Sequence[int]) -> ResNet | VisionTransformer:
+    name = cell["architecture"]
+    if name in TRANSFORMERS:
+        patch = patch_side(cell["patch"], image_shape)
+        return VisionTransformer(TRANSFORMERS[name], patch, image_shape)
+    return ResNet(ARCHITECTURES[name], cell["stem"], cell["width"], image_shape[-1])

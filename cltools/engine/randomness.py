@@ -26,15 +26,18 @@ def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
     """Set every parameter from (seed, its name): kaiming for weights, 1 and 0 for normalisation.
 
     Convolutions as torchvision's ResNet (kaiming normal, fan out), linear layers as torch's default
-    (uniform in ±1/sqrt(fan in)). Raises TypeError for a parameter of any other layer, which would
-    otherwise keep an initial value from the global random state.
+    (uniform in ±1/sqrt(fan in)), what is a vision transformer's own as torchvision's. Raises
+    TypeError for a parameter of any other layer, which would otherwise keep an initial value from
+    the global random state.
     """
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             draw = generator("init", seed, f"{prefix}.{name}", *_private(owner))
             with torch.no_grad():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
                     parameter.fill_(1.0 if name == "weight" else 0.0)
+                elif _initialise_transformer(f"{prefix}.{name}", parameter, draw):
+                    pass
                 elif isinstance(module, nn.Conv2d) and name == "weight":
                     nn.init.kaiming_normal_(
                         parameter, mode="fan_out", nonlinearity="relu", generator=draw
@@ -44,6 +47,26 @@ def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
                     parameter.uniform_(-bound, bound, generator=draw)
                 else:
                     raise TypeError(f"no initialisation rule for {prefix}.{name}")
+
+
+def _initialise_transformer(name: str, parameter: Tensor, draw: torch.Generator) -> bool:
+    """Set what torchvision's ViT does not leave at torch's defaults; False for any other tensor.
+
+    Names are timm's. Left at the default is the weight of the attention's output alone.
+    """
+    if name.endswith(".pos_embed"):
+        parameter.normal_(std=0.02, generator=draw)
+    elif name.endswith((".cls_token", "patch_embed.proj.bias", "attn.qkv.bias", "attn.proj.bias")):
+        parameter.zero_()
+    elif name.endswith("patch_embed.proj.weight"):
+        nn.init.trunc_normal_(parameter, std=parameter[0].numel() ** -0.5, generator=draw)
+    elif name.endswith(("attn.qkv.weight", "mlp.fc1.weight", "mlp.fc2.weight")):
+        nn.init.xavier_uniform_(parameter, generator=draw)
+    elif name.endswith(("mlp.fc1.bias", "mlp.fc2.bias")):
+        parameter.normal_(std=1e-6, generator=draw)
+    else:
+        return False
+    return True
 
 
 def batch_order(
@@ -64,6 +87,44 @@ def view_uniforms(
     """(images, columns) uniforms in [0, 1): the row of a sample decides its view in this epoch."""
     draw = generator("views", seed, epoch, view, *_private(owner))
     return torch.rand(images, columns, generator=draw)
+
+
+def balanced_order(
+    seed: int, epoch: int, labels: Tensor, batch_size: int, owner: str | None = None
+) -> Tensor:
+    """(steps per epoch, batch_size) positions in the training set, every batch drawn by itself.
+
+    As the authors' ApproxStratifiedSampler: an image is drawn with probability in proportion to
+    1 / (images of its class), without replacement within its batch only. An epoch is therefore no
+    pass over the data: with balanced classes it misses a share 1/e of the images. labels: (images,)
+    integers, at least batch_size of them.
+    """
+    draw = generator("balanced batches", seed, epoch, *_private(owner))
+    by_class = labels.argsort(stable=True)
+    counts = torch.bincount(labels)
+    counts = counts[counts > 0]
+    starts = counts.cumsum(0) - counts
+    drawn = torch.empty(len(labels) // batch_size, 0, dtype=torch.int64)
+    # A class, then an image of it. Dropping what a batch already holds from draws with replacement
+    # is drawing without; draws are doubled until every batch is full, mostly once.
+    while True:
+        shape = (len(drawn), max(batch_size, drawn.shape[1]))
+        classes = torch.randint(len(counts), shape, generator=draw)
+        uniforms = torch.rand(shape, generator=draw, dtype=torch.float64)
+        within = (uniforms * counts[classes]).long()
+        drawn = torch.cat([drawn, by_class[starts[classes] + within]], dim=1)
+        first = _first_occurrences(drawn)
+        rank = first.cumsum(dim=1)
+        if (rank[:, -1] >= batch_size).all():
+            return drawn[first & (rank <= batch_size)].view(-1, batch_size)
+
+
+def _first_occurrences(rows: Tensor) -> Tensor:
+    """(n, m) bool: which entries have no equal before them in their row."""
+    ordered, places = rows.sort(dim=1, stable=True)
+    first = torch.ones_like(rows, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.empty_like(first).scatter_(1, places, first)
 
 
 def _private(owner: str | None) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, replace_all_batch_norm_modules_, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cltools.engine.batches import Batches
 from cltools.engine.data import ImageSet
@@ -133,7 +134,8 @@ class SimilarityMap:
             name: piece.view(shape)
             for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
         }
-        z = functional_call(self._embedding, parameters, (self._views,))
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward derivative
+            z = functional_call(self._embedding, parameters, (self._views,))
         return z[: len(z) // 2] @ z.T
 
     def at(self, weights: Tensor) -> Linearised:

@@ -19,7 +19,7 @@ from cltools.durations import Duration
 from cltools.engine.batches import Batches, batches_of_models, owner
 from cltools.engine.data import ImageSet
 from cltools.engine.models import Network, build_network
-from cltools.engine.optim import build_optimizer, lr_at, peak_lr, set_lr
+from cltools.engine.optim import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
 from cltools.engine.randomness import initialise
 from cltools.errors import InputError
 from cltools.maths.objectives import (
@@ -73,7 +73,7 @@ class CoupledTrainer:
 
         self.networks: dict[str, Network] = {}
         for objective in cell["objectives"]:
-            network = build_network(cell, data.channels, data.classes, objective)
+            network = build_network(cell, data.shape, data.classes, objective)
             initialise(network, cell["seed"], owner(cell, objective, "init"))
             self.networks[objective] = network.to(device, memory_format=torch.channels_last)
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
@@ -88,6 +88,12 @@ class CoupledTrainer:
 
     def in_steps(self, duration: str) -> int:
         return Duration.parse(duration).in_steps(self.steps_per_epoch)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, by the cell's schedule."""
+        if self.cell["lr_schedule"] == "per_epoch":
+            return lr_by_epoch(step, self.peak_lr, self.warmup, self.horizon, self.steps_per_epoch)
+        return lr_at(step, self.peak_lr, self.warmup, self.horizon)
 
     def _init_digest(self) -> str:
         """Hash of the initial weights that all objectives share (encoder and projector)."""
@@ -104,7 +110,7 @@ class CoupledTrainer:
         made = {key: self._make(batches) for key, batches in distinct.items()}
         self.lap("views")
 
-        lr = lr_at(self.step, self.peak_lr, self.warmup, self.horizon)
+        lr = self.lr_at(self.step)
         rows, composition = [], []
         for objective, network in self.networks.items():
             batch = made[id(self.batches[objective])]
@@ -145,7 +151,7 @@ class CoupledTrainer:
         network.train()
         bfloat16 = self.cell["precision"] == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            _, z = network(batch.views)
+            z = self._project(network, batch.views)
         self.lap("forward")
         z = z.view(self.cell["views"], len(batch.labels), -1)
         own = loss_of(objective)
@@ -170,6 +176,12 @@ class CoupledTrainer:
         self.lap("optimizer")
         undefined = loss.new_full((), torch.nan)
         return torch.stack([grad_norm, *(others.get(name, undefined) for name in self.columns[1:])])
+
+    def _project(self, network: Network, views: Tensor) -> Tensor:
+        """z (K*B, d) of the views, in one pass or, each with batch statistics of its own, in K."""
+        if self.cell["view_forward"] == "together":
+            return network(views)[1]
+        return torch.cat([network(view)[1] for view in views.chunk(self.cell["views"])])
 
     def flush(self) -> None:
         """Bring the log's rows to the CPU; stop on a loss that is not finite.
@@ -206,7 +218,7 @@ class CoupledTrainer:
         self.flush()
         models = len(self.networks)
         steps = np.arange(until)
-        rates = np.array([lr_at(s, self.peak_lr, self.warmup, self.horizon) for s in steps])
+        rates = np.array([self.lr_at(step) for step in steps])
         per_step = {
             "step": steps,
             "epoch": steps / self.steps_per_epoch,

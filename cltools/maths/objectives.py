@@ -1,25 +1,28 @@
-"""The objectives that are trained: DCL, NSCL, SCL, CE, and two forms that the authors' code runs.
+"""The objectives that are trained: DCL, NSCL, SCL, CE, and three that the authors' code runs.
 
 All contrastive objectives are one masked log-sum-exp over the rows of one matrix of cosine
 similarities. With z_i^l the projection of view l of image i, s = cosine / tau, and an anchor
 (i, l) running over all B images and K views of the batch:
 
-====================  =========================================  ============================
-objective             numerator: mean over                       denominator: sum over
-====================  =========================================  ============================
-dcl                   the K - 1 other views of image i           all views of other images
-nscl                  the K - 1 other views of image i           all views of other classes
-nt_xent               the K - 1 other views of image i           as dcl, plus that positive
-nscl_with_positive    the K - 1 other views of image i           as nscl, plus that positive
-scl                   all other projections of i's class         all other projections
-====================  =========================================  ============================
+========================  =====================================  ===============================
+objective                 numerator: mean over                   denominator: sum over
+========================  =====================================  ===============================
+dcl                       the K - 1 other views of image i       all views of other images
+nscl                      the K - 1 other views of image i       all views of other classes
+nt_xent                   the K - 1 other views of image i       as dcl, plus that positive
+nscl_with_positive        the K - 1 other views of image i       as nscl, plus that positive
+nt_xent_double_positive   the K - 1 other views of image i       as dcl, plus twice that positive
+scl                       all other projections of i's class     all other projections
+========================  =====================================  ===============================
 
 `dcl` and `nscl` are the papers' formulas (arXiv 2506.04411, 2510.08852: the positive is not in the
 denominator) over cross-view pairs with every view as an anchor. `nt_xent` is what the authors'
-class `DecoupledNTXentLoss` computes, `nscl_with_positive` what their `NegSupConLoss` does. `scl` is
-Khosla et al. 2020, L_out. The value is the mean over anchors.
+class `DecoupledNTXentLoss` computes, `nscl_with_positive` what their `NegSupConLoss` does, and
+`nt_xent_double_positive` what their `NTXentLoss` (in the first paper's code `ContrastiveLoss`) does
+under the name of CL. `scl` is Khosla et al. 2020, L_out. The value is the mean over anchors.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,11 +30,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTRASTIVE = ("dcl", "nscl", "scl", "nt_xent", "nscl_with_positive")
+CONTRASTIVE = (
+    "dcl", "nscl", "scl", "nt_xent", "nscl_with_positive", "nt_xent_double_positive",
+)  # fmt: skip
 OBJECTIVES = (*CONTRASTIVE, "ce")
 TWIN = "dcl_twin"  # a second DCL model: how far apart are two runs of one objective?
 # Undefined when the whole batch is of one class: then no anchor has a negative.
 NEED_TWO_CLASSES = ("nscl", "nscl_with_positive")
+# How often the positive stands in the denominator of those where it does.
+_POSITIVES = {"nt_xent": 1, "nscl_with_positive": 1, "nt_xent_double_positive": 2}
 
 
 @dataclass(frozen=True)
@@ -113,11 +120,12 @@ def contrastive_loss(name: str, logits: Tensor, masks: PairMasks) -> Tensor:
         return (denominator - numerator).mean()
     if name not in CONTRASTIVE:
         raise ValueError(f"unknown contrastive objective {name!r}: use one of {CONTRASTIVE}")
-    negatives = masks.other_image if name in ("dcl", "nt_xent") else masks.other_class
+    negatives = masks.other_class if name in NEED_TWO_CLASSES else masks.other_image
     log_negatives = masked_logsumexp(logits, negatives).view(masks.views, 1, -1)
     positive = _positive_logits(logits, masks.views)
-    if name in ("nt_xent", "nscl_with_positive"):
-        return (torch.logaddexp(positive, log_negatives) - positive).mean()
+    if name in _POSITIVES:
+        in_denominator = positive + math.log(_POSITIVES[name])
+        log_negatives = torch.logaddexp(in_denominator, log_negatives)
     return (log_negatives - positive).mean()
 
 

@@ -44,8 +44,9 @@ def weight_distance(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike]) -> f
 
 
 def _trained(weights: Mapping[str, ArrayLike]) -> list[str]:
-    parts, kinds = ("encoder.", "projector."), (".weight", ".bias")
-    return sorted(n for n in weights if n.startswith(parts) and n.endswith(kinds))
+    parts = ("encoder.", "projector.")
+    statistics = (".running_mean", ".running_var", ".num_batches_tracked")
+    return sorted(n for n in weights if n.startswith(parts) and not n.endswith(statistics))
 
 
 def common_layers(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike]) -> list[str]:

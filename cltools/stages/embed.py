@@ -29,9 +29,9 @@ from cltools.engine.store import ImageStore
 from cltools.engine.tensors import choose_device, load_tensors
 from cltools.engine.views import Recipe, epoch_views
 from cltools.errors import InputError
-from cltools.files import canonical_json, read_json, sha256_file, whole_file, write_json
+from cltools.files import canonical_json, sha256_file, whole_file, write_json
 from cltools.progress import track
-from cltools.stages.train import saved_weights, weights_file
+from cltools.stages.train import read_manifest, saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["embed"]
@@ -89,7 +89,7 @@ def embed(
     first, and the files say so. `workers`: see `image_set`. Raises InputError when weights do not
     match the manifest or the store holds other images.
     """
-    manifest = read_json(manifest_path, made_by="cltools train")
+    manifest = read_manifest(manifest_path)
     cell, run = manifest["cell"], manifest_path.parent / "run"
     folder = embedding_folder(manifest_path.parent, recalibrate)
     sets = trained_images(store, manifest, manifest_path, device, workers)
@@ -141,7 +141,7 @@ def load_network(
 ) -> Network:  # fmt: skip
     """A trained network in evaluation mode. Raises InputError as `load_weights`."""
     weights = load_weights(path, sha256)
-    network = build_network(cell, data.channels, data.classes, objective)
+    network = build_network(cell, data.shape, data.classes, objective)
     network.load_state_dict(weights)
     return network.to(device, memory_format=torch.channels_last).eval()
 

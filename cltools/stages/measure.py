@@ -14,7 +14,6 @@ import xarray as xr
 from cltools.errors import InputError
 from cltools.files import (
     canonical_json,
-    read_json,
     sha256_file,
     sha256_text,
     whole_file,
@@ -23,7 +22,7 @@ from cltools.files import (
 from cltools.progress import track
 from cltools.stages import measurements
 from cltools.stages.embed import embedding_file, embedding_folder, load_weights
-from cltools.stages.train import saved_weights, weights_file
+from cltools.stages.train import read_manifest, saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["measure"]
@@ -60,7 +59,7 @@ def measure(manifest_path: Path, full_at: str = "last", recalibrated: bool = Fal
     intervals). `recalibrated` takes the embeddings that were made so. Raises InputError when they
     are missing or are of other weights than the manifest's.
     """
-    manifest = read_json(manifest_path, made_by="cltools train")
+    manifest = read_manifest(manifest_path)
     folder, run = manifest_path.parent, manifest_path.parent / "run"
     embeddings = embedding_folder(folder, recalibrated)
     depends_on = [sha256_file(manifest_path), full_at, VERSION]

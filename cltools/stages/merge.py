@@ -25,7 +25,6 @@ from cltools.engine.tensors import choose_device
 from cltools.errors import InputError
 from cltools.files import (
     canonical_json,
-    read_json,
     sha256_file,
     sha256_text,
     whole_file,
@@ -36,7 +35,7 @@ from cltools.maths.probes import linear_probe, nccc
 from cltools.progress import track
 from cltools.stages import measurements
 from cltools.stages.embed import BLOCK, load_weights
-from cltools.stages.train import saved_weights, weights_file
+from cltools.stages.train import read_manifest, saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["merge"]
@@ -78,7 +77,7 @@ def merge(
     DCL, weights do not match the manifest or the store holds other images.
     """
     settings = with_defaults(settings, "merge")
-    manifest = read_json(manifest_path, made_by="cltools train")
+    manifest = read_manifest(manifest_path)
     wanted, points = sorted(settings["with"]), settings["points"]
     depends_on = [sha256_file(manifest_path), {"with": wanted, "points": points}, VERSION]
     name = f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
@@ -87,8 +86,8 @@ def merge(
         return path
     step, weights = _last_weights(manifest_path, manifest, wanted)
     sets = trained_images(store, manifest, manifest_path, device)
-    channels, classes = sets["train"].channels, sets["train"].classes
-    network = build_network(manifest["cell"], channels, classes, measurements.REFERENCE)
+    shape, classes = sets["train"].shape, sets["train"].classes
+    network = build_network(manifest["cell"], shape, classes, measurements.REFERENCE)
     network.to(device, memory_format=torch.channels_last)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
     rows = [{**at, **row} for row in _lines(network, weights, sets, points)]

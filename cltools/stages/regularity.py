@@ -41,7 +41,6 @@ from numpy.typing import NDArray
 
 from cltools.cells import with_defaults
 from cltools.engine.data import image_set, open_store
-from cltools.engine.optim import lr_at
 from cltools.engine.regularity import (
     FixedViews,
     Linearised,
@@ -126,6 +125,7 @@ def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
         "weight_decay": 0.0,
         "warmup": "0 steps",
         "horizon": f"{steps} steps",
+        "lr_schedule": "per_step",
     }
 
 
@@ -142,9 +142,7 @@ def follow(
     points = {o: similarities.at(similarities.weights(n)) for o, n in trainer.networks.items()}
     start = _array(points["dcl"])
     batches = fixed.positions(steps).numpy()
-    lrs = np.array(
-        [lr_at(s, trainer.peak_lr, trainer.warmup, trainer.horizon) for s in range(steps)]
-    )
+    lrs = np.array([trainer.lr_at(step) for step in range(steps)])
     try:
         descent = similarity_descent(start, labels, batches, lrs, cell["tau"], delta)
     except ValueError as error:

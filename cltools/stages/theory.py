@@ -46,7 +46,7 @@ from cltools.stages.inequalities import (
     lemma_rows,
     value_of,
 )
-from cltools.stages.train import saved_weights, weights_file
+from cltools.stages.train import read_manifest, saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["theory"]
@@ -93,7 +93,7 @@ def theory_of_cell(
     Without both DCL and NSCL, it holds only what follows from the measures alone. Raises InputError
     when weights are not those of the manifest, or the measures do not exist.
     """
-    manifest = read_json(manifest_path, made_by="cltools train")
+    manifest = read_manifest(manifest_path)
     depends_on = [sha256_file(manifest_path), measures.name, dict(settings), VERSION]
     name = f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
     path = manifest_path.parent / "theory" / name
