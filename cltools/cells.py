@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
 from cltools.durations import Duration
 from cltools.errors import InputError
-from cltools.files import canonical_json, sha256_text
+from cltools.files import canonical_json, read_json, sha256_text
 from cltools.recipes import RECIPES
 
 # JSON Schema lets 2.0 pass for an integer, and NaN or infinity, which YAML has, for a number.
@@ -200,3 +201,12 @@ def training_key(cell: Mapping[str, Any]) -> str:
     A model trained alone and the same model trained with others carry the same key.
     """
     return sha256_text(canonical_cell({**cell, "objectives": defaults()["objectives"]}))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What `cltools train` wrote of a cell; settings that are younger have their defaults.
+
+    Raises InputError when it is missing or damaged.
+    """
+    manifest = read_json(path, made_by="cltools train")
+    return {**manifest, "cell": {**defaults(), **manifest["cell"]}}

@@ -98,7 +98,7 @@ def test_what_starts_at_zero_stays_there_under_the_authors_lars(digits, architec
         zero if optimizer == "authors_lars" else set()
     )
     fixed = {"projector.4.bias"} | (zero if optimizer == "authors_lars" else set())
-    start = build_network(trainer.cell, trainer.data.images.shape[1:], 10, "dcl")
+    start = build_network(trainer.cell, trainer.data.image_shape, 10, "dcl")
     initialise(start, trainer.cell["seed"])
     still = {n for n, p in start.named_parameters() if torch.equal(p, after[n])}
     assert still == fixed
@@ -167,14 +167,14 @@ def test_a_batch_of_all_images():
 
 def test_the_trainer_takes_balanced_batches(digits):
     shuffled, balanced = trainer_of(digits), trainer_of(digits, sampler="authors")
-    assert shuffled.batches.labels(5).flatten().bincount().tolist() == [12] * 10
-    assert balanced.batches.labels(5).flatten().bincount().tolist() != [12] * 10
-    assert torch.equal(balanced.batches.at(8)[1], balanced.batches.labels(10)[8])
+    assert shuffled.batches["dcl"].labels(5).flatten().bincount().tolist() == [12] * 10
+    assert balanced.batches["dcl"].labels(5).flatten().bincount().tolist() != [12] * 10
+    assert torch.equal(balanced.batches["dcl"].at(8)[1], balanced.batches["dcl"].labels(10)[8])
 
 
 def test_views_apart_have_batch_statistics_of_their_own(digits):
     together, apart = trainer_of(digits), trainer_of(digits, view_forward="apart")
-    views, _ = together.batches.at(0)
+    views, _ = together.batches["dcl"].at(0)
     network = apart.networks["dcl"].train()
     one, other = network(views[:24])[1], network(views[24:])[1]
     assert torch.equal(apart._project(network, views), torch.cat([one, other]))

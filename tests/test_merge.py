@@ -70,7 +70,7 @@ def data(digits):
 
 
 def network_of(data, seed=0):
-    network = build_network(cell(), data.images.shape[1:], data.classes, "dcl")
+    network = build_network(cell(), data.image_shape, data.classes, "dcl")
     initialise(network, seed)
     return network.to(memory_format=torch.channels_last)
 

@@ -54,7 +54,7 @@ def trainer_of(store, images=IMAGES, steps=STEPS, **settings):
     data = image_set(open_store(store, followed), followed, "train", CPU)
     data = reference_set(data, images, followed["seed"])
     trainer = CoupledTrainer(followed, data, CPU)
-    trainer.batches = FixedViews(followed, data, CPU)
+    trainer.batches = dict.fromkeys(trainer.networks, FixedViews(followed, data, CPU))
     return trainer
 
 
@@ -146,7 +146,7 @@ def test_halving_the_learning_rate_quarters_the_remainder(digits, monkeypatch):
 
 def test_sigma_is_that_of_the_network_on_the_reference_set(digits):
     trainer = trainer_of(digits)
-    network, views = trainer.networks["dcl"], trainer.batches.views
+    network, views = trainer.networks["dcl"], trainer.batches["dcl"].views
     similarities = SimilarityMap(network, views)
     sigma = similarities(similarities.weights(network)).numpy()
     with torch.no_grad():
@@ -173,18 +173,18 @@ def test_epoch_0_is_the_coupled_trainer_s(digits):
     ours = trainer_of(digits)
     plain = CoupledTrainer(ours.cell, ours.data, CPU)
     for step in range(plain.steps_per_epoch):
-        views, labels = plain.batches.at(step)
-        torch.testing.assert_close(ours.batches.at(step)[0], views)
-        assert torch.equal(ours.batches.at(step)[1], labels)
+        views, labels = plain.batches["dcl"].at(step)
+        torch.testing.assert_close(ours.batches["dcl"].at(step)[0], views)
+        assert torch.equal(ours.batches["dcl"].at(step)[1], labels)
         ours.train_step()
         plain.train_step()
     trained = states(plain)
     for name, value in states(ours).items():
         torch.testing.assert_close(value, trained[name], atol=1e-4, rtol=1e-4)
-    order = ours.batches.positions(STEPS)
-    assert torch.equal(ours.data.labels[order], plain.batches.labels(STEPS))
-    fixed = ours.batches.views[:, order[-1]].flatten(0, 1)
-    assert torch.equal(ours.batches.at(STEPS - 1)[0], fixed)
+    order = ours.batches["dcl"].positions(STEPS)
+    assert torch.equal(ours.data.labels[order], plain.batches["dcl"].labels(STEPS))
+    fixed = ours.batches["dcl"].views[:, order[-1]].flatten(0, 1)
+    assert torch.equal(ours.batches["dcl"].at(STEPS - 1)[0], fixed)
 
 
 def test_measuring_leaves_the_run_alone(digits):
@@ -200,8 +200,8 @@ def test_measuring_leaves_the_run_alone(digits):
 
 def test_the_table_from_its_definitions(digits):
     trainer = trainer_of(digits)
-    similarities = SimilarityMap(trainer.networks["dcl"], trainer.batches.views)
-    labels, batches = trainer.data.labels.numpy(), trainer.batches.positions(STEPS).numpy()
+    similarities = SimilarityMap(trainer.networks["dcl"], trainer.batches["dcl"].views)
+    labels, batches = trainer.data.labels.numpy(), trainer.batches["dcl"].positions(STEPS).numpy()
     reached = {o: [similarities.weights(n)] for o, n in trainer.networks.items()}
     for _ in range(STEPS):
         trainer.train_step()

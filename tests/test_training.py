@@ -14,14 +14,14 @@ import pytest
 import safetensors
 import torch
 
-from cltools.cells import canonical_cell, resolve_cell
+from cltools.cells import canonical_cell, read_manifest, resolve_cell
 from cltools.durations import Duration
 from cltools.engine.data import image_set, open_store
 from cltools.engine.tensors import load_tensors
 from cltools.engine.trainer import CoupledTrainer
 from cltools.errors import InputError
 from cltools.stages.prepare import prepare
-from cltools.stages.train import read_manifest, train
+from cltools.stages.train import train
 
 OBJECTIVES = [
     "dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive", "nt_xent_double_positive",

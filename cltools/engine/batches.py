@@ -103,11 +103,10 @@ class Batches:
         return {**digests, **chained}
 
     def _order_of(self, epoch: int) -> Tensor:
-        cell = self.cell
-        seed, size, of = cell["seed"], cell["batch_size"], self.owners["batches"]
-        if cell["sampler"] == "authors":
-            return balanced_order(seed, epoch, self.data.labels, size, of)
-        return batch_order(seed, epoch, len(self.data.labels), size, of)
+        seed, size, owner = self.cell["seed"], self.cell["batch_size"], self.owners["batches"]
+        if self.cell["sampler"] == "authors":
+            return balanced_order(seed, epoch, self.data.labels, size, owner)
+        return batch_order(seed, epoch, len(self.data.labels), size, owner)
 
     def _enter(self, step: int) -> None:
         """Draw the order and the views of the epoch that `step` lies in."""

@@ -60,9 +60,9 @@ class ImageSet:
         return len(self.mean)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, c) of what a network is given."""
-        return tuple(self.images.shape[1:])
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of plain images and views, which is what a network is given."""
+        return *self.images.shape[1:3], self.channels
 
     @property
     def extent(self) -> tuple[int | Tensor, int | Tensor]:
@@ -138,7 +138,7 @@ class EncodedImageSet(ImageSet):
     ahead: ClassVar[int] = 2
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
         return self.size, self.size, self.channels
 
     @property

@@ -73,7 +73,7 @@ class CoupledTrainer:
 
         self.networks: dict[str, Network] = {}
         for objective in cell["objectives"]:
-            network = build_network(cell, data.shape, data.classes, objective)
+            network = build_network(cell, data.image_shape, data.classes, objective)
             initialise(network, cell["seed"], owner(cell, objective, "init"))
             self.networks[objective] = network.to(device, memory_format=torch.channels_last)
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}

@@ -30,8 +30,8 @@ class Look:
     marker: str
 
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart; its last, yellow, is too
-# faint for lines, and one of Tol's takes its place. Figures show objectives in this order.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, without its yellow, which
+# is too faint for lines, and two of Tol's. Figures show objectives in this order.
 OBJECTIVES: dict[str, Look] = {
     "dcl": Look("DCL", "#0072B2", "o"),
     "nscl": Look("NSCL", "#D55E00", "s"),
@@ -39,8 +39,8 @@ OBJECTIVES: dict[str, Look] = {
     "ce": Look("CE", "#CC79A7", "D"),
     "nt_xent": Look("NT-Xent", "#56B4E9", "v"),
     "nscl_with_positive": Look("NSCL with positive", "#E69F00", "P"),
-    "nt_xent_double_positive": Look("NT-Xent, positive twice", "#882255", "X"),
-    "dcl_twin": Look("second DCL", "#117733", "h"),
+    "nt_xent_double_positive": Look("NT-Xent, positive twice", "#332288", "*"),
+    "dcl_twin": Look("second DCL", "#882255", "X"),
 }
 NEUTRAL = Look("", "#7A7A7A", "x")
 THEORY = "#222222"

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from cltools.cells import read_manifest
 from cltools.errors import InputError
 from cltools.files import read_json, whole_file
 from cltools.versions import VERSIONS
@@ -47,7 +48,7 @@ def collect(
     for path in lists:
         found = read_json(path, made_by="cltools measure")
         tables[found["stage"]] |= found["tables"]
-    manifests = {path: read_json(Path(path), made_by="cltools train") for path in tables["measure"]}
+    manifests = {path: read_manifest(Path(path)) for path in tables["measure"]}
     by_cell = {manifest["id"]: path for path, manifest in manifests.items()}
     needed = {"measure": set(by_cell)}
     if theory is not None:

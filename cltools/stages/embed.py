@@ -22,6 +22,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from cltools.cells import read_manifest
 from cltools.engine import recalibration
 from cltools.engine.data import ImageSet, trained_images, with_stores
 from cltools.engine.models import Network, build_network
@@ -31,7 +32,7 @@ from cltools.engine.views import Recipe, epoch_views
 from cltools.errors import InputError
 from cltools.files import canonical_json, sha256_file, whole_file, write_json
 from cltools.progress import track
-from cltools.stages.train import read_manifest, saved_weights, weights_file
+from cltools.stages.train import saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["embed"]
@@ -141,7 +142,7 @@ def load_network(
 ) -> Network:  # fmt: skip
     """A trained network in evaluation mode. Raises InputError as `load_weights`."""
     weights = load_weights(path, sha256)
-    network = build_network(cell, data.shape, data.classes, objective)
+    network = build_network(cell, data.image_shape, data.classes, objective)
     network.load_state_dict(weights)
     return network.to(device, memory_format=torch.channels_last).eval()
 

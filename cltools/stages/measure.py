@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from cltools.cells import read_manifest
 from cltools.errors import InputError
 from cltools.files import (
     canonical_json,
@@ -22,7 +23,7 @@ from cltools.files import (
 from cltools.progress import track
 from cltools.stages import measurements
 from cltools.stages.embed import embedding_file, embedding_folder, load_weights
-from cltools.stages.train import read_manifest, saved_weights, weights_file
+from cltools.stages.train import saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["measure"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cltools.cells import with_defaults
+from cltools.cells import read_manifest, with_defaults
 from cltools.engine.data import ImageSet, trained_images, with_stores
 from cltools.engine.merging import interpolate
 from cltools.engine.models import Network, build_network
@@ -35,7 +35,7 @@ from cltools.maths.probes import linear_probe, nccc
 from cltools.progress import track
 from cltools.stages import measurements
 from cltools.stages.embed import BLOCK, load_weights
-from cltools.stages.train import read_manifest, saved_weights, weights_file
+from cltools.stages.train import saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["merge"]
@@ -86,7 +86,7 @@ def merge(
         return path
     step, weights = _last_weights(manifest_path, manifest, wanted)
     sets = trained_images(store, manifest, manifest_path, device)
-    shape, classes = sets["train"].shape, sets["train"].classes
+    shape, classes = sets["train"].image_shape, sets["train"].classes
     network = build_network(manifest["cell"], shape, classes, measurements.REFERENCE)
     network.to(device, memory_format=torch.channels_last)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from cltools.cells import with_defaults
+from cltools.cells import read_manifest, with_defaults
 from cltools.engine.batches import Batches
 from cltools.engine.curvature import largest_curvature
 from cltools.engine.data import trained_images, with_stores
@@ -46,7 +46,7 @@ from cltools.stages.inequalities import (
     lemma_rows,
     value_of,
 )
-from cltools.stages.train import read_manifest, saved_weights, weights_file
+from cltools.stages.train import saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["theory"]

@@ -10,13 +10,13 @@ import polars as pl
 import torch
 
 import cltools
-from cltools.cells import canonical_cell, cell_id, defaults, training_key
+from cltools.cells import canonical_cell, cell_id, training_key
 from cltools.durations import Duration
 from cltools.engine.data import cell_subset, image_set, open_store
 from cltools.engine.tensors import choose_device, load_tensors, save_tensors
 from cltools.engine.trainer import CoupledTrainer
 from cltools.errors import InputError
-from cltools.files import read_json, sha256_file, whole_file, write_json
+from cltools.files import sha256_file, whole_file, write_json
 from cltools.maths.bounds import gap_bound
 from cltools.progress import track
 from cltools.versions import VERSIONS
@@ -111,15 +111,6 @@ def train(
 def weights_file(run: Path, objective: str, step: int) -> Path:
     """Where a run keeps the weights of one objective before training step `step`."""
     return run / "weights" / f"{objective}-{step:07d}.safetensors"
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A training manifest; settings that are younger than it have their defaults.
-
-    Raises InputError when it is missing or damaged.
-    """
-    manifest = read_json(path, made_by="cltools train")
-    return {**manifest, "cell": {**defaults(), **manifest["cell"]}}
 
 
 def saved_weights(manifest: dict[str, Any]) -> list[tuple[int, dict[str, str]]]:
