@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Train CL and NSCL under shared randomness and measure how closely they stay aligned.",
 )
 
+CONFIG_HELP = "Config file (YAML), or its content as JSON."
 Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
 Stores = Annotated[list[Path], typer.Option(help="Image store; one for each data set.")]
 Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
@@ -58,19 +59,25 @@ def _json_object(text: str, what: str) -> Any:
         raise InputError(f"{what} is not valid JSON ({error}): correct it") from None
 
 
+def _experiment(config: str) -> Any:
+    """The checked experiment of a config file, or of its content as JSON."""
+    from cltools.experiment import load_experiment, read_config
+
+    inline = config.lstrip().startswith("{")
+    return load_experiment(
+        _json_object(config, "the config") if inline else read_config(Path(config))
+    )
+
+
 @app.command()
 def plan(
-    config: Annotated[str, typer.Argument(help="Config file (YAML), or its content as JSON.")],
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
 ) -> None:
     """Check a config and list the cells that it asks for."""
-    from cltools.experiment import load_experiment, read_config
     from cltools.files import write_json
 
-    inline = config.lstrip().startswith("{")
-    experiment = load_experiment(
-        _json_object(config, "the config") if inline else read_config(Path(config))
-    )
+    experiment = _experiment(config)
     if output is None:
         for identity, cell in experiment.plans.items():
             typer.echo(f"{identity}  until {cell.until}  in {', '.join(cell.sweeps)}")
@@ -307,6 +314,53 @@ def regularity(
     from cltools.stages.regularity import run_regularity
 
     run_regularity(chosen, store, output, _json_object(settings, "--settings"), device)
+
+
+@app.command()
+def bench(
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="In its place: a cell, as for `cltools train`.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A config's folder of stores [results/stores]; a cell's.")
+    ] = None,
+    device: Device = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to time.")] = 20,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Random images, like the store's if there is one.")
+    ] = False,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Their side in pixels.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Training images.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes among them.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 or 3 [3].")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
+    workers: Workers = None,
+) -> None:
+    """Time training steps on this machine: what a cell, or all cells of a config, will take."""
+    from cltools.cells import resolve_cell
+    from cltools.files import write_json
+
+    if (config is None) == (cell is None):
+        raise InputError("cltools bench takes a config or --cell, one of the two: give one")
+    sizes = (image_size, images, classes, channels)
+    if not synthetic and any(size is not None for size in sizes):
+        raise InputError("the sizes of images are those of the store: add --synthetic")
+    settings = resolve_cell(_json_object(cell, "--cell")) if cell else {"threads": 1}
+    experiment = _experiment(config) if config else None
+    limit_threads(settings["threads"])
+    from cltools.stages import bench as stage
+
+    made = stage.Synthetic(*sizes) if synthetic else None
+    if experiment:
+        folder = store or Path("results/stores")
+        report = stage.bench_experiment(experiment, folder, device, steps, made, workers)
+    else:
+        report = stage.bench_cell(settings, store, device, steps, made, workers)
+    for line in stage.report_lines(report):
+        typer.echo(line)
+    if output:
+        write_json(output, report)
 
 
 def main() -> None:

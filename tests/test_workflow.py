@@ -11,6 +11,9 @@ import polars as pl
 import pytest
 import yaml
 
+from cltools.estimates import kind_of
+from cltools.experiment import load_experiment
+
 ROOT = Path(__file__).parents[1]
 CONFIG = {
     "experiment": "tiny",
@@ -156,6 +159,44 @@ def test_another_experiment_shares_the_cells(finished):
     jobs = planned(finished, changed(experiment="other"))
     assert "train" not in jobs
     assert jobs["collect"] == 1
+
+
+def asked_for(text, rule):
+    """The resources of a rule's jobs that Snakemake printed: a set of (minutes, MB)."""
+    jobs = re.findall(rf"^(?:local)?rule {rule}:\n(?: .*\n)*? +resources: (.*)$", text, re.M)
+    found = [dict(part.split("=") for part in job.split(", ")) for job in jobs]
+    return {(int(job["runtime"]), int(job["mem_mb"])) for job in found}
+
+
+def test_jobs_ask_for_what_was_benched(finished):
+    """A bench file changes what jobs ask for, and runs nothing again."""
+    config = changed(bench="bench.json")
+    plans = load_experiment(config).plans.values()
+    costs = {"steps_per_epoch": 3, "seconds_per_step": 10, "seconds_per_epoch": 0,
+             "seconds_per_save": 0, "seconds_per_embedding": 60, "memory_mb": 1000,
+             "gpu_memory_mb": None, "weights_mb": 1, "state_mb": 1, "embedding_mb": 0}  # fmt: skip
+    (kind,) = {json.dumps(kind_of(plan.cell)) for plan in plans}
+
+    def bench(**changes):
+        content = {"kinds": [{"kind": json.loads(kind), "costs": {**costs, **changes}}]}
+        (finished / "bench.json").write_text(json.dumps(content))
+        return snakemake(finished, "--dry-run", "--forceall", config=config)
+
+    first = bench()  # two epochs of 30 seconds; two checkpoints of three cells, or of one, embedded
+    assert asked_for(first, "train") == {(10 + 2, 2000)}
+    assert asked_for(first, "embed") == {(10 + 3, 2000), (10 + 9, 2000)}
+    assert asked_for(bench(memory_mb=2000), "train") == {(12, 3500)}
+    assert planned(finished, config) == {}
+    (finished / "bench.json").write_text("{}")
+    message = snakemake(finished, "--dry-run", config=config, code=2)
+    assert "Error: bench.json is not a file of `cltools bench`" in message
+    assert "Traceback" not in message
+
+
+def test_a_second_attempt_asks_for_more(tmp_path):
+    config = changed(base={**CONFIG["base"], "classes": 12}, sweeps={"base": {}})
+    text = snakemake(tmp_path, "--retries", "1", config=config, code=1)
+    assert asked_for(text, "train") == {(1440, 16000), (2880, 32000)}
 
 
 def test_raising_epochs_continues(finished):

@@ -20,6 +20,7 @@ from cltools.engine.decoding import (
     workers_available,
 )
 from cltools.engine.store import EncodedImages, ImageStore, Subset
+from cltools.engine.tensors import to_device
 from cltools.engine.views import (
     EpochViews,
     Recipe,
@@ -80,8 +81,7 @@ class ImageSet:
 
     def pixels(self, positions: Tensor) -> Tensor:
         """Plain images as floats (n, c, H, W) in [0, 1]."""
-        here = positions.to(self.device, non_blocking=True)
-        return self.images[here].permute(0, 3, 1, 2).float().div_(255)
+        return self.images[to_device(positions, self.device)].permute(0, 3, 1, 2).float().div_(255)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Standardised by channel, in the memory format that convolutions want."""

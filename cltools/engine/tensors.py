@@ -41,6 +41,13 @@ def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
         raise InputError(f"{path} is damaged or is not a file of cltools: {remedy}") from None
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, without waiting for it: CUDA gets it through pinned memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def choose_device(name: str) -> torch.device:
     """Device "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1", set to repeat bit by bit.
 
@@ -54,6 +61,9 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise InputError(f"device {name!r} is not available here: use --device cpu") from None
     torch.use_deterministic_algorithms(True)
+    # By default that mode also writes NaN into all new memory, which reading it unset would show:
+    # one more write of every activation.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     # Convolutions would round their inputs to TF32 by default, and only on CUDA.
     torch.backends.cudnn.allow_tf32 = False

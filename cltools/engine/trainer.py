@@ -17,10 +17,12 @@ from torch import Tensor
 
 from cltools.durations import Duration
 from cltools.engine.batches import Batches, batches_of_models, owner
+from cltools.engine.compiled import compiled
 from cltools.engine.data import ImageSet
 from cltools.engine.models import Network, build_network
 from cltools.engine.optim import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
 from cltools.engine.randomness import initialise
+from cltools.engine.tensors import to_device
 from cltools.errors import InputError
 from cltools.maths.objectives import (
     CONTRASTIVE,
@@ -77,6 +79,7 @@ class CoupledTrainer:
             initialise(network, cell["seed"], owner(cell, objective, "init"))
             self.networks[objective] = network.to(device, memory_format=torch.channels_last)
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
+        self.forward = {o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()}
 
         self.step = 0
         self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
@@ -108,7 +111,6 @@ class CoupledTrainer:
         """One step of every objective on one batch."""
         distinct = {id(batches): batches for batches in self.batches.values()}
         made = {key: self._make(batches) for key, batches in distinct.items()}
-        self.lap("views")
 
         lr = self.lr_at(self.step)
         rows, composition = [], []
@@ -130,12 +132,14 @@ class CoupledTrainer:
 
     def _make(self, batches: Batches) -> _Batch:
         """This step's batch; at the start of an epoch it enters the digests."""
-        views, labels = batches.at(self.step)
         if self.step % self.steps_per_epoch == 0:
             self.digests = batches.chain_digests(self.step, self.digests)
+            self.lap("epoch")
+        views, labels = batches.at(self.step)
         counts = torch.bincount(labels)
-        here = labels.to(self.device, non_blocking=True)
+        here = to_device(labels, self.device)
         masks = pair_masks(here, self.cell["views"])
+        self.lap("views")
         return _Batch(views, here, masks, int(counts.max()), int((counts > 0).sum()))
 
     def close(self) -> None:
@@ -151,7 +155,7 @@ class CoupledTrainer:
         network.train()
         bfloat16 = self.cell["precision"] == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            z = self._project(network, batch.views)
+            z = self._project(self.forward[objective], batch.views)
         self.lap("forward")
         z = z.view(self.cell["views"], len(batch.labels), -1)
         own = loss_of(objective)
@@ -177,7 +181,7 @@ class CoupledTrainer:
         undefined = loss.new_full((), torch.nan)
         return torch.stack([grad_norm, *(others.get(name, undefined) for name in self.columns[1:])])
 
-    def _project(self, network: Network, views: Tensor) -> Tensor:
+    def _project(self, network: Callable[[Tensor], Any], views: Tensor) -> Tensor:
         """z (K*B, d) of the views, in one pass or, each with batch statistics of its own, in K."""
         if self.cell["view_forward"] == "together":
             return network(views)[1]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cltools.engine.randomness import view_uniforms
+from cltools.engine.tensors import to_device
 
 JITTER_ORDERS = torch.tensor(list(permutations(range(4))))
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision
@@ -237,25 +238,20 @@ def resize_matrices(start: Tensor, length: Tensor, source: int, target: int) -> 
 
 def crop_and_flip(images: Tensor, parameters: ViewParameters, size: tuple[int, int]) -> Tensor:
     """Random resized crop to `size` (height, width) and flip of images (n, c, h, w)."""
-    device = images.device
-
-    def to_device(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    rows = resize_matrices(
-        to_device(parameters.top), to_device(parameters.height), images.shape[2], size[0]
+    top, height, left, width, flip = (
+        to_device(getattr(parameters, name), images.device)
+        for name in ("top", "height", "left", "width", "flip")
     )
-    columns = resize_matrices(
-        to_device(parameters.left), to_device(parameters.width), images.shape[3], size[1]
-    )
-    flip = to_device(parameters.flip)[:, None, None]
+    rows = resize_matrices(top, height, images.shape[2], size[0])
+    columns = resize_matrices(left, width, images.shape[3], size[1])
+    flip = flip[:, None, None]
     columns = torch.where(flip, columns.flip(1), columns)
     return rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
 
 
 def flip(images: Tensor, parameters: ViewParameters) -> Tensor:
     """Images (n, c, h, w) cropped before, those to be flipped flipped."""
-    flipped = parameters.flip.to(images.device, non_blocking=True)[:, None, None, None]
+    flipped = to_device(parameters.flip, images.device)[:, None, None, None]
     return torch.where(flipped, images.flip(3), images)
 
 
@@ -293,7 +289,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     hue = torch.where(gray, 0.0, hue) + shift[:, 0]
 
     # HSV to RGB by f(k) = v - v s max(0, min(k, 4 - k, 1)), k = (n + 6 h) mod 6, n = 5, 3, 1.
-    n = torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None]
+    # Not torch.tensor, which would wait for the device.
+    n = torch.arange(5.0, 0.0, -2.0, device=images.device)[None, :, None, None]
     k = (n + 6 * hue[:, None]) % 6
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)
     return (maximum[:, None] * (1 - saturation[:, None] * ramp)).clamp(0, 1)
@@ -341,11 +338,11 @@ def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) ->
     def apply(where: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         rows = where.nonzero()[:, 0]
         if len(rows):
-            chosen = rows.to(device, non_blocking=True)
+            chosen = to_device(rows, device)
             views[chosen] = change(views[chosen], rows)
 
     def column(values: Tensor, rows: Tensor) -> Tensor:
-        return values[rows].to(device, non_blocking=True)[:, None, None, None]
+        return to_device(values[rows], device)[:, None, None, None]
 
     active = [
         code
@@ -364,6 +361,8 @@ def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) ->
         apply(parameters.gray, lambda x, _: grayscale(x).expand_as(x))
     apply(
         parameters.blur,
-        lambda x, rows: gaussian_blur(x, parameters.sigma[rows].to(device), recipe.blur_kernel),
+        lambda x, rows: gaussian_blur(
+            x, to_device(parameters.sigma[rows], device), recipe.blur_kernel
+        ),
     )
     return views

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 from cltools.cells import canonical_cell, with_defaults
+from cltools.durations import Duration
 from cltools.errors import InputError
+from cltools.estimates import Bench, Run, embed_needs, train_needs
 from cltools.experiment import load_experiment
 from cltools.figures import FIGURES
 from cltools.files import canonical_json
@@ -13,6 +15,7 @@ from cltools.versions import VERSIONS
 
 try:
     EXPERIMENT = load_experiment(config)
+    BENCH = Bench(EXPERIMENT.config.get("bench"))
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -110,6 +113,35 @@ def cell_settings(wildcards):
 
 def cell_threads(wildcards):
     return EXPERIMENT.plans[wildcards.cell].cell["threads"]
+
+
+# Time and memory that jobs ask for: no parameters, so that a new estimate runs nothing again.
+def train_resources(wildcards, attempt):
+    cell = EXPERIMENT.plans[wildcards.cell].cell
+    run = Run(cell, Duration.parse(wildcards.until))
+    return train_needs(BENCH.of(cell), run, attempt)
+
+
+def train_memory(wildcards, attempt):
+    return train_resources(wildcards, attempt).mem_mb
+
+
+def train_minutes(wildcards, attempt):
+    return train_resources(wildcards, attempt).runtime
+
+
+def embed_resources(wildcards, attempt):
+    plans = [EXPERIMENT.plans[cell] for cell in EXPERIMENT.batches[wildcards.batch]]
+    work = [(BENCH.of(plan.cell), Run(plan.cell, plan.until)) for plan in plans]
+    return embed_needs(work, attempt)
+
+
+def embed_memory(wildcards, attempt):
+    return embed_resources(wildcards, attempt).mem_mb
+
+
+def embed_minutes(wildcards, attempt):
+    return embed_resources(wildcards, attempt).runtime
 
 
 def plan_config(wildcards):

@@ -16,8 +16,8 @@ rule embed:
     benchmark:
         "results/benchmarks/embed/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=embed_memory,
+        runtime=embed_minutes,
     params:
         stores=store_options,
         dtype=EXPERIMENT.setting("embedding_type"),

@@ -12,8 +12,8 @@ rule train:
         "results/benchmarks/train/{cell}-{until}.tsv"
     threads: cell_threads
     resources:
-        mem_mb=4000,
-        runtime=720,
+        mem_mb=train_memory,
+        runtime=train_minutes,
     params:
         settings=cell_settings,
         store=subpath(input[0], parent=True),

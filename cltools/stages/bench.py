@@ -1,0 +1,403 @@
+"""Stage `bench`: what a step of a cell costs on this machine, and what its whole run will take."""
+
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import cltools
+from cltools.cells import canonical_cell, defaults
+from cltools.durations import Duration
+from cltools.engine.data import cell_subset, image_set, open_store
+from cltools.engine.store import MANIFEST, ImageStore, write_store
+from cltools.engine.tensors import choose_device, save_tensors
+from cltools.engine.trainer import CoupledTrainer
+from cltools.errors import InputError
+from cltools.estimates import Costs, Run, describe, disk_mb, kind_of, training_seconds
+from cltools.experiment import Experiment
+from cltools.files import canonical_json, read_json
+from cltools.progress import track
+
+WARM_UP = 3  # steps before the timed ones: buffers are made, kernels chosen or compiled
+PARTS = ("views", "forward", "losses", "backward", "optimizer", "logging")
+LARGEST_SYNTHETIC = 8e9  # bytes
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Random images in the place of a store: side in pixels, training images, classes, channels.
+
+    None takes the value from the store, which must exist then.
+    """
+
+    image_size: int | None = None
+    images: int | None = None
+    classes: int | None = None
+    channels: int | None = None
+
+
+def bench_cell(
+    cell: dict[str, Any],
+    store_folder: Path | None,
+    device_name: str = "auto",
+    steps: int = 20,
+    synthetic: Synthetic | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Time `steps` training steps of a cell, and one save; a report of one kind (see `_report`).
+
+    `workers`: see `image_set`. Raises InputError for settings that do not fit the data, and for a
+    missing store.
+    """
+    torch.set_num_threads(cell["threads"])
+    device = choose_device(device_name)
+    with _images(cell, store_folder, synthetic) as folder:
+        store = open_store(folder, cell)
+        data = image_set(store, cell, "train", device, workers)
+        tests = len(cell_subset(store, cell, "test").indices)
+        with closing(CoupledTrainer(cell, data, device)) as trainer:
+            costs, shares = _measure(trainer, steps, len(data.labels) + tests)
+    entry = _entry(cell, [Run(cell, Duration.parse(cell["horizon"]))], costs, shares)
+    return _report([entry], device)
+
+
+def bench_experiment(
+    experiment: Experiment,
+    stores: Path,
+    device: str = "auto",
+    steps: int = 20,
+    synthetic: Synthetic | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Time one cell of each kind of an experiment, each in a process of its own; the report.
+
+    `stores` is the folder that holds the stores of all data sets. A process each: the memory of one
+    kind must not count for another. Raises InputError as `bench_cell` does, and when a process
+    ends without a result.
+    """
+    kinds: dict[str, list[Run]] = defaultdict(list)
+    for plan in experiment.plans.values():
+        kinds[canonical_json(kind_of(plan.cell))].append(Run(plan.cell, plan.until))
+    embedding_bytes = 0
+    if experiment.setting("keep_embeddings"):
+        embedding_bytes = {"float32": 4, "float16": 2}[experiment.setting("embedding_type")]
+    entries, about = [], {}
+    for runs in track(kinds.values(), len(kinds), "benching"):
+        cell = runs[0].cell
+        about = _in_a_process(
+            cell, synthetic, store=stores / cell["dataset"], device=device, steps=steps,
+            workers=workers,
+        )  # fmt: skip
+        (measured,) = about["kinds"]
+        costs = Costs(**measured["costs"])
+        entries.append(_entry(cell, runs, costs, measured["shares"], embedding_bytes))
+    return {**about, "kinds": entries, "totals": _totals(entries)}
+
+
+def report_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report in words: every part of a step where it has one kind, else one line a kind."""
+    kinds = [entry["kind"] for entry in report["kinds"]]
+    if len(kinds) == 1:
+        yield from _kind_lines(report["kinds"][0], report["device"])
+    else:
+        yield "cells  steps/s  images/s  GB memory  longest run   all runs   GB disk  kind"
+    for entry in report["kinds"] if len(kinds) > 1 else ():
+        yield (
+            f"{entry['cells']:5d}  {entry['steps_per_second']:7.3g}"
+            f"  {entry['images_per_second']:8.0f}  {entry['costs']['memory_mb'] / 1e3:9.2f}"
+            f"  {_time(entry['longest_seconds']):>11}  {_time(entry['seconds']):>9}"
+            f"  {entry['disk_mb'] / 1e3:8.2f}  {describe(entry['kind'], kinds)}"
+        )
+    totals = report["totals"]
+    cells = f"{totals['cells']} cell{'s' * (totals['cells'] > 1)}"
+    yield (
+        f"{cells} on {report['device']}, one after another: {_time(3600 * totals['hours'])} of "
+        f"training, {totals['disk_mb'] / 1e3:.3g} GB on disk"
+    )
+
+
+def _kind_lines(entry: dict[str, Any], device: str) -> Iterator[str]:
+    costs = entry["costs"]
+    threads = entry["kind"].get("threads", defaults()["threads"])
+    yield f"{describe(entry['kind'])} on {device}, {threads} thread(s)"
+    for part, share in entry["shares"].items():
+        yield f"{part:>10}: {share * costs['seconds_per_step'] * 1e3:9.2f} ms  {share:6.1%}"
+    yield (
+        f"{entry['steps_per_second']:.3g} steps and {entry['images_per_second']:.0f} images a "
+        f"second; a new epoch takes {_time(costs['seconds_per_epoch'])} more"
+    )
+    gpu = costs["gpu_memory_mb"]
+    on_gpu = "" if gpu is None else f", {gpu / 1e3:.2f} GB on the GPU"
+    yield f"memory: {costs['memory_mb'] / 1e3:.2f} GB{on_gpu}"
+
+
+def _time(seconds: float) -> str:
+    """Seconds in a unit that suits."""
+    for limit, unit, size in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"
+
+
+def _entry(
+    cell: dict[str, Any],
+    runs: list[Run],
+    costs: Costs,
+    shares: dict[str, float],
+    embedding_bytes: int = 0,
+) -> dict[str, Any]:
+    """One kind of a report: its costs, and sums over the runs of its cells."""
+    seconds = [training_seconds(costs, run) for run in runs]
+    return {
+        "kind": kind_of(cell),
+        "cells": len(runs),
+        "costs": asdict(costs),
+        "shares": shares,
+        "steps_per_second": _rounded(1 / costs.seconds_per_step),
+        "images_per_second": _rounded(cell["batch_size"] / costs.seconds_per_step),
+        "seconds": _rounded(sum(seconds)),
+        "longest_seconds": _rounded(max(seconds)),
+        "disk_mb": _rounded(sum(disk_mb(costs, run, embedding_bytes) for run in runs)),
+    }
+
+
+def _report(entries: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    """All that is written with --output; the layout of a config's and of a cell's are the same."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    made_by = {"stage": "bench", "cltools": cltools.__version__, "torch": torch.__version__}
+    return {"device": name, "kinds": entries, "made_by": made_by, "totals": _totals(entries)}
+
+
+def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "cells": sum(entry["cells"] for entry in entries),
+        "hours": _rounded(sum(entry["seconds"] for entry in entries) / 3600),
+        "disk_mb": _rounded(sum(entry["disk_mb"] for entry in entries)),
+    }
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: a timing has no more."""
+    return float(f"{value:.4g}")
+
+
+def _in_a_process(
+    cell: dict[str, Any], synthetic: Synthetic | None, **options: Any
+) -> dict[str, Any]:
+    """The report of `cltools bench --cell` from a fresh process. Raises InputError.
+
+    `options` are those of the command, by name; None leaves one out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "bench.json"
+        command = [sys.executable, "-m", "cltools.cli", "bench", "--cell", canonical_cell(cell)]
+        if synthetic is not None:
+            command.append("--synthetic")
+            options |= asdict(synthetic)
+        for name, value in {**options, "output": output}.items():
+            command += [] if value is None else [f"--{name.replace('_', '-')}", value]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode == 0:
+            return read_json(output, made_by="cltools bench")
+    *_, last = done.stderr.strip().splitlines() or [""]
+    if done.returncode == 2 and last.startswith("Error: "):
+        raise InputError(last.removeprefix("Error: "))
+    raise InputError(
+        f"the process that benched the cell {canonical_cell(cell)} ended with "
+        f"{done.returncode} (a negative number is a signal; -9 is often a lack of memory): {last}"
+    )
+
+
+@contextmanager
+def _images(
+    cell: dict[str, Any], store: Path | None, synthetic: Synthetic | None
+) -> Iterator[Path]:
+    """The folder of the store that is benched: the one given, or a made one that goes away."""
+    exists = store is not None and (store / MANIFEST).exists()
+    if synthetic is None:
+        if not exists:
+            raise InputError(
+                f"{store or 'no --store'} is not an image store: run `cltools prepare` first, or "
+                "give --synthetic"
+            )
+        yield store
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _write_synthetic(Path(folder), cell, synthetic, store if exists else None)
+        yield Path(folder)
+
+
+def _write_synthetic(
+    folder: Path, cell: dict[str, Any], synthetic: Synthetic, like: Path | None
+) -> None:
+    """A store of random images in classes of one size; `like` is the store they stand for, if any.
+
+    Raises InputError as `_extent` does, and for more images than a test of speed should make.
+    """
+    shape, classes, counts = _extent(cell, synthetic, like)
+    size = sum(counts.values()) * math.prod(shape)
+    if size > LARGEST_SYNTHETIC:
+        raise InputError(
+            f"--synthetic would make {size / 1e9:.0f} GB of random images: give fewer --images, "
+            f"for at most {LARGEST_SYNTHETIC / 1e9:.0f} GB"
+        )
+    random = np.random.default_rng(0)
+    splits = {
+        split: (random.integers(0, 256, (count, *shape), np.uint8), np.arange(count) % classes)
+        for split, count in counts.items()
+    }
+    names = [str(number) for number in range(classes)]
+    write_store(folder, cell["dataset"], names, splits, {"source": "synthetic"})
+
+
+def _extent(
+    cell: dict[str, Any], synthetic: Synthetic, like: Path | None
+) -> tuple[tuple[int, int, int], int, dict[str, int]]:
+    """Shape (H, W, c), number of classes, and images by split of a store of random images.
+
+    What `synthetic` leaves open is as in the store `like`. Where the number of images is given,
+    there is one test image for five training images, or as many as the cell asks for. Raises
+    InputError when something is open and there is no such store.
+    """
+    size, images, classes = synthetic.image_size, synthetic.images, synthetic.classes
+    shape, counts = (size, size, synthetic.channels or 3), {}
+    if like is not None:
+        store = ImageStore.open(like)
+        height, width, channels = store.image_shape
+        shape = (size or height, size or width, synthetic.channels or channels)
+        classes = classes or len(store.class_names)
+        counts = {split: len(labels) for split, labels in store.labels.items()}
+    else:
+        open_ones = {"--image-size": size, "--images": images, "--classes": classes}
+        missing = [option for option, value in open_ones.items() if value is None]
+        if missing:
+            raise InputError(
+                f"--synthetic needs {', '.join(missing)} where there is no store to take it from"
+            )
+    if images is not None:
+        tests = max(images // 5, classes * (cell["test_images_per_class"] or 1))
+        counts = {"train": images, "test": tests}
+    return shape, classes, counts
+
+
+class _Clock:
+    """Seconds by part, as `CoupledTrainer.lap` names them.
+
+    With `wait` every lap waits for the device, so that a part gets the time it takes there.
+    """
+
+    def __init__(self, device: torch.device, wait: bool) -> None:
+        self.device, self.wait = device, wait
+        self.seconds: dict[str, float] = defaultdict(float)
+        _synchronise(device)
+        self.last = time.perf_counter()
+
+    def __call__(self, part: str) -> None:
+        if self.wait:
+            _synchronise(self.device)
+        now = time.perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _timed(trainer: CoupledTrainer, steps: int, wait: bool) -> tuple[float, float, _Clock]:
+    """Seconds per step, seconds that each new epoch adds to that (0 if none began), the clock."""
+    first = trainer.step
+    epochs = sum(step % trainer.steps_per_epoch == 0 for step in range(first, first + steps))
+    clock = trainer.lap = _Clock(trainer.device, wait)
+    began = clock.last
+    for _ in range(steps):
+        trainer.train_step()
+    _synchronise(trainer.device)
+    drawing = clock.seconds["epoch"]
+    per_step = (time.perf_counter() - began - drawing) / steps
+    return per_step, drawing / max(1, epochs), clock
+
+
+def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, dict[str, float]]:
+    """Costs of a cell with `images` images in both splits, and the shares of a step's parts.
+
+    On CUDA, waiting at every lap would make the step slower than it is: a second round does that.
+    """
+    cell, cuda = trainer.cell, trainer.device.type == "cuda"
+    _, first_epoch, _ = _timed(trainer, WARM_UP, wait=False)  # step 0 begins an epoch
+    per_step, per_epoch, parts = _timed(trainer, steps, wait=False)
+    if cuda:
+        _, _, parts = _timed(trainer, steps, wait=True)
+    of_parts = sum(parts.seconds[part] for part in PARTS)
+    shares = {part: _rounded(parts.seconds[part] / of_parts) for part in PARTS}
+
+    saved, state_bytes = _seconds_of_a_save(trainer)
+    tensors = [n.state_dict().values() for n in trainer.networks.values()]
+    features = next(iter(trainer.networks.values())).encoder.features
+    views, objectives = cell["views"], len(cell["objectives"])
+    numbers = features + (1 + views) * cell["projector_dim"]
+    costs = Costs(
+        steps_per_epoch=trainer.steps_per_epoch,
+        seconds_per_step=_rounded(per_step),
+        seconds_per_epoch=_rounded(per_epoch or first_epoch),
+        seconds_per_save=_rounded(saved),
+        seconds_per_embedding=_rounded(images * _seconds_of_an_embedding(cell, per_step, shares)),
+        memory_mb=_rounded(_peak_memory() / MB),
+        gpu_memory_mb=_rounded(torch.cuda.max_memory_allocated(trainer.device) / MB)
+        if cuda
+        else None,
+        weights_mb=_rounded(_bytes(t for values in tensors for t in values) / MB),
+        state_mb=_rounded(state_bytes / MB),
+        embedding_mb=_rounded(images * objectives * numbers * 4 / MB),
+    )
+    return costs, shares
+
+
+def _seconds_of_an_embedding(cell: dict, per_step: float, shares: dict[str, float]) -> float:
+    """Seconds to embed an image with all networks: plain, and its views, which are made first.
+
+    Estimated from the step, whose forward pass keeps what the backward pass needs: too high.
+    """
+    views = cell["views"]
+    of_one_view = per_step / (cell["batch_size"] * views)
+    return of_one_view * (views * shares["views"] + (1 + views) * shares["forward"])
+
+
+def _seconds_of_a_save(trainer: CoupledTrainer) -> tuple[float, int]:
+    """Seconds and bytes of a save of the resume state, in the folder for temporary files."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        began = time.perf_counter()
+        save_tensors(path, *trainer.state())
+        return time.perf_counter() - began, path.stat().st_size
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _peak_memory() -> int:
+    """Bytes of main memory that this process has had in use at once.
+
+    From /proc: what `resource` says counts the memory of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
