@@ -4,12 +4,15 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from cltools.errors import InputError
+
+SECONDS_FOR_RANK_0 = 20.0
 
 app = typer.Typer(
     add_completion=False,
@@ -364,12 +367,21 @@ def bench(
 
 
 def main() -> None:
-    """Entry point: log lines to stderr, one sentence and exit code 2 for wrong input."""
+    """Entry point: log lines to stderr, one sentence and exit code 2 for wrong input.
+
+    Of several ranks that torchrun started, rank 0 speaks for all.
+    """
+    first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("cltools").setLevel(logging.INFO)  # other libraries stay at warnings
+    # Other libraries stay at warnings.
+    logging.getLogger("cltools").setLevel(logging.INFO if first else logging.ERROR)
     try:
         app()
     except InputError as error:
+        if not first:
+            # Most errors are all ranks' errors. When rank 0 says so, torchrun ends this process
+            # while it waits; otherwise the fault is this rank's own.
+            time.sleep(SECONDS_FOR_RANK_0)
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
 

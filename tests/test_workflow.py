@@ -212,6 +212,21 @@ def test_raising_epochs_continues(finished):
     assert planned(finished, CONFIG) == {}  # lowering it again does nothing
 
 
+def test_several_gpus_train_a_cell_together(finished, tmp_path):
+    """Their number starts other processes, but trains nothing again."""
+    config = changed(gpus_per_cell=2)
+    assert planned(finished, config) == {}
+    one = snakemake(tmp_path, "--dry-run", "--printshellcmds", config=CONFIG)
+    assert one.count("\n        cltools train --cell ") == 4
+    two = snakemake(tmp_path, "--dry-run", "--printshellcmds", config=config)
+    assert two.count("torchrun --standalone --nproc-per-node 2 -m -- cltools.cli train --cell") == 4
+    assert len(re.findall("resources: .*gpu=2", two)) == 4
+    cell = next((finished / "results/cells").glob("*tau0.5*seed0*")).name
+    target = f"results/cells/{cell}/trained-2epochs.json"
+    snakemake(tmp_path, target, config=config)
+    assert json.loads((tmp_path / target).read_text())["trained_by"] == {"0": 2}
+
+
 def test_a_configfile_stands_alone(tmp_path):
     """The default experiment's sweeps are not merged into a config that is given."""
     text = snakemake(tmp_path, "--dry-run", config=CONFIG)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cltools.engine.data import ImageSet
+from cltools.engine.distributed import Ranks
 from cltools.engine.randomness import balanced_order, batch_order
 from cltools.engine.views import EpochViews, Recipe, epoch_views
 from cltools.errors import InputError
@@ -28,30 +29,43 @@ def owner(cell: dict[str, Any], model: str, source: str) -> str | None:
 
 
 def batches_of_models(
-    cell: dict[str, Any], data: ImageSet, device: torch.device
+    cell: dict[str, Any], data: ImageSet, device: torch.device, ranks: Ranks
 ) -> dict[str, "Batches"]:
     """The batches of every objective of a cell; objectives that share all share the object."""
-    shared = Batches(cell, data, device)
+    shared = Batches(cell, data, device, ranks=ranks)
     found = {}
     for model in cell["objectives"]:
         private = any(owner(cell, model, source) for source in ("batches", "views"))
-        found[model] = Batches(cell, data, device, model) if private else shared
+        found[model] = Batches(cell, data, device, model, ranks) if private else shared
     return found
 
 
 class Batches:
     """The batches of one cell, by step; of a model that shares not all with DCL, when it is named.
 
-    Raises InputError when the batch is larger than the training set.
+    Of several ranks, each makes the views of its share. Raises InputError when the batch is larger
+    than the training set or cannot be shared evenly.
     """
 
     def __init__(
-        self, cell: dict[str, Any], data: ImageSet, device: torch.device, model: str = REFERENCE
+        self,
+        cell: dict[str, Any],
+        data: ImageSet,
+        device: torch.device,
+        model: str = REFERENCE,
+        ranks: Ranks | None = None,
     ) -> None:
         if cell["batch_size"] > len(data.labels):
             raise InputError(
                 f"config key batch_size is {cell['batch_size']}, but the training set of this cell "
                 f"has {len(data.labels)} images: lower batch_size"
+            )
+        self.ranks = ranks or Ranks()
+        if cell["batch_size"] % self.ranks.size:
+            raise InputError(
+                f"config key batch_size is {cell['batch_size']}, which {self.ranks.size} ranks "
+                f"cannot share evenly: make it a multiple of {self.ranks.size}, or start another "
+                "number of ranks"
             )
         self.cell, self.data, self.device, self.model = cell, data, device, model
         self.owners = {source: owner(cell, model, source) for source in ("batches", "views")}
@@ -65,7 +79,8 @@ class Batches:
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """What `step` trains on: standardised views, view-major (K*B, c, H, W), labels (B,).
 
-        Views are on the device, labels on the CPU.
+        Views are on the device and of this rank's share of the batch, labels on the CPU and of the
+        whole batch.
         """
         wanted = range(step, step + 1 + self.data.ahead)
         epochs = {later // self.steps_per_epoch for later in wanted}
@@ -82,8 +97,9 @@ class Batches:
         """Positions (B,) of the images of `step`, and what gives their views once they are made."""
         self._enter(step)
         positions = self._order[step % self.steps_per_epoch]
-        parameters = self._views.rows(slice(None), positions)
-        return positions, self.data.views(positions, parameters, self.recipe)
+        own = self.ranks.share(positions)
+        parameters = self._views.rows(slice(None), own)
+        return positions, self.data.views(own, parameters, self.recipe)
 
     def labels(self, steps: int) -> Tensor:
         """Classes (steps, B) of the images of the first steps, without their views."""

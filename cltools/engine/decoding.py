@@ -71,8 +71,10 @@ def crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Image
 
 
 def workers_available() -> int:
-    """CPU cores that this process may use; a cluster job sees its own share."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: a cluster job sees its own, its ranks share them."""
+    affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @cache

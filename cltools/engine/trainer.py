@@ -4,6 +4,9 @@ Each objective has its own network and optimiser; the step makes the views once 
 all, but for those that the cell's `coupling` gives batches or views of their own. Nothing draws
 random numbers here (see `randomness`), so objectives do not influence each other, and nothing waits
 for the device inside a step.
+
+Several ranks (see `distributed`) train one run together: each passes its share of the batch through
+its replicas of the networks; losses, masks and labels are of the whole batch on every rank.
 """
 
 import hashlib
@@ -19,6 +22,7 @@ from cltools.durations import Duration
 from cltools.engine.batches import Batches, batches_of_models, owner
 from cltools.engine.compiled import compiled
 from cltools.engine.data import ImageSet
+from cltools.engine.distributed import Ranks
 from cltools.engine.models import Network, build_network
 from cltools.engine.optim import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
 from cltools.engine.randomness import initialise
@@ -44,7 +48,10 @@ ALWAYS_LOGGED = ("dcl", "nscl", "scl")
 
 @dataclass(frozen=True)
 class _Batch:
-    """What models that share their batches train on: views (K*B, c, H, W) and labels (B,)."""
+    """What models that share their batches train on: views (K*B, c, H, W) and labels (B,).
+
+    Of several ranks, the views are of one rank's share and all else is of the whole batch.
+    """
 
     views: Tensor
     labels: Tensor
@@ -60,12 +67,19 @@ def _no_lap(part: str) -> None:
 class CoupledTrainer:
     """The state of a coupled run, and its step.
 
-    Raises InputError when the batch is larger than the training set.
+    Raises InputError when the batch is larger than the training set or cannot be shared evenly.
     """
 
-    def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
+    def __init__(
+        self,
+        cell: dict[str, Any],
+        data: ImageSet,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.cell, self.data, self.device = cell, data, device
-        self.batches = batches_of_models(cell, data, device)
+        self.ranks = ranks or Ranks()
+        self.batches = batches_of_models(cell, data, device, self.ranks)
         self.steps_per_epoch = next(iter(self.batches.values())).steps_per_epoch
         self.horizon = self.in_steps(cell["horizon"])
         self.warmup = self.in_steps(cell["warmup"])
@@ -77,11 +91,13 @@ class CoupledTrainer:
         for objective in cell["objectives"]:
             network = build_network(cell, data.image_shape, data.classes, objective)
             initialise(network, cell["seed"], owner(cell, objective, "init"))
+            self.ranks.couple(network)
             self.networks[objective] = network.to(device, memory_format=torch.channels_last)
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
         self.forward = {o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()}
 
         self.step = 0
+        self.trained_by = {"0": self.ranks.size}  # from this step on, so many ranks
         self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
         self.lap: Callable[[str], None] = _no_lap
         self._pending: list[Tensor] = []
@@ -157,13 +173,15 @@ class CoupledTrainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             z = self._project(self.forward[objective], batch.views)
         self.lap("forward")
-        z = z.view(self.cell["views"], len(batch.labels), -1)
+        z = z.unflatten(0, (self.cell["views"], -1))
         own = loss_of(objective)
         if own == "ce":
-            loss = cross_entropy(network.class_logits(z), batch.labels)
+            # Class logits are gathered, not z: each rank's part of the head's gradient is then of
+            # its own images, as it is for all other weights.
+            loss = cross_entropy(self.ranks.gather(network.class_logits(z)), batch.labels)
             others = {"ce": loss.detach()}
         else:
-            logits = similarity_logits(z, self.cell["tau"])
+            logits = similarity_logits(self.ranks.gather(z), self.cell["tau"])
             loss = contrastive_loss(own, logits, batch.masks)
             rest = [name for name in self.logged if name != own]
             with torch.no_grad():
@@ -171,6 +189,7 @@ class CoupledTrainer:
             others[own] = loss.detach()
         self.lap("losses")
         loss.backward()
+        self.ranks.sum_gradients(network)
         self.lap("backward")
         grad_norm = torch.nn.utils.get_total_norm(
             [p.grad for p in network.parameters() if p.grad is not None]
@@ -238,6 +257,17 @@ class CoupledTrainer:
             log[column] = values[:, number].astype(np.float64)
         return log
 
+    def check_replicas(self) -> None:
+        """Raises InputError when ranks stand at different steps or hold different weights."""
+        step = torch.tensor([self.step], device=self.device)
+        for objective, network in self.networks.items():
+            if not self.ranks.identical([step, *network.state_dict().values()]):
+                raise InputError(
+                    f"the {self.ranks.size} ranks hold different weights of {objective} at step "
+                    f"{self.step}: start again to go on from the last saved state, and if this "
+                    "comes back, use ranks of one machine"
+                )
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and a mapping for JSON."""
         self.flush()
@@ -250,11 +280,16 @@ class CoupledTrainer:
                 for slot, value in slots.items():
                     if isinstance(value, Tensor):
                         tensors[f"optimizer/{objective}/{slot}/{names[parameter]}"] = value
-        return tensors, {"step": self.step, "digests": self.digests}
+        about = {"step": self.step, "digests": self.digests, "trained_by": self.trained_by}
+        return tensors, about
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Take up a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
         self.step, self.digests = about["step"], dict(about["digests"])
+        before = about.get("trained_by", {"0": 1})
+        self.trained_by = {s: n for s, n in before.items() if int(s) < self.step}
+        if self.trained_by.get(max(self.trained_by, key=int, default="")) != self.ranks.size:
+            self.trained_by[str(self.step)] = self.ranks.size
         self._measured = tensors["log/measured"]
         composition = tensors["log/composition"]
         if composition.ndim == 2:  # written before models could have batches of their own

@@ -13,7 +13,8 @@ import cltools
 from cltools.cells import canonical_cell, cell_id, training_key
 from cltools.durations import Duration
 from cltools.engine.data import cell_subset, image_set, open_store
-from cltools.engine.tensors import choose_device, load_tensors, save_tensors
+from cltools.engine.distributed import join_ranks
+from cltools.engine.tensors import load_tensors, save_tensors
 from cltools.engine.trainer import CoupledTrainer
 from cltools.errors import InputError
 from cltools.files import sha256_file, whole_file, write_json
@@ -43,14 +44,18 @@ def train(
     that is already further only has its manifest written, if it kept the weights of that moment.
     `workers`: see `image_set`.
 
-    Raises InputError for settings that do not fit the data, for a store or a resume state of
-    another cell, and for a loss that is not finite.
+    Started by torchrun, its processes train the cell together: all resume from the same state, rank
+    0 writes. Their number is no part of the cell, but decides the last bits of sums; the manifest's
+    `trained_by` says how many ranks there were, from which step on.
+
+    Raises InputError for settings that do not fit the data or the ranks, for a store or a resume
+    state of another cell, and for a loss that is not finite.
     """
     torch.set_num_threads(cell["threads"])
-    device = choose_device(device_name)
+    ranks, device = join_ranks(device_name)
     store = open_store(store_folder, cell)
     images = image_set(store, cell, "train", device, workers)
-    trainer = CoupledTrainer(cell, images, device)
+    trainer = CoupledTrainer(cell, images, device, ranks)
     until = until or Duration.parse(cell["horizon"])
     stop = until.in_steps(trainer.steps_per_epoch)
     if stop > trainer.horizon:
@@ -61,15 +66,20 @@ def train(
     steps = sorted({trainer.in_steps(c) for c in cell["checkpoints"]} | {stop})
     checkpoints = [step for step in steps if step <= stop]
 
-    write_json(run.parent / "cell.json", {"id": cell_id(cell), "cell": cell})
+    if ranks.first:
+        write_json(run.parent / "cell.json", {"id": cell_id(cell), "cell": cell})
     about = {"cell": canonical_cell(cell), "store": store.content, "version": VERSION}
     saved = _resume(trainer, run / RESUME, about, stop, checkpoints)
+    trainer.check_replicas()  # a shared file system may show some ranks an older state
     if trainer.step:
         log.info("resumed at step %d of %d", trainer.step, stop)
 
     last_save = time.monotonic()
+    steps_left = range(trainer.step, stop)
+    if ranks.first:  # which shows for all how far they are
+        steps_left = track(steps_left, len(steps_left), "training")
     with closing(trainer):
-        for step in track(range(trainer.step, stop), stop - trainer.step, "training"):
+        for step in steps_left:
             if step in checkpoints:
                 saved[str(step)] = _save_weights(trainer, run)
             trainer.train_step()
@@ -80,6 +90,9 @@ def train(
     if trainer.step == stop:
         saved[str(stop)] = _save_weights(trainer, run)
         _save_state(trainer, run / RESUME, about, saved)
+    ranks.leave()
+    if not ranks.first:
+        return
 
     log_file = run / f"log-{until.slug}.parquet"
     _write_log(trainer, stop, log_file)
@@ -96,6 +109,7 @@ def train(
             "store": store.content,
             "peak_lr": trainer.peak_lr,
             "skipped_steps": trainer.skipped_steps(stop),
+            "trained_by": {s: n for s, n in trainer.trained_by.items() if int(s) < stop},
             "checkpoints": {str(step): saved[str(step)] for step in checkpoints},
             "log": {"file": log_file.name, "sha256": sha256_file(log_file)},
             "made_by": {
@@ -123,11 +137,14 @@ def saved_weights(manifest: dict[str, Any]) -> list[tuple[int, dict[str, str]]]:
 
 
 def _save_weights(trainer: CoupledTrainer, run: Path) -> dict[str, Any]:
-    """Save every network as it is before the next step.
+    """Save every network as it is before the next step; rank 0 does, for all ranks.
 
     Returns the entry of this checkpoint: hashes of the files by objective, and digests of the
-    randomness used up to here.
+    randomness used up to here. Raises InputError when the ranks hold different weights.
     """
+    trainer.check_replicas()
+    if not trainer.ranks.first:
+        return {}
     key = training_key(trainer.cell)
     hashes = {
         objective: save_tensors(
@@ -143,6 +160,8 @@ def _save_weights(trainer: CoupledTrainer, run: Path) -> dict[str, Any]:
 def _save_state(
     trainer: CoupledTrainer, path: Path, about: dict[str, Any], saved: dict[str, Any]
 ) -> None:
+    if not trainer.ranks.first:
+        return
     tensors, state = trainer.state()
     save_tensors(path, tensors, {**about, **state, "saved": saved})
 

@@ -111,8 +111,30 @@ def cell_settings(wildcards):
     return canonical_cell(EXPERIMENT.plans[wildcards.cell].cell)
 
 
+def gpus_per_cell(wildcards):
+    return EXPERIMENT.setting("gpus_per_cell")
+
+
 def cell_threads(wildcards):
-    return EXPERIMENT.plans[wildcards.cell].cell["threads"]
+    # The threads of a cell are those of each of its processes.
+    return EXPERIMENT.plans[wildcards.cell].cell["threads"] * gpus_per_cell(wildcards)
+
+
+def several_gpus(resources):
+    return isinstance(resources.gpu, int) and resources.gpu > 1
+
+
+def cltools_on_gpus(wildcards, resources):
+    # A function of resources, whose changes train nothing again. Without the two dashes torchrun
+    # takes --run for one of its own options.
+    if not several_gpus(resources):
+        return "cltools"
+    return f"torchrun --standalone --nproc-per-node {resources.gpu} -m -- cltools.cli"
+
+
+def what_went_wrong(wildcards, resources):
+    # torchrun ends with a report of its own, after the line that says it.
+    return "grep -m 1 Error:" if several_gpus(resources) else "tail -n 3"
 
 
 # Time and memory that jobs ask for: no parameters, so that a new estimate runs nothing again.
@@ -123,7 +145,8 @@ def train_resources(wildcards, attempt):
 
 
 def train_memory(wildcards, attempt):
-    return train_resources(wildcards, attempt).mem_mb
+    # Of every process: each holds the images.
+    return train_resources(wildcards, attempt).mem_mb * gpus_per_cell(wildcards)
 
 
 def train_minutes(wildcards, attempt):

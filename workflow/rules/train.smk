@@ -14,12 +14,15 @@ rule train:
     resources:
         mem_mb=train_memory,
         runtime=train_minutes,
+        gpu=gpus_per_cell,
     params:
+        cltools=cltools_on_gpus,
+        last_words=what_went_wrong,
         settings=cell_settings,
         store=subpath(input[0], parent=True),
         run=subpath(output[0], parent=True),
         version=VERSIONS["train"],
     shell:
-        "cltools train --cell {params.settings:q} --until {wildcards.until} "
+        "{params.cltools} train --cell {params.settings:q} --until {wildcards.until} "
         "--store {params.store} --run {params.run}/run --manifest {output} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
+        "> {log} 2>&1 || ({params.last_words} {log} >&2; exit 2)"

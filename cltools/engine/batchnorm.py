@@ -1,0 +1,105 @@
+"""Batch normalisation by the statistics of the global batch when its images lie on several ranks.
+
+torch's SyncBatchNorm trains on CUDA only, so that no test without GPUs could tell whether several
+ranks compute what one process does. This one asks the ranks for nothing but a gather and a sum.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+class GlobalBatchNorm(Norm):
+    """A BatchNorm of one network's replicas: in training all ranks' values (n, c, ...) count.
+
+    Takes over the parameters and buffers of `norm`, which must be affine with running statistics
+    of a fixed momentum. Every rank must come with the same number of values.
+    """
+
+    def __init__(self, norm: Norm, ranks: Any) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.ranks = ranks
+        self.weight, self.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions: the layers that are replaced are for 2 and for 4."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        variance, mean = global_moments(x.detach(), self.ranks)
+        values = self.ranks.size * x.numel() // self.num_features
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            keep = 1 - self.momentum
+            self.running_mean.mul_(keep).add_(mean, alpha=self.momentum)
+            unbiased = variance * (values / (values - 1))
+            self.running_var.mul_(keep).add_(unbiased, alpha=self.momentum)
+        scale = (variance + self.eps).rsqrt()
+        return _Normalise.apply(x, self.weight, self.bias, mean, scale, self.ranks)
+
+
+def global_moments(x: Tensor, ranks: Any) -> tuple[Tensor, Tensor]:
+    """Biased variance and mean (c,) of x (n, c, ...) over all ranks, in float32 at least.
+
+    Of each rank's own variance and mean, by Chan's formula: E[x²] - E[x]² would lose the variance
+    of a channel whose mean is large beside it.
+    """
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    moments = torch.stack(torch.var_mean(x, _all_but_channels(x), correction=0))
+    variances, means = ranks.stack(moments).unbind(dim=1)
+    return variances.mean(dim=0) + means.var(dim=0, correction=0), means.mean(dim=0)
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) * scale * weight + bias, with the derivative of mean and scale in x.
+
+    x (n, c, ...), all others (c,); mean and scale = 1 / std are those of x on all ranks. The
+    gradient in x is that of the loss of all ranks; those in weight and bias are this rank's part,
+    to be summed like every parameter's.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, scale, ranks):
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.ranks = ranks
+        centred = x - _along(x, mean)
+        return torch.addcmul(_along(x, bias), centred, _along(x, weight * scale)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        # With y = (x - mean) * scale: dx = weight * scale * (g - mean(g) - y * mean(g * y)), the
+        # means over all N values of the channel on all ranks.
+        x, weight, mean, scale = ctx.saved_tensors
+        y = (x - _along(x, mean)).mul_(_along(x, scale))
+        over = _all_but_channels(x)
+        own = torch.stack([gradient.sum(over, dtype=y.dtype), (gradient * y).sum(over)])
+        values = ctx.ranks.size * x.numel() // len(mean)
+        mean_g, mean_gy = (ctx.ranks.sum(own) / values).unbind()
+        rest = gradient - _along(x, mean_g) - y.mul_(_along(x, mean_gy))
+        return rest.mul_(_along(x, weight * scale)).to(x.dtype), own[1], own[0], None, None, None
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.ndim) if dim != 1]
+
+
+def _along(x: Tensor, channels: Tensor) -> Tensor:
+    """`channels` (c,) in the shape that broadcasts over x (n, c, ...)."""
+    return channels.view(-1, *[1] * (x.ndim - 2))
+
+
+def share_statistics(network: nn.Module, ranks: Any) -> None:
+    """Replace every BatchNorm of `network` by one whose statistics are of all ranks' values."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Norm):
+                setattr(module, name, GlobalBatchNorm(child, ranks))

@@ -1,0 +1,422 @@
+"""Several ranks compute what one process computes: gradients, statistics, whole runs, failures.
+
+Ranks are gloo processes here. In float64 W ranks and one process agree to 1e-12, and every usual
+mistake, planted on purpose, is seen; whole runs are compared as files.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from operator import itemgetter
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from cltools.cells import canonical_cell, resolve_cell
+from cltools.durations import Duration
+from cltools.engine.batches import Batches
+from cltools.engine.data import image_set, open_store
+from cltools.engine.distributed import SeveralRanks, join_ranks
+from cltools.engine.tensors import load_tensors
+from cltools.engine.trainer import CoupledTrainer
+from cltools.errors import InputError
+from cltools.maths.objectives import similarity_logits
+from cltools.stages.train import train
+
+OBJECTIVES = ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
+CPU = torch.device("cpu")
+# A server that has imported everything once, and forks: one import for all ranks of all tests.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["cltools.stages.train", "cltools.stages.prepare", "torch._dynamo"])
+
+
+def cell(**settings):
+    small = {
+        "dataset": "digits",
+        "recipe": "digits",
+        "horizon": "4 steps",
+        "warmup": 2,
+        "checkpoints": [0, 2],
+        "images_per_class": 12,
+        "batch_size": 24,
+        "projector_hidden": 16,
+        "projector_dim": 8,
+        "optimizer": "sgd",
+        "lr": 0.02,  # at 0.2 four steps turn float32 rounding into 1 percent of a loss
+    }
+    return resolve_cell({**small, **settings})
+
+
+def on_ranks(size, work, *arguments):
+    """What `work(*arguments)` returns on each of `size` ranks; fails where a rank failed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    answers = SERVER.Queue()
+    ranks = [
+        SERVER.Process(target=_as_rank, args=(rank, size, port, answers, work, arguments))
+        for rank in range(size)
+    ]
+    for rank in ranks:
+        rank.start()
+    results = sorted((answers.get(timeout=120) for _ in ranks), key=itemgetter(0))
+    for rank in ranks:
+        rank.join()
+    faults = [fault for _, _, fault in results if fault]
+    assert not faults, faults[0]
+    return [answer for _, answer, _ in results]
+
+
+def _as_rank(rank, size, port, answers, work, arguments):
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    try:
+        answers.put((rank, work(*arguments), None))
+    except BaseException:
+        answers.put((rank, None, traceback.format_exc()))
+
+
+class NoSum(SeveralRanks):
+    """The authors' fault: DDP.forward was bypassed, so that gradients were never summed."""
+
+    def sum_gradients(self, network):
+        pass
+
+
+class Mean(SeveralRanks):
+    """What DDP does: the mean over ranks, for a loss that every rank computes in full."""
+
+    def sum_gradients(self, network):
+        super().sum_gradients(network)
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= self.size
+
+
+class LocalStatistics(SeveralRanks):
+    def couple(self, network):
+        pass
+
+
+class NoGradientOfStatistics(SeveralRanks):
+    """Batch statistics are global, their derivative takes this rank's values for all."""
+
+    def sum(self, own):
+        return super().sum(own) if own.ndim == 1 else own * self.size
+
+
+class LocalSlice(SeveralRanks):
+    """A loss of the own anchors, of whose gradient only the own slice is kept (GatherLayer)."""
+
+
+class LocalNegatives(SeveralRanks):
+    """No gathering: every rank has a loss of its own images."""
+
+    def gather(self, own):
+        copies = [own if rank == self.rank else own.detach() for rank in range(self.size)]
+        return torch.cat(copies, dim=1)
+
+
+# The last two are none for CE, which has no pairs of images.
+MISTAKES = (NoSum, Mean, LocalStatistics, NoGradientOfStatistics, LocalSlice, LocalNegatives)
+
+
+def _own_anchors(logits, ranks):
+    """The same values, but of the rows of other ranks' anchors no gradient flows."""
+    anchors = torch.zeros(2, len(logits) // 2, dtype=torch.bool)
+    ranks.share(anchors.T)[:] = True
+    return torch.where(anchors.flatten()[:, None], logits, logits.detach())
+
+
+def steps_in_float64(store, steps, kinds=(None,)):
+    """Gradients, weights, buffers and log of `steps` steps of all objectives, by kind of ranks."""
+    torch.Tensor.float = torch.Tensor.double  # what asks for float32 at least gets float64
+    recipe = {"family": "digits", "blur_probability": 0.0}  # blurring is in float32 only
+    settings = cell(objectives=OBJECTIVES, recipe=recipe, coupling=["init", "views"])
+    ranks, device = join_ranks("cpu")
+    data = image_set(open_store(store, settings), settings, "train", device)
+    return [_steps(settings, data, kind() if kind else ranks, steps) for kind in kinds]
+
+
+def _steps(settings, data, ranks, steps):
+    trainer = CoupledTrainer(settings, data, CPU, ranks)
+    for network in trainer.networks.values():
+        network.double()
+    with pytest.MonkeyPatch.context() as patch:
+        if isinstance(ranks, LocalSlice):
+            own = lambda z, tau: _own_anchors(similarity_logits(z, tau), ranks)  # noqa: E731
+            patch.setattr("cltools.engine.trainer.similarity_logits", own)
+        for _ in range(steps):
+            trainer.train_step()
+    made = {}
+    for objective, network in trainer.networks.items():
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                made[f"{objective}/gradient/{name}"] = parameter.grad
+        for name, value in network.state_dict().items():
+            made[f"{objective}/state/{name}"] = value
+    made["log"] = torch.stack(trainer._pending)
+    return {name: value.detach().double().numpy() for name, value in made.items()}
+
+
+def furthest(ours, theirs):
+    """Name -> largest difference of an entry, in units of the tensor's largest entry."""
+    assert ours.keys() == theirs.keys()
+
+    def distance(a, b):
+        a, b = torch.from_numpy(a).nan_to_num(), torch.from_numpy(b).nan_to_num()
+        return float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
+
+    return {name: distance(ours[name], theirs[name]) for name in ours}
+
+
+@pytest.fixture(scope="module")
+def alone(digits):
+    """One step and three steps of one process."""
+    return {steps: on_ranks(1, steps_in_float64, digits, steps)[0][0] for steps in (1, 3)}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_gradients_are_those_of_one_process(digits, alone, size):
+    for (made,) in on_ranks(size, steps_in_float64, digits, 1):
+        apart = furthest(made, alone[1])
+        assert max(apart.values()) < 1e-12, max(apart, key=apart.get)
+
+
+def test_steps_are_those_of_one_process(digits, alone):
+    """Weights, running statistics and log after three steps; the same bits on all ranks."""
+    (first,), (second,) = on_ranks(2, steps_in_float64, digits, 3)
+    apart = furthest(first, alone[3])
+    assert max(apart.values()) < 1e-10, max(apart, key=apart.get)
+    assert max(furthest(first, second).values()) == 0
+
+
+def test_mistakes_are_seen(digits, alone):
+    """Each usual mistake moves the gradient of every objective by far more than the tolerance."""
+    made, _ = on_ranks(2, steps_in_float64, digits, 1, MISTAKES)
+    for mistake, gradients in zip(MISTAKES, made, strict=True):
+        apart = furthest(gradients, alone[1])
+        for objective in OBJECTIVES:
+            encoder = [d for n, d in apart.items() if n.startswith(f"{objective}/gradient/enc")]
+            seen = objective != "ce" or mistake not in (LocalSlice, LocalNegatives)
+            assert (max(encoder) > 1e-3) == seen, (mistake, objective, max(encoder))
+
+
+def _running_statistics(x):
+    ranks, _ = join_ranks("cpu")
+    layer = nn.Sequential(nn.BatchNorm2d(x.shape[1]))
+    ranks.couple(layer)
+    layer(ranks.share(x))
+    return {name: value.double().numpy() for name, value in layer[0].state_dict().items()}
+
+
+def test_statistics_do_not_cancel(digits):
+    """Variance 1 beside a mean of 1000 in float32, where E[x²] - E[x]² loses it."""
+    draw = torch.Generator().manual_seed(0)
+    x = (1000 + torch.randn(64, 3, 5, 5, generator=draw, dtype=torch.float64)).float()
+    made, _ = on_ranks(2, _running_statistics, x)
+    layer = nn.BatchNorm2d(3).double()
+    layer(x.double())
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(torch.from_numpy(made[name]), value.double(), rtol=1e-6, atol=0)
+    naive = (x**2).mean((0, 2, 3)) - x.mean((0, 2, 3)) ** 2
+    assert ((naive - 1).abs() > 0.01).any()
+
+
+def test_each_rank_makes_its_part_of_the_same_views(digits):
+    settings = cell()
+    data = image_set(open_store(digits, settings), settings, "train", CPU)
+    whole, labels = Batches(settings, data, CPU).at(3)
+    parts = []
+    for rank in range(3):
+        ranks = SeveralRanks.__new__(SeveralRanks)
+        ranks.rank, ranks.size = rank, 3
+        views, everyone = Batches(settings, data, CPU, ranks=ranks).at(3)
+        assert torch.equal(everyone, labels)
+        parts.append(views.unflatten(0, (2, 8)))
+    assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), whole)
+
+
+def run(settings, store, folder, until=None, **options):
+    stop = None if until is None else Duration.parse(until)
+    train(settings, store, folder / "run", folder / "trained.json", stop, "cpu", **options)
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def command(settings, store, folder, size, *options):
+    """`torchrun … cltools train …`, saving its state after every step."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += ["--nproc-per-node", size, "-m", "--", "cltools.cli", "train"]
+    start += ["--cell", canonical_cell(settings), "--store", store, "--run", folder / "run"]
+    start += ["--manifest", folder / "trained.json", "--device", "cpu", "--save-every-steps", 1]
+    return [str(part) for part in (*start, *options)]
+
+
+def test_a_whole_run(digits, tmp_path):
+    """torchrun on 2 ranks: near one process, and the same bytes when repeated or interrupted."""
+    run(cell(), digits, tmp_path / "alone")
+    done = subprocess.run(
+        command(cell(), digits, tmp_path / "two", 2), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{n}/trained.json").read_text()) for n in ("alone", "two"))
+    assert (one["trained_by"], two["trained_by"]) == ({"0": 1}, {"0": 2})
+    assert one["checkpoints"]["0"] == two["checkpoints"]["0"]
+    assert one["checkpoints"]["4"]["digests"] == two["checkpoints"]["4"]["digests"]
+    assert one.keys() == two.keys()
+    for objective in cell()["objectives"]:
+        name = f"run/weights/{objective}-0000004.safetensors"
+        ours, theirs = (load_tensors(tmp_path / n / name, "")[0] for n in ("two", "alone"))
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-4)
+    logs = [pl.read_parquet(tmp_path / n / "run/log-4steps.parquet") for n in ("two", "alone")]
+    for column in ("dcl", "nscl", "scl", "ce", "grad_norm", "lr"):
+        ours, theirs = (torch.from_numpy(log[column].to_numpy().copy()) for log in logs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    on_ranks(2, run, cell(), digits, tmp_path / "parts", "3 steps")
+    on_ranks(2, run, cell(), digits, tmp_path / "parts")
+    parts, whole = files(tmp_path / "parts"), files(tmp_path / "two")
+    assert {name: parts[name] for name in whole if "resume" not in name} == {
+        name: data for name, data in whole.items() if "resume" not in name
+    }
+
+
+def test_bfloat16(digits, tmp_path):
+    settings = cell(precision="bfloat16")
+    run(settings, digits, tmp_path / "alone")
+    on_ranks(2, run, settings, digits, tmp_path / "two")
+    logs = [pl.read_parquet(tmp_path / n / "run/log-4steps.parquet") for n in ("two", "alone")]
+    assert 0 < (logs[0]["dcl"] - logs[1]["dcl"]).abs().max() < 0.05
+
+
+def test_another_number_of_ranks_goes_on_and_is_told(digits, tmp_path):
+    run(cell(), digits, tmp_path, until="3 steps")
+    on_ranks(2, run, cell(), digits, tmp_path)
+    assert json.loads((tmp_path / "trained.json").read_text())["trained_by"] == {"0": 1, "3": 2}
+    run(cell(), digits, tmp_path, until="3 steps")
+    assert json.loads((tmp_path / "trained.json").read_text())["trained_by"] == {"0": 1}
+
+
+def saved_step(folder):
+    try:
+        return load_tensors(folder / "run/resume.safetensors", "")[1]["step"]
+    except InputError:
+        return 0
+
+
+def test_terminated_is_never_stopped(digits, tmp_path):
+    """SIGTERM to torchrun ends all ranks; resumed, the bytes are of a run that never stopped."""
+    settings = cell(horizon="400 steps")
+    process = subprocess.Popen(command(settings, digits, tmp_path / "ended", 2), stderr=-1)
+    while saved_step(tmp_path / "ended") < 5 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0, said
+    reached = saved_step(tmp_path / "ended")
+    assert 5 <= reached < 400
+    stop = f"{reached + 3} steps"
+    on_ranks(2, run, settings, digits, tmp_path / "ended", stop)
+    on_ranks(2, run, settings, digits, tmp_path / "whole", stop)
+    whole, ended = files(tmp_path / "whole"), files(tmp_path / "ended")
+    assert {name: ended[name] for name in whole} == whole
+
+
+def _failing_rank(store, folder, settings):
+    """Rank 1 alone finds something wrong at its third step."""
+    step = CoupledTrainer.train_step
+
+    def failing(self):
+        if self.step == 2 and self.ranks.rank == 1:
+            raise InputError("this one fails")
+        step(self)
+
+    CoupledTrainer.train_step = failing
+    try:
+        run(settings, store, folder)
+    except InputError as error:
+        return str(error)
+
+
+def test_a_rank_that_fails_stops_the_others(digits, tmp_path):
+    first, second = on_ranks(2, _failing_rank, digits, tmp_path, cell())
+    assert "rank 0 of 2 lost touch with the others" in first
+    assert second == "this one fails"
+    assert not (tmp_path / "trained.json").exists()
+
+
+def _drifting_rank(store, folder):
+    """Rank 1 alone changes a weight."""
+    step = CoupledTrainer.train_step
+
+    def drifting(self):
+        step(self)
+        if self.ranks.rank == 1 and self.step == 1:
+            next(self.networks["nscl"].parameters()).data.flatten()[0] += 1e-6
+
+    CoupledTrainer.train_step = drifting
+    with pytest.raises(InputError, match="2 ranks hold different weights of nscl at step 2: start"):
+        run(cell(), store, folder)
+
+
+def test_replicas_that_drift_apart_are_refused(digits, tmp_path):
+    on_ranks(2, _drifting_rank, digits, tmp_path)
+    assert not (tmp_path / "run/weights/dcl-0000002.safetensors").exists()
+
+
+def _refused(store, folder, settings, sentence, device="cpu"):
+    with pytest.raises(InputError, match=sentence):
+        train(settings, store, folder / "run", folder / "trained.json", None, device)
+
+
+def test_a_batch_that_cannot_be_shared(digits, tmp_path):
+    sentence = "batch_size is 25, which 2 ranks cannot share evenly: make it a multiple of 2"
+    on_ranks(2, _refused, digits, tmp_path, cell(batch_size=25), sentence)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refusals(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"2 ranks .* lacks RANK, .*: start them with torchrun"):
+        run(cell(), digits, tmp_path)
+    for variable in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    _refused(digits, tmp_path, cell(), "--device cuda:0 is one GPU, but there are 2", "cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    _refused(digits, tmp_path, cell(), "this machine has 1 GPUs, too few for 2 ranks", "cuda")
+
+
+def test_one_sentence(digits, tmp_path):
+    """All ranks fail alike; one says so."""
+    done = subprocess.run(
+        command(cell(lr=1e30, warmup=0), digits, tmp_path, 2),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "loss is not finite at step" in errors[0]
+    assert not (tmp_path / "trained.json").exists()
+    assert not list(Path(tmp_path).glob("run/.*"))
