@@ -6,7 +6,7 @@ rule prepare:
     benchmark:
         "results/benchmarks/prepare/{store}.tsv"
     resources:
-        mem_mb=6000, # SVHN with its extra images; encoded images take less
+        mem_mb=6000,  # SVHN with its extra images; encoded images take less
         runtime=60,
     params:
         definition=definition,
