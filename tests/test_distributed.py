@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -56,14 +57,16 @@ def cell(**settings):
     return resolve_cell({**small, **settings})
 
 
-def on_ranks(size, work, *arguments):
-    """What `work(*arguments)` returns on each of `size` ranks; fails where a rank failed."""
+def on_ranks(size, work, *arguments, **options):
+    """What `work` returns on each of `size` ranks; fails where a rank failed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     answers = SERVER.Queue()
     ranks = [
-        SERVER.Process(target=_as_rank, args=(rank, size, port, answers, work, arguments))
+        SERVER.Process(
+            target=_as_rank, args=(rank, size, port, answers, partial(work, *arguments, **options))
+        )
         for rank in range(size)
     ]
     for rank in ranks:
@@ -76,14 +79,14 @@ def on_ranks(size, work, *arguments):
     return [answer for _, answer, _ in results]
 
 
-def _as_rank(rank, size, port, answers, work, arguments):
+def _as_rank(rank, size, port, answers, work):
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     try:
-        answers.put((rank, work(*arguments), None))
+        answers.put((rank, work(), None))
     except BaseException:
         answers.put((rank, None, traceback.format_exc()))
 
@@ -140,11 +143,11 @@ def _own_anchors(logits, ranks):
     return torch.where(anchors.flatten()[:, None], logits, logits.detach())
 
 
-def steps_in_float64(store, steps, kinds=(None,)):
+def steps_in_float64(store, steps, kinds=(None,), **changed):
     """Gradients, weights, buffers and log of `steps` steps of all objectives, by kind of ranks."""
     torch.Tensor.float = torch.Tensor.double  # what asks for float32 at least gets float64
     recipe = {"family": "digits", "blur_probability": 0.0}  # blurring is in float32 only
-    settings = cell(objectives=OBJECTIVES, recipe=recipe, coupling=["init", "views"])
+    settings = cell(objectives=OBJECTIVES, recipe=recipe, coupling=["init", "views"], **changed)
     ranks, device = join_ranks("cpu")
     data = image_set(open_store(store, settings), settings, "train", device)
     return [_steps(settings, data, kind() if kind else ranks, steps) for kind in kinds]
@@ -193,6 +196,13 @@ def test_gradients_are_those_of_one_process(digits, alone, size):
     for (made,) in on_ranks(size, steps_in_float64, digits, 1):
         apart = furthest(made, alone[1])
         assert max(apart.values()) < 1e-12, max(apart, key=apart.get)
+
+
+def test_views_that_pass_apart(digits):
+    """Each view has batch statistics of its own: those of all ranks."""
+    (alone,) = on_ranks(1, steps_in_float64, digits, 1, view_forward="apart")[0]
+    for (made,) in on_ranks(2, steps_in_float64, digits, 1, view_forward="apart"):
+        assert max(furthest(made, alone).values()) < 1e-12
 
 
 def test_steps_are_those_of_one_process(digits, alone):
