@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cltools.maths.angles import representation_angles, weight_angle
+from cltools.maths.alignment import alignment
+from cltools.maths.angles import feature_angle, similarity_angle, weight_angle
 
 
 def weights(*vectors):
@@ -26,6 +27,12 @@ def test_weight_angle_from_a_common_start_forgets_what_is_shared():
     assert np.isnan(weight_angle(a, start, start))
     with pytest.raises(ValueError, match="differ in their layers"):
         weight_angle(a, b, weights([1, 1, 1], [0]))
+
+
+def representation_angles(a, b):
+    measure = ("cka", "cosine_biased")
+    cka = alignment({"a": a, "b": b}, measures=[measure])["a", "b"][measure]
+    return similarity_angle(cka), feature_angle(a, b)
 
 
 def test_representation_angles():
@@ -53,3 +60,5 @@ def test_rows_of_norm_zero_have_no_angle():
     b[0] = 0
     assert representation_angles(a, b)[1] == pytest.approx(90 / 3)
     assert np.isnan(representation_angles(a, np.zeros((4, 4)))[1])
+    with pytest.raises(ValueError, match="different images"):
+        feature_angle(a, b[1:])

@@ -16,8 +16,7 @@ from cltools.engine.distributed import Ranks
 from cltools.engine.randomness import balanced_order, batch_order
 from cltools.engine.views import EpochViews, Recipe, epoch_views
 from cltools.errors import InputError
-
-REFERENCE = "dcl"
+from cltools.maths.objectives import REFERENCE
 
 
 def owner(cell: dict[str, Any], model: str, source: str) -> str | None:

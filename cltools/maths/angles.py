@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cltools.maths.alignment import alignment
 from cltools.maths.alignment_nulls import unit_rows
 from cltools.maths.weights import common_layers
 
@@ -47,31 +46,37 @@ def weight_angle(
     return float(np.degrees(np.arccos(np.clip(dot / np.sqrt(squares * other), -1, 1))))
 
 
-def representation_angles(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
-    """Angles between two representations of the same images, in degrees.
+def similarity_angle(cka: float) -> float:
+    """Angle between two centred matrices of cosine similarities, in degrees, from their CKA.
 
-    The first is the angle between the centred matrices of cosine similarities, whose cosine is the
-    papers' CKA: no rotation of either representation changes it. The second is the mean over
-    images of the angle between the two feature vectors, which asks more: it also grows when one of
-    them rotates. It means something for networks that share their initial weights.
+    The papers' CKA (biased, of cosines) is its cosine; no rotation of either representation
+    changes it. In [0, 90], NaN where CKA is.
+    """
+    return float(np.degrees(np.arccos(np.clip(cka, -1, 1))))
+
+
+def feature_angle(a: ArrayLike, b: ArrayLike) -> float:
+    """Mean over images of the angle between their two feature vectors, in degrees.
+
+    It asks more than `similarity_angle`: it also grows when one representation rotates, and means
+    something for networks that share their initial weights.
 
     Args:
         a, b: (N, d) and (N, d').
 
     Returns:
-        The first in [0, 90], NaN where CKA is; the second in [0, 180], over images with features of
-        non-zero norm in both, NaN where there are none or widths differ.
+        In [0, 180], over images with features of non-zero norm in both; NaN where there are none
+        or widths differ.
 
     Raises:
-        ValueError: as `alignment`.
+        ValueError: numbers of images that differ, or features that cannot be squared.
     """
-    measure = ("cka", "cosine_biased")
-    cka = alignment({"a": a, "b": b}, measures=[measure])["a", "b"][measure]
-    kernel = float(np.degrees(np.arccos(np.clip(cka, -1, 1))))
+    if np.shape(a)[0] != np.shape(b)[0]:
+        raise ValueError(f"features {np.shape(a)} and {np.shape(b)} are of different images")
     if np.shape(a) != np.shape(b):
-        return kernel, float("nan")
+        return float("nan")
     rows, other = unit_rows(a), unit_rows(b)
     both = rows.any(axis=1) & other.any(axis=1)
     cosines = np.einsum("ij,ij->i", rows[both], other[both])
     angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-    return kernel, float(angles.mean()) if len(angles) else float("nan")
+    return float(angles.mean()) if len(angles) else float("nan")

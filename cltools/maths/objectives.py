@@ -34,6 +34,7 @@ CONTRASTIVE = (
     "dcl", "nscl", "scl", "nt_xent", "nscl_with_positive", "nt_xent_double_positive",
 )  # fmt: skip
 OBJECTIVES = (*CONTRASTIVE, "ce")
+REFERENCE = "dcl"  # what all others are measured against
 TWIN = "dcl_twin"  # a second DCL model: how far apart are two runs of one objective?
 # Undefined when the whole batch is of one class: then no anchor has a negative.
 NEED_TWO_CLASSES = ("nscl", "nscl_with_positive")

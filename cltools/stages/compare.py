@@ -51,6 +51,7 @@ def compare(files: list[Path], output: Path, labels_file: Path | None = None) ->
             *measurements.null_rows(arrays, labels, names[0]),
             *measurements.geometry_rows(arrays, labels, intervals=True),
         ]
+        rows += measurements.angle_rows(rows, arrays, names[0])
         measurements.add_intervals(rows, arrays, names[0])
     except ValueError as error:
         raise InputError(f"the embeddings cannot be compared: {error}") from None

@@ -147,6 +147,8 @@ def _measure_split(
         *measurements.geometry_rows(h, labels, intervals=full),
         *measurements.view_rows(z_views),
     ]
+    for features, arrays in (("h", h), ("z", z)):
+        rows += measurements.angle_rows(rows, arrays, features=features)
     if "ce" in z:
         head = weights["ce"]["head.weight"], weights["ce"]["head.bias"]
         rows += measurements.head_rows(z["ce"], labels, *head, objective="ce")

@@ -4,9 +4,11 @@ A row is a dict with any of the columns of `tidy`; those that a family does not 
 all that is measured together, or are left empty.
 """
 
+from cltools.maths.objectives import REFERENCE
 from cltools.stages.measurements.alignment import (
     add_intervals,
     alignment_rows,
+    angle_rows,
     corollary_rows,
     null_rows,
     rank_rows,
@@ -14,7 +16,7 @@ from cltools.stages.measurements.alignment import (
 from cltools.stages.measurements.downstream import downstream_rows
 from cltools.stages.measurements.geometry import geometry_rows, head_rows, view_rows
 from cltools.stages.measurements.losses import batch_loss_rows, labelling_rows, loss_rows
-from cltools.stages.measurements.table import REFERENCE, SCHEMA, Row, tidy
+from cltools.stages.measurements.table import SCHEMA, Row, tidy
 from cltools.stages.measurements.weights import weight_rows
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Row",
     "add_intervals",
     "alignment_rows",
+    "angle_rows",
     "batch_loss_rows",
     "corollary_rows",
     "downstream_rows",

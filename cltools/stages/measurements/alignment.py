@@ -13,10 +13,11 @@ from cltools.maths.alignment_nulls import (
     spearman_rsa,
     within_class_null,
 )
-from cltools.maths.angles import representation_angles
+from cltools.maths.angles import feature_angle, similarity_angle
 from cltools.maths.intervals import alignment_intervals
+from cltools.maths.objectives import REFERENCE
 from cltools.maths.theory import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
-from cltools.stages.measurements.table import REFERENCE, Features, Row, others, rows_of
+from cltools.stages.measurements.table import Features, Row, others, rows_of
 
 # The measures that the papers state; intervals and nulls are worked out for these.
 PAPERS_MEASURES = (("cka", "cosine_biased"), ("cka", "cosine_debiased"), ("rsa", "pearson_cosine"))
@@ -64,12 +65,10 @@ def corollary_rows(
     """How far similarity matrices drift from the reference's, and what P2 concludes from it.
 
     `cka` and `rsa` lie above the rows `cka_lower_bound` and `rsa_lower_bound`: variant `corollary`
-    is P2's, `tight` the best that the same distance allows; NaN where nothing is claimed. The
-    angles stand beside, in degrees.
+    is P2's, `tight` the best that the same distance allows; NaN where nothing is claimed.
     """
     for name in others(arrays, reference):
         gap = frobenius_gap(arrays[reference], arrays[name])
-        kernel_angle, feature_angle = representation_angles(arrays[reference], arrays[name])
         values = {
             ("similarity_gap", "frobenius"): gap.gap,
             ("similarity_gap", "rho"): gap.rho,
@@ -80,8 +79,21 @@ def corollary_rows(
             ("cka_lower_bound", "tight"): cosine_lower_bound(gap.rho),
             ("rsa_lower_bound", "corollary"): rsa_lower_bound(gap.r),
             ("rsa_lower_bound", "tight"): cosine_lower_bound(gap.r),
-            ("representation_angle", "similarities"): kernel_angle,
-            ("representation_angle", "features"): feature_angle,
+        }
+        yield from rows_of(values, objective=name, reference=reference, features=features)
+
+
+def angle_rows(
+    rows: list[Row], arrays: Features, reference: str = REFERENCE, features: str = "h"
+) -> Iterator[Row]:
+    """Angles with the reference, in degrees; `rows` hold the CKA that one of them follows from."""
+    wanted = {"reference": reference, "features": features, "metric": "cka",
+              "variant": "cosine_biased"}  # fmt: skip
+    cka = {row["objective"]: row["value"] for row in rows if wanted.items() <= row.items()}
+    for name in others(arrays, reference):
+        values = {
+            ("representation_angle", "similarities"): similarity_angle(cka[name]),
+            ("representation_angle", "features"): feature_angle(arrays[reference], arrays[name]),
         }
         yield from rows_of(values, objective=name, reference=reference, features=features)
 

@@ -23,7 +23,6 @@ SCHEMA = {
     "n": pl.Int64,
 }
 EMPTY = {name: "" if dtype == pl.String else None for name, dtype in SCHEMA.items()}
-REFERENCE = "dcl"
 
 
 def tidy(rows: Iterable[Row]) -> pl.DataFrame:

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from cltools.maths.angles import weight_angle
+from cltools.maths.objectives import REFERENCE
 from cltools.maths.weights import weight_distance, weight_gap
-from cltools.stages.measurements.table import REFERENCE, Row, others, rows_of
+from cltools.stages.measurements.table import Row, others, rows_of
 
 Weights = Mapping[str, np.ndarray]  # name of a tensor -> tensor
 
