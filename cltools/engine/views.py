@@ -217,7 +217,7 @@ def epoch_views(
     if isinstance(height, Tensor):
         height, width = height.repeat(views), width.repeat(views)
     table = view_parameters(torch.cat(uniforms), recipe, height, width)
-    return EpochViews(table, views, len(samples))  # fmt: skip
+    return EpochViews(table, views, len(samples))
 
 
 def resize_matrices(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:

@@ -171,9 +171,8 @@ def lemma_rows(z: Mapping[str, np.ndarray], labels: np.ndarray, tau: float) -> I
         sides = [
             theory.reweighting_sides(row[use], same[use], tau)
             for row, use, same in zip(matrix, other_image, same_class, strict=True)
-            if other_class.any() and (other_class & other_image).any()
-            and not same[use].all()
-        ]  # fmt: skip
+            if not same[use].all()
+        ]
         tightest = max(sides, key=lambda s: s.left / s.right if s.right else 0.0, default=None)
         if tightest is not None:
             yield inequality(

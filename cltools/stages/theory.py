@@ -31,7 +31,7 @@ from cltools.files import (
     write_json,
 )
 from cltools.maths import theory
-from cltools.maths.objectives import contrastive_loss, pair_masks, similarity_logits
+from cltools.maths.objectives import REFERENCE, contrastive_loss, pair_masks, similarity_logits
 from cltools.progress import track
 from cltools.stages.embed import load_network
 from cltools.stages.inequalities import (
@@ -50,7 +50,7 @@ from cltools.stages.train import saved_weights, weights_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["theory"]
-PAIR = ("dcl", "nscl")
+PAIR = (REFERENCE, "nscl")
 
 
 def theory_cells(
@@ -103,8 +103,11 @@ def theory_of_cell(
     cell, training = manifest["cell"], None
     if set(PAIR) <= set(cell["objectives"]):
         training = _Training(manifest, manifest_path, store, device, settings)
+    if not measures.exists():
+        raise InputError(f"{measures} does not exist: run `cltools measure` on this cell again")
+    measured = pl.read_parquet(measures)
     for step, hashes in saved_weights(manifest):
-        values = _values(measures, step)
+        values = _values(measured, step)
         found = [
             *gap_rows(values, cell["views"], cell["batch_size"]),
             *corollary_rows(values),
@@ -253,16 +256,12 @@ class _Training:
         return largest_curvature(loss, trained, self.settings["power_iterations"])
 
 
-def _values(measures: Path, step: int) -> dict[Key, float]:
+def _values(measured: pl.DataFrame, step: int) -> dict[Key, float]:
     """Values at one step by (split, objective, features, metric, variant), with DCL as reference.
 
     `images, count` is added for every group.
     """
-    if not measures.exists():
-        raise InputError(f"{measures} does not exist: run `cltools measure` on this cell again")
-    table = pl.read_parquet(measures).filter(
-        pl.col("step") == step, pl.col("reference").is_in(["", "dcl"])
-    )
+    table = measured.filter(pl.col("step") == step, pl.col("reference").is_in(["", REFERENCE]))
     columns = ("split", "objective", "features", "metric", "variant", "value")
     values = {row[:5]: row[5] for row in table.select(columns).iter_rows()}
     for split, objective, features, n in table.select(*columns[:3], "n").unique().iter_rows():
