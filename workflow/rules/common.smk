@@ -61,10 +61,6 @@ def manifest_of(cell):
     return f"results/cells/{cell}/trained-{until}.json"
 
 
-def manifests(wildcards):
-    return [manifest_of(cell) for cell in EXPERIMENT.batches[wildcards.batch]]
-
-
 def store_of(cell):
     return f"results/stores/{EXPERIMENT.plans[cell].cell['dataset']}/store.json"
 
@@ -73,26 +69,22 @@ def store_of_cell(wildcards):
     return store_of(wildcards.cell)
 
 
-def stores(wildcards):
-    return sorted({store_of(cell) for cell in EXPERIMENT.batches[wildcards.batch]})
+# Inputs and options of the jobs that work through one of `batches`.
+def manifests_in(batches):
+    return lambda wildcards: [manifest_of(cell) for cell in batches[wildcards.batch]]
 
 
-def store_options(wildcards):
-    return [f"--store {Path(path).parent}" for path in stores(wildcards)]
-
-
-def merged(wildcards):
-    return [manifest_of(cell) for cell in EXPERIMENT.merge_batches[wildcards.batch]]
-
-
-def merged_stores(wildcards):
-    return sorted(
-        {store_of(cell) for cell in EXPERIMENT.merge_batches[wildcards.batch]}
+def stores_in(batches):
+    return lambda wildcards: sorted(
+        {store_of(cell) for cell in batches[wildcards.batch]}
     )
 
 
-def merged_store_options(wildcards):
-    return [f"--store {Path(path).parent}" for path in merged_stores(wildcards)]
+def store_options_in(batches):
+    stores = stores_in(batches)
+    return lambda wildcards: [
+        f"--store {Path(path).parent}" for path in stores(wildcards)
+    ]
 
 
 def regularity_store(wildcards):

@@ -3,8 +3,8 @@
 # the new cell only.
 rule embed:
     input:
-        manifests=manifests,
-        stores=stores,
+        manifests=manifests_in(EXPERIMENT.batches),
+        stores=stores_in(EXPERIMENT.batches),
     output:
         (
             "results/{experiment}/embedded/{batch}.json"
@@ -19,7 +19,7 @@ rule embed:
         mem_mb=embed_memory,
         runtime=embed_minutes,
     params:
-        stores=store_options,
+        stores=store_options_in(EXPERIMENT.batches),
         dtype=EXPERIMENT.setting("embedding_type"),
         recalibrate=(
             "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
@@ -33,7 +33,7 @@ rule embed:
 
 rule measure:
     input:
-        manifests=manifests,
+        manifests=manifests_in(EXPERIMENT.batches),
         embedded="results/{experiment}/embedded/{batch}.json",
     output:
         "results/{experiment}/measured/{batch}.json",
@@ -59,8 +59,8 @@ rule measure:
 
 rule theory:
     input:
-        manifests=manifests,
-        stores=stores,
+        manifests=manifests_in(EXPERIMENT.batches),
+        stores=stores_in(EXPERIMENT.batches),
         measured="results/{experiment}/measured/{batch}.json",
     output:
         "results/{experiment}/theory/{batch}.json",
@@ -72,7 +72,7 @@ rule theory:
         mem_mb=4000,
         runtime=120,
     params:
-        stores=store_options,
+        stores=store_options_in(EXPERIMENT.batches),
         settings=stage_settings("theory"),
         version=VERSIONS["theory"],
     shell:
@@ -83,8 +83,8 @@ rule theory:
 
 rule merge:
     input:
-        manifests=merged,
-        stores=merged_stores,
+        manifests=manifests_in(EXPERIMENT.merge_batches),
+        stores=stores_in(EXPERIMENT.merge_batches),
     output:
         "results/{experiment}/merged/{batch}.json",
     log:
@@ -95,7 +95,7 @@ rule merge:
         mem_mb=4000,
         runtime=120,
     params:
-        stores=merged_store_options,
+        stores=store_options_in(EXPERIMENT.merge_batches),
         settings=stage_settings("merge", without=("sweeps",)),
         version=VERSIONS["merge"],
     shell:
