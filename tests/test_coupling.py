@@ -111,6 +111,19 @@ def test_a_run_with_private_batches_continues(digits, tmp_path):
     assert largest["dcl"] != largest["nscl"]  # of each model's own batches
 
 
+def test_a_state_from_before_batches_could_be_private_is_taken_up(digits):
+    """It has one composition a step, not one for each model."""
+    one, other = (trainer(digits, objectives=["dcl", "nscl"]) for _ in range(2))
+    for _ in range(3):
+        one.train_step()
+    tensors, about = one.state()
+    other.restore({**tensors, "log/composition": tensors["log/composition"][:, 0]}, about)
+    for each in (one, other):
+        each.train_step()
+    before, after = one.log(4), other.log(4)
+    assert all((before[key] == after[key]).all() for key in ("n_max", "dcl", "model"))
+
+
 def test_with_all_shared_the_second_dcl_model_would_be_the_first():
     assert cell()["objectives"] == ["dcl", "nscl"]
     assert cell_id(cell()) == cell_id(cell(objectives=["dcl", "nscl"]))
