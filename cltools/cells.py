@@ -148,6 +148,7 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
     check(cell, "cell", where)
     _check_encoder(cell, where)
+    _check_framework(cell, where)
     horizon = Duration.parse(cell["horizon"])
     if horizon.count == 0:
         raise InputError(f"config key {where}.horizon is 0, but must be at least 1")
@@ -175,6 +176,35 @@ def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 f"config key {where}.{key} is {cell[key]!r}, but {cell['architecture']} is {kind}, "
                 f"which has no {key}: leave it out"
+            )
+
+
+def _check_framework(cell: Mapping[str, Any], where: str) -> None:
+    """Refuse what has no meaning in the cell's framework, and a queue that batches do not fill."""
+    if cell["framework"] == "simclr":
+        for key in ("queue_size", "key_momentum"):
+            if cell[key] != defaults()[key]:
+                raise InputError(
+                    f"config key {where}.{key} is {cell[key]!r}, but only MoCo has a queue: set "
+                    "framework to moco, or leave it out"
+                )
+        return
+    queue, batch = cell["queue_size"], cell["batch_size"]
+    if queue == 0 or queue % batch:
+        raise InputError(
+            f"config key {where}.queue_size is {queue}, but framework moco needs a multiple of "
+            f"batch_size ({batch})"
+        )
+    if "scl" in cell["objectives"]:
+        raise InputError(
+            f"config key {where}.objectives lists scl, which has no form with a queue: take it "
+            "out, or set framework to simclr"
+        )
+    for key, value in (("views", 2), ("view_forward", "together")):
+        if cell[key] != value:
+            raise InputError(
+                f"config key {where}.{key} is {cell[key]!r}, but MoCo passes a query and a key of "
+                f"each image through networks of their own: leave it at {value!r}"
             )
 
 

@@ -19,8 +19,8 @@ from cltools.files import canonical_json, read_json
 # Settings that a step takes the same time and memory for. Those that say how long a run is and what
 # it keeps are here too: they are put in afterwards.
 COST_FREE = (
-    "base_batch", "checkpoints", "class_draw", "horizon", "lr", "lr_rule", "lr_schedule",
-    "seed", "tau", "trust_coefficient", "warmup", "weight_decay",
+    "base_batch", "checkpoints", "class_draw", "horizon", "key_momentum", "lr", "lr_rule",
+    "lr_schedule", "seed", "tau", "trust_coefficient", "warmup", "weight_decay",
 )  # fmt: skip
 SECONDS_BETWEEN_SAVES = 120.0  # of the resume state while training
 # Columns of the training log, at 8 bytes: what parquet makes of them is less.

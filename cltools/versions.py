@@ -10,7 +10,7 @@ VERSIONS = {
     "embed": 1,
     "measure": 2,
     "plan": 1,
-    "collect": 3,
+    "collect": 4,
     "plot": 1,
     "surrogate": 1,
     "theory": 1,

@@ -147,7 +147,8 @@ def steps_in_float64(store, steps, kinds=(None,), **changed):
     """Gradients, weights, buffers and log of `steps` steps of all objectives, by kind of ranks."""
     torch.Tensor.float = torch.Tensor.double  # what asks for float32 at least gets float64
     recipe = {"family": "digits", "blur_probability": 0.0}  # blurring is in float32 only
-    settings = cell(objectives=OBJECTIVES, recipe=recipe, coupling=["init", "views"], **changed)
+    changed = {"objectives": OBJECTIVES, "coupling": ["init", "views"], **changed}
+    settings = cell(recipe=recipe, **changed)
     ranks, device = join_ranks("cpu")
     data = image_set(open_store(store, settings), settings, "train", device)
     return [_steps(settings, data, kind() if kind else ranks, steps) for kind in kinds]
@@ -157,6 +158,9 @@ def _steps(settings, data, ranks, steps):
     trainer = CoupledTrainer(settings, data, CPU, ranks)
     for network in trainer.networks.values():
         network.double()
+    for queue in trainer.queues.values():
+        queue.network.double()
+        queue.keys = queue.keys.double()
     with pytest.MonkeyPatch.context() as patch:
         if isinstance(ranks, LocalSlice):
             own = lambda z, tau: _own_anchors(similarity_logits(z, tau), ranks)  # noqa: E731
@@ -211,6 +215,15 @@ def test_steps_are_those_of_one_process(digits, alone):
     apart = furthest(first, alone[3])
     assert max(apart.values()) < 1e-10, max(apart, key=apart.get)
     assert max(furthest(first, second).values()) == 0
+
+
+def test_a_queue_of_keys_is_that_of_one_process(digits):
+    """MoCo: weights and log after three steps."""
+    moco = {"framework": "moco", "queue_size": 48, "objectives": ["dcl", "nscl", "ce"]}
+    ((alone,),) = on_ranks(1, steps_in_float64, digits, 3, **moco)
+    for (made,) in on_ranks(2, steps_in_float64, digits, 3, **moco):
+        apart = furthest(made, alone)
+        assert max(apart.values()) < 1e-10, max(apart, key=apart.get)
 
 
 def test_mistakes_are_seen(digits, alone):

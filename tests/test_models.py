@@ -164,18 +164,22 @@ def images(side, count, channels=3):
     [
         (32, {"architecture": "resnet50"}),
         (32, {"architecture": "resnet50", "width": 2, "projector_dim": 64}),
+        (32, {"architecture": "resnet50", "framework": "moco", "queue_size": 4}),
         (64, {"architecture": "resnet50", "stem": "imagenet"}),
         (224, {"architecture": "resnet50", "stem": "imagenet"}),
         (32, {"architecture": "vit_small"}),
         (64, {"architecture": "vit_small"}),
         (224, {"architecture": "vit_base"}),
+        (64, {"architecture": "small_resnet", "batch_size": 64}),
     ],
 )
 def test_a_step_of_the_papers_cells(side, settings):
     """The loss is finite, and all but the projector's last shift, which is fixed, moves."""
     recipe = {"projector_hidden": 2048, "projector_dim": 128, "objectives": ["nscl"]}
     recipe |= {"lr_rule": "constant", "batch_size": 2, "optimizer": "lars", **settings}
-    trainer = CoupledTrainer(cell(**recipe), images(side, 2), torch.device("cpu"))
+    trainer = CoupledTrainer(
+        cell(**recipe), images(side, recipe["batch_size"]), torch.device("cpu")
+    )
     network = trainer.networks["nscl"]
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     trainer.train_step()

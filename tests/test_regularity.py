@@ -181,7 +181,7 @@ def test_epoch_0_is_the_coupled_trainer_s(digits):
     trained = states(plain)
     for name, value in states(ours).items():
         torch.testing.assert_close(value, trained[name], atol=1e-4, rtol=1e-4)
-    order = ours.batches["dcl"].positions(STEPS)
+    order = ours.batches["dcl"].positions(range(STEPS))
     assert torch.equal(ours.data.labels[order], plain.batches["dcl"].labels(STEPS))
     fixed = ours.batches["dcl"].views[:, order[-1]].flatten(0, 1)
     assert torch.equal(ours.batches["dcl"].at(STEPS - 1)[0], fixed)
@@ -201,7 +201,10 @@ def test_measuring_leaves_the_run_alone(digits):
 def test_the_table_from_its_definitions(digits):
     trainer = trainer_of(digits)
     similarities = SimilarityMap(trainer.networks["dcl"], trainer.batches["dcl"].views)
-    labels, batches = trainer.data.labels.numpy(), trainer.batches["dcl"].positions(STEPS).numpy()
+    labels, batches = (
+        trainer.data.labels.numpy(),
+        trainer.batches["dcl"].positions(range(STEPS)).numpy(),
+    )
     reached = {o: [similarities.weights(n)] for o, n in trainer.networks.items()}
     for _ in range(STEPS):
         trainer.train_step()

@@ -5,7 +5,7 @@ which of them all models share; of the rest every model but DCL has its own.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ class Batches:
         self._views: EpochViews | None = None
         self._epochs: dict[int, tuple[Tensor, EpochViews]] = {}
         self._begun: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
+        self._orders: dict[int, Tensor] = {}
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """What `step` trains on: standardised views, view-major (K*B, c, H, W), labels (B,).
@@ -99,6 +100,13 @@ class Batches:
         own = self.ranks.share(positions)
         parameters = self._views.rows(slice(None), own)
         return positions, self.data.views(own, parameters, self.recipe)
+
+    def positions(self, steps: Sequence[int]) -> Tensor:
+        """Positions (steps, B) of the images of any steps, without their views."""
+        places = [divmod(step, self.steps_per_epoch) for step in steps]
+        epochs, known = {epoch for epoch, _ in places}, self._orders
+        self._orders = {e: known[e] if e in known else self._order_of(e) for e in epochs}
+        return torch.stack([self._orders[epoch][place] for epoch, place in places])
 
     def labels(self, steps: int) -> Tensor:
         """Classes (steps, B) of the images of the first steps, without their views."""

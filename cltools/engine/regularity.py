@@ -74,14 +74,9 @@ class FixedViews(Batches):
         self.views = rendered.unflatten(0, (cell["views"], images))
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        positions = self._order_of(step // self.steps_per_epoch)[step % self.steps_per_epoch]
+        (positions,) = self.positions([step])
         views = self.views[:, positions.to(self.views.device)].flatten(0, 1)
         return views.contiguous(memory_format=torch.channels_last), self.data.labels[positions]
-
-    def positions(self, steps: int) -> Tensor:
-        """(steps, B) images of the first steps."""
-        epochs = range(-(-steps // self.steps_per_epoch))
-        return torch.cat([self._order_of(epoch) for epoch in epochs])[:steps]
 
     def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
         """Unchanged: the digests of a run that is not kept."""

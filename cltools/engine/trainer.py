@@ -23,6 +23,7 @@ from cltools.engine.batches import Batches, batches_of_models, owner
 from cltools.engine.compiled import compiled
 from cltools.engine.data import ImageSet
 from cltools.engine.distributed import Ranks
+from cltools.engine.moco import KeyQueue, key_masks, queued_positions
 from cltools.engine.models import Network, build_network
 from cltools.engine.optim import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
 from cltools.engine.randomness import initialise
@@ -31,12 +32,15 @@ from cltools.errors import InputError
 from cltools.maths.objectives import (
     CONTRASTIVE,
     NEED_TWO_CLASSES,
+    QUEUE_OBJECTIVES,
+    KeyMasks,
     PairMasks,
-    all_contrastive_losses,
     contrastive_loss,
     cross_entropy,
+    key_logits,
     loss_of,
     pair_masks,
+    queue_loss,
     similarity_logits,
 )
 
@@ -50,12 +54,14 @@ ALWAYS_LOGGED = ("dcl", "nscl", "scl")
 class _Batch:
     """What models that share their batches train on: views (K*B, c, H, W) and labels (B,).
 
-    Of several ranks, the views are of one rank's share and all else is of the whole batch.
+    `largest_class` and `classes` count the images among which the negatives are: the batch, or with
+    a queue all whose keys it holds. Of several ranks, the views are of one rank's share and all
+    else is of the whole batch.
     """
 
     views: Tensor
     labels: Tensor
-    masks: PairMasks
+    masks: PairMasks | KeyMasks
     largest_class: int
     classes: int
 
@@ -84,15 +90,15 @@ class CoupledTrainer:
         self.horizon = self.in_steps(cell["horizon"])
         self.warmup = self.in_steps(cell["warmup"])
         self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
+        self.queued = cell["queue_size"] // cell["batch_size"]  # batches; 0 without a queue
         self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in cell["objectives"]]
         self.columns = ["grad_norm", *self.logged, "ce"]
 
-        self.networks: dict[str, Network] = {}
-        for objective in cell["objectives"]:
-            network = build_network(cell, data.image_shape, data.classes, objective)
-            initialise(network, cell["seed"], owner(cell, objective, "init"))
-            self.ranks.couple(network)
-            self.networks[objective] = network.to(device, memory_format=torch.channels_last)
+        self.networks = {o: self._network(o) for o in cell["objectives"]}
+        self.queues: dict[str, KeyQueue] = {}
+        if cell["framework"] == "moco":
+            contrastive = [o for o in cell["objectives"] if loss_of(o) != "ce"]
+            self.queues = {o: KeyQueue(self._network(o), cell) for o in contrastive}
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
         self.forward = {o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()}
 
@@ -104,6 +110,13 @@ class CoupledTrainer:
         self._pending_composition: list[list[list[int]]] = []
         self._measured = torch.empty(0, len(self.networks), len(self.columns))
         self._composition = torch.empty(0, len(self.networks), 2, dtype=torch.int64)
+
+    def _network(self, objective: str) -> Network:
+        """The network of an objective as it is before the first step."""
+        network = build_network(self.cell, self.data.image_shape, self.data.classes, objective)
+        initialise(network, self.cell["seed"], owner(self.cell, objective, "init"))
+        self.ranks.couple(network)
+        return network.to(self.device, memory_format=torch.channels_last)
 
     def in_steps(self, duration: str) -> int:
         return Duration.parse(duration).in_steps(self.steps_per_epoch)
@@ -133,6 +146,8 @@ class CoupledTrainer:
         for objective, network in self.networks.items():
             batch = made[id(self.batches[objective])]
             composition.append([batch.largest_class, batch.classes])
+            if objective in self.queues:
+                self._renew_keys(objective, batch)
             if objective in NEED_TWO_CLASSES and batch.classes < 2:
                 # No anchor of this batch has a negative: the model takes no step. The manifest
                 # counts these steps.
@@ -152,11 +167,19 @@ class CoupledTrainer:
             self.digests = batches.chain_digests(self.step, self.digests)
             self.lap("epoch")
         views, labels = batches.at(self.step)
-        counts = torch.bincount(labels)
-        here = to_device(labels, self.device)
-        masks = pair_masks(here, self.cell["views"])
+        here, among = to_device(labels, self.device), labels
+        if self.queues:
+            masks = key_masks(batches, self.step, self.queued, self.device)
+            among = self.data.labels[queued_positions(batches, self.step, self.queued)]
+        else:
+            masks = pair_masks(here, self.cell["views"])
+        counts = torch.bincount(among)
         self.lap("views")
         return _Batch(views, here, masks, int(counts.max()), int((counts > 0).sum()))
+
+    def images_among(self, step: int) -> int:
+        """The images among which a step's negatives are: a batch's, or those with queued keys."""
+        return self.cell["batch_size"] * max(1, min(step + 1, self.queued))
 
     def close(self) -> None:
         """Call off what was begun for the steps to come."""
@@ -169,11 +192,13 @@ class CoupledTrainer:
         set_lr(optimizer, lr)
         optimizer.zero_grad(set_to_none=True)
         network.train()
-        bfloat16 = self.cell["precision"] == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            z = self._project(self.forward[objective], batch.views)
+        views, passed = batch.views, self.cell["views"]
+        if objective in self.queues:
+            views, passed = views.chunk(passed)[0], 1
+        with self._autocast():
+            z = self._project(self.forward[objective], views)
         self.lap("forward")
-        z = z.unflatten(0, (self.cell["views"], -1))
+        z = z.unflatten(0, (passed, -1))
         own = loss_of(objective)
         if own == "ce":
             # Class logits are gathered, not z: each rank's part of the head's gradient is then of
@@ -181,11 +206,10 @@ class CoupledTrainer:
             loss = cross_entropy(self.ranks.gather(network.class_logits(z)), batch.labels)
             others = {"ce": loss.detach()}
         else:
-            logits = similarity_logits(self.ranks.gather(z), self.cell["tau"])
-            loss = contrastive_loss(own, logits, batch.masks)
-            rest = [name for name in self.logged if name != own]
+            value = self._losses(objective, self.ranks.gather(z), batch)
+            loss = value(own)
             with torch.no_grad():
-                others = all_contrastive_losses(rest, logits, batch.masks, batch.classes > 1)
+                others = {name: value(name) for name in self._defined(objective, batch, but=own)}
             others[own] = loss.detach()
         self.lap("losses")
         loss.backward()
@@ -199,6 +223,37 @@ class CoupledTrainer:
         self.lap("optimizer")
         undefined = loss.new_full((), torch.nan)
         return torch.stack([grad_norm, *(others.get(name, undefined) for name in self.columns[1:])])
+
+    def _losses(self, objective: str, z: Tensor, batch: _Batch) -> Callable[[str], Tensor]:
+        """What gives any contrastive loss by name, from the z (K, B, d) of the whole batch."""
+        if objective in self.queues:
+            keys = self.queues[objective].until(self.step)
+            logits = key_logits(z[0], keys, self.cell["tau"])
+            return lambda name: queue_loss(name, logits, batch.masks)
+        logits = similarity_logits(z, self.cell["tau"])
+        return lambda name: contrastive_loss(name, logits, batch.masks)
+
+    def _defined(self, objective: str, batch: _Batch, but: str) -> list[str]:
+        """The losses beside `but` that the log has of this batch."""
+        names = set(self.logged) - {but}
+        if objective in self.queues:
+            names &= set(QUEUE_OBJECTIVES)
+        if batch.classes < 2:
+            names -= set(NEED_TWO_CLASSES)
+        return [name for name in self.logged if name in names]
+
+    def _renew_keys(self, objective: str, batch: _Batch) -> None:
+        """Keys of the batch's second views, by the network that follows, join the queue."""
+        queue = self.queues[objective]
+        queue.follow(self.networks[objective])
+        with torch.no_grad(), self._autocast():
+            keys = queue.network(batch.views.chunk(self.cell["views"])[1])[1]
+        queue.put(self.step, self.ranks.gather(keys[None])[0])
+        self.lap("forward")
+
+    def _autocast(self) -> torch.autocast:
+        bfloat16 = self.cell["precision"] == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     def _project(self, network: Callable[[Tensor], Any], views: Tensor) -> Tensor:
         """z (K*B, d) of the views, in one pass or, each with batch statistics of its own, in K."""
@@ -280,6 +335,9 @@ class CoupledTrainer:
                 for slot, value in slots.items():
                     if isinstance(value, Tensor):
                         tensors[f"optimizer/{objective}/{slot}/{names[parameter]}"] = value
+        for objective, queue in self.queues.items():
+            for name, tensor in queue.state():
+                tensors[f"keys/{objective}/{name}"] = tensor
         about = {"step": self.step, "digests": self.digests, "trained_by": self.trained_by}
         return tensors, about
 
@@ -296,15 +354,17 @@ class CoupledTrainer:
             composition = composition[:, None].expand(-1, len(self.networks), -1)
         self._composition = composition
         for objective, network in self.networks.items():
-            prefix = f"network/{objective}/"
-            network.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            )
+            network.load_state_dict(_below(f"network/{objective}/", tensors))
+            if objective in self.queues:
+                self.queues[objective].restore(_below(f"keys/{objective}/", tensors))
             parameters = dict(network.named_parameters())
             optimizer = self.optimizers[objective]
-            prefix = f"optimizer/{objective}/"
-            for key, value in tensors.items():
-                if key.startswith(prefix):
-                    slot, name = key.removeprefix(prefix).split("/")
-                    parameter = parameters[name]
-                    optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(value)
+            for key, value in _below(f"optimizer/{objective}/", tensors).items():
+                slot, name = key.split("/")
+                parameter = parameters[name]
+                optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(value)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, named without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -23,7 +23,6 @@ under the name of CL. `scl` is Khosla et al. 2020, L_out. The value is the mean 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +33,7 @@ CONTRASTIVE = (
     "dcl", "nscl", "scl", "nt_xent", "nscl_with_positive", "nt_xent_double_positive",
 )  # fmt: skip
 OBJECTIVES = (*CONTRASTIVE, "ce")
+QUEUE_OBJECTIVES = tuple(name for name in CONTRASTIVE if name != "scl")
 REFERENCE = "dcl"  # what all others are measured against
 TWIN = "dcl_twin"  # a second DCL model: how far apart are two runs of one objective?
 # Undefined when the whole batch is of one class: then no anchor has a negative.
@@ -55,6 +55,18 @@ class PairMasks:
     other_image: Tensor
     other_class: Tensor
     same_class: Tensor
+
+
+@dataclass(frozen=True)
+class KeyMasks:
+    """Which of M queued keys are negatives of B queries, as (B, M) bool tensors.
+
+    The keys of the queries' own images are those from number `own` on, in the same order.
+    """
+
+    own: int
+    other_image: Tensor
+    other_class: Tensor
 
 
 def loss_of(objective: str) -> str:
@@ -85,11 +97,20 @@ def similarity_logits(z: Tensor, tau: float) -> Tensor:
     Computed in float32 at least, whatever autocast is in force: at tau = 0.1 a bfloat16 product
     would be off by several percent of a nat.
     """
-    with torch.autocast(z.device.type, enabled=False):
-        flat = z.flatten(0, 1)
-        if flat.dtype not in (torch.float32, torch.float64):
-            flat = flat.float()
-        return (flat @ flat.T) / tau
+    flat = z.flatten(0, 1)
+    return _cosines(flat, flat) / tau
+
+
+def key_logits(queries: Tensor, keys: Tensor, tau: float) -> Tensor:
+    """(B, M) matrix of cosine / tau of normalised queries (B, d) with keys (M, d), likewise."""
+    return _cosines(queries, keys) / tau
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):
+        if a.dtype not in (torch.float32, torch.float64):
+            a, b = a.float(), b.float()
+        return a @ b.T
 
 
 def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
@@ -121,9 +142,30 @@ def contrastive_loss(name: str, logits: Tensor, masks: PairMasks) -> Tensor:
         return (denominator - numerator).mean()
     if name not in CONTRASTIVE:
         raise ValueError(f"unknown contrastive objective {name!r}: use one of {CONTRASTIVE}")
-    negatives = masks.other_class if name in NEED_TWO_CLASSES else masks.other_image
-    log_negatives = masked_logsumexp(logits, negatives).view(masks.views, 1, -1)
-    positive = _positive_logits(logits, masks.views)
+    log_negatives = masked_logsumexp(logits, _negatives(name, masks)).view(masks.views, 1, -1)
+    return _positive_against(name, _positive_logits(logits, masks.views), log_negatives)
+
+
+def queue_loss(name: str, logits: Tensor, masks: KeyMasks) -> Tensor:
+    """A contrastive objective of queries against queued keys (`engine.moco`); a scalar in nats.
+
+    logits: (B, M), cosine / tau. An anchor's one positive is the key of its own image. What
+    `contrastive_loss` says about batches of one class goes for the queue. Raises ValueError for a
+    name that is not among `QUEUE_OBJECTIVES`.
+    """
+    if name not in QUEUE_OBJECTIVES:
+        raise ValueError(f"{name!r} has no form with a queue: use one of {QUEUE_OBJECTIVES}")
+    positive = logits[:, masks.own : masks.own + len(logits)].diagonal()
+    log_negatives = masked_logsumexp(logits, _negatives(name, masks))
+    return _positive_against(name, positive, log_negatives)
+
+
+def _negatives(name: str, masks: PairMasks | KeyMasks) -> Tensor:
+    return masks.other_class if name in NEED_TWO_CLASSES else masks.other_image
+
+
+def _positive_against(name: str, positive: Tensor, log_negatives: Tensor) -> Tensor:
+    """Mean over anchors of log(negatives, and the positive where it is counted) - positive."""
     if name in _POSITIVES:
         in_denominator = positive + math.log(_POSITIVES[name])
         log_negatives = torch.logaddexp(in_denominator, log_negatives)
@@ -153,16 +195,3 @@ def cross_entropy(class_logits: Tensor, labels: Tensor) -> Tensor:
     """
     views = class_logits.shape[0]
     return F.cross_entropy(class_logits.flatten(0, 1).float(), labels.repeat(views))
-
-
-def all_contrastive_losses(
-    names: Sequence[str], logits: Tensor, masks: PairMasks, two_classes: bool
-) -> dict[str, Tensor]:
-    """Every named loss on one matrix of logits; NaN where one needs a second class."""
-    undefined = logits.new_full((), torch.nan)
-    return {
-        name: undefined
-        if name in NEED_TWO_CLASSES and not two_classes
-        else contrastive_loss(name, logits, masks)
-        for name in names
-    }

@@ -13,7 +13,10 @@ from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["collect"]
 # Settings of a cell that become columns, as they are.
-SETTINGS = ("class_draw", "imbalance", "tau", "batch_size", "lr_rule", "seed")
+SETTINGS = (
+    "class_draw", "imbalance", "framework", "tau", "batch_size", "sampler", "view_forward",
+    "optimizer", "lr_rule", "lr_schedule", "precision", "seed",
+)  # fmt: skip
 
 
 def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -> list[pl.Expr]:

@@ -39,7 +39,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from cltools.cells import with_defaults
+from cltools.cells import defaults, with_defaults
 from cltools.engine.data import image_set, open_store
 from cltools.engine.regularity import (
     FixedViews,
@@ -110,7 +110,7 @@ def run_regularity(
 
 
 def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """The cell with what the theory prescribes: DCL and NSCL, two views, plain SGD.
+    """The cell with what the theory prescribes: DCL and NSCL, two views, plain SGD, no queue.
 
     Momentum or weight decay would be another surrogate's. The learning rate goes from its peak,
     by the cell's rule, down a cosine that ends with the last step.
@@ -120,6 +120,7 @@ def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
         "objectives": list(OBJECTIVES),
         "coupling": ["init", "batches", "views"],
         "views": 2,
+        **{key: defaults()[key] for key in ("framework", "queue_size", "key_momentum")},
         "optimizer": "sgd",
         "momentum": 0.0,
         "weight_decay": 0.0,
@@ -141,7 +142,7 @@ def follow(
     similarities = SimilarityMap(trainer.networks["dcl"], fixed.views)
     points = {o: similarities.at(similarities.weights(n)) for o, n in trainer.networks.items()}
     start = _array(points["dcl"])
-    batches = fixed.positions(steps).numpy()
+    batches = fixed.positions(range(steps)).numpy()
     lrs = np.array([trainer.lr_at(step) for step in range(steps)])
     try:
         descent = similarity_descent(start, labels, batches, lrs, cell["tau"], delta)

@@ -3,9 +3,11 @@
 import logging
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -203,10 +205,9 @@ def _resume(
 def _write_log(trainer: CoupledTrainer, until: int, path: Path) -> None:
     """The training log as parquet: losses in nats, NaN (never null) where undefined."""
     columns = trainer.log(until)
-    batch, tau = trainer.cell["batch_size"], trainer.cell["tau"]
-    bound = {n: gap_bound(n, batch, tau) for n in set(columns["n_max"].tolist())}
-    table = pl.DataFrame(columns).with_columns(
-        gap_bound=pl.col("n_max").replace_strict(bound, return_dtype=pl.Float64)
-    )
+    images = [trainer.images_among(step) for step in columns["step"].tolist()]
+    bound = partial(gap_bound, tau=trainer.cell["tau"])
+    columns["gap_bound"] = np.array(list(map(bound, columns["n_max"].tolist(), images)))
+    table = pl.DataFrame(columns)
     with whole_file(path) as scratch:
         table.write_parquet(scratch)
