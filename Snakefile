@@ -26,6 +26,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/plot.smk"
+include: "workflow/rules/claims.smk"
 
 
 rule all:

@@ -278,6 +278,30 @@ def plot(
 
 
 @app.command()
+def claims(
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    output: Annotated[Path, typer.Option(help="Table to write (parquet); a readable .md beside.")],
+    measures: Annotated[Path | None, typer.Option(help="measures.parquet.")] = None,
+    theory: Annotated[Path | None, typer.Option(help="theory.parquet.")] = None,
+    log: Annotated[Path | None, typer.Option(help="training_log.parquet.")] = None,
+    surrogate: Annotated[Path | None, typer.Option(help="surrogate.parquet.")] = None,
+    minimise: Annotated[Path | None, typer.Option(help="minimise.parquet.")] = None,
+    regularity: Annotated[Path | None, typer.Option(help="regularity.parquet.")] = None,
+    claims: Annotated[
+        Path | None, typer.Option(help="Claims to test; default: those of the papers.")
+    ] = None,
+) -> None:
+    """Say which of the papers' claims hold in an experiment."""
+    limit_threads(1)
+    from cltools.claims import FILE
+    from cltools.stages.claims import run_claims
+
+    tables = {"measures": measures, "theory": theory, "training_log": log, "surrogate": surrogate,
+              "minimise": minimise, "regularity": regularity}  # fmt: skip
+    run_claims(plan, tables, claims or FILE, output)
+
+
+@app.command()
 def surrogate(
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",

@@ -17,4 +17,5 @@ VERSIONS = {
     "merge": 1,
     "minimise": 1,
     "regularity": 1,
+    "claims": 1,
 }

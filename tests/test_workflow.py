@@ -82,6 +82,8 @@ def test_all_is_there(finished):
     }  # fmt: skip
     for name in names:
         assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))
+    assert pl.read_parquet(finished / "results/tiny/claims.parquet").height > 0
+    assert (finished / "results/tiny/claims.md").exists()
     plan = json.loads((finished / "results/tiny/plan.json").read_text())
     assert [sweep["name"] for sweep in plan["sweeps"]] == list(CONFIG["sweeps"])
     logs = finished / "results/logs"
@@ -119,12 +121,12 @@ def test_the_order_of_keys_changes_nothing(finished):
 
 def test_measuring_more_trains_nothing(finished):
     jobs = planned(finished, changed(measure={"full_at": "all"}))
-    assert jobs.keys() == {"embed", "measure", "theory", "collect", "plot"}
+    assert jobs.keys() == {"embed", "measure", "theory", "collect", "plot", "claims"}
 
 
 def test_other_settings_of_the_theory_train_and_measure_nothing(finished):
     jobs = planned(finished, changed(theory={"delta": 0.1}))
-    assert jobs.keys() == {"theory", "collect", "plot"}
+    assert jobs.keys() == {"theory", "collect", "plot", "claims"}
 
 
 def test_merging_and_simulations_are_added_to_what_is_there(finished):
@@ -136,6 +138,7 @@ def test_merging_and_simulations_are_added_to_what_is_there(finished):
     }
     assert planned(finished, changed(**more)) == {
         "merge": 1, "surrogate": 1, "minimise": 1, "regularity": 1, "collect": 1, "plot": 6,
+        "claims": 1,
     }  # fmt: skip
     snakemake(finished, config=changed(**more))
     folder = finished / "results/tiny"
@@ -144,7 +147,11 @@ def test_merging_and_simulations_are_added_to_what_is_there(finished):
     merged = pl.read_parquet(folder / "measures.parquet").filter(metric="merged_nccc")
     assert set(merged["variant"]) == {"lambda_0.00", "lambda_1.00"}
     assert planned(finished, changed(**more)) == {}
-    assert planned(finished, CONFIG).keys() <= {"collect", "plot"}  # for the ones that come next
+    assert planned(finished, CONFIG).keys() <= {
+        "collect",
+        "plot",
+        "claims",
+    }  # for the ones that come next
     snakemake(finished, config=CONFIG)
 
 

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 from cltools.cells import canonical_cell, with_defaults
+from cltools.claims import FILE as CLAIMS
 from cltools.durations import Duration
 from cltools.errors import InputError
 from cltools.estimates import Bench, Run, embed_needs, train_needs
 from cltools.experiment import load_experiment
 from cltools.figures import FIGURES
-from cltools.files import canonical_json
+from cltools.files import canonical_json, sha256_file
 from cltools.versions import VERSIONS
 
 try:
@@ -46,6 +47,7 @@ def experiment_targets():
     return [
         *expand("results/{name}/figures/{figure}.pdf", name=name, figure=figures),
         f"results/{name}/theory.parquet",
+        f"results/{name}/claims.parquet",
         *expand("results/{name}/{stage}.parquet", name=name, stage=WITHOUT_CELLS),
     ]
 

@@ -1,0 +1,158 @@
+"""The papers' claims as data: what is said, and the tests of an experiment's tables that decide it.
+
+Light: no numerical library is imported here. `claims.yaml` holds the claims, `schema.json` says
+what every key means, `statistics` computes, `evaluate` decides.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from cltools.errors import InputError
+
+FILE = Path(str(resources.files("cltools") / "claims" / "claims.yaml"))
+EXPRESSIONS = ("value", "lower", "upper")
+LEAST_SEEDS = 3
+
+Where = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test, of which a claim may have several; keys as in `schema.json`, `each` resolved.
+
+    `terms` are the two things that a difference, halving or correlation compares.
+    """
+
+    label: str
+    kind: str
+    table: str = "measures"
+    sweep: str | None = None
+    where: Where = field(default_factory=dict)
+    only: str | None = None
+    value: str = "value"
+    lower: str | None = None
+    upper: str | None = None
+    proved: bool = False
+    at: str = "last"
+    from_epoch: float = 0.0
+    until_epoch: float = math.inf
+    terms: tuple[Where, ...] = ()
+    along: str | None = None
+    x: str | None = None
+    column: str | None = None
+    clock: str | None = None
+    unit: str = ""
+    region: tuple[float, float] = (-math.inf, math.inf)
+    needs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> int:
+        return self.needs.get("seeds", LEAST_SEEDS)
+
+    @property
+    def claimed(self) -> str:
+        """The region in words."""
+        low, high = self.region
+        if self.kind == "bound":
+            return "no violation"
+        if math.isinf(high):
+            words = f"> {low:g}"
+        else:
+            words = f"< {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
+        return words.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim; it holds where all its tests pass."""
+
+    id: str
+    statement: str
+    source: str
+    figure: str
+    paper: str
+    of_paper: tuple[int, ...]
+    tests: tuple[Test, ...]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """A file of claims."""
+
+    error_rate: float
+    claims: tuple[Claim, ...]
+
+
+def schema() -> dict[str, Any]:
+    return json.loads((resources.files("cltools") / "claims" / "schema.json").read_text())
+
+
+def load_claims(path: Path = FILE) -> Claims:
+    """The claims of a file, checked. Raises InputError, one sentence that names the key."""
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"claims file {path} does not exist: check its path") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise InputError(f"claims file {path} is not valid YAML{line}: correct it") from None
+    error = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(schema()).iter_errors(found)
+    )
+    if error is not None:
+        where = ".".join(str(part) for part in error.absolute_path) or "the top level"
+        raise InputError(f"claims file {path}: {where} is wrong: {error.message}")
+    claims = tuple(_claim(name, about) for name, about in found["claims"].items())
+    return Claims(found["error_rate"], claims)
+
+
+def _claim(name: str, about: Mapping[str, Any]) -> Claim:
+    tests = about.get("tests") or {"": about["test"]}
+    said = {key: about[key] for key in ("statement", "figure", "paper")}
+    return Claim(
+        id=name,
+        **said,
+        source=", ".join(about["source"]),
+        of_paper=tuple(about.get("of_paper", ())),
+        tests=tuple(one for label, spec in tests.items() for one in _tests(label, spec)),
+    )
+
+
+def _tests(label: str, spec: Mapping[str, Any]) -> Iterator[Test]:
+    """A test for each of `each` and of `pairs`."""
+    spec = dict(spec)
+    each = spec.pop("each", {"": {}})
+    pairs = spec.pop("pairs", [spec.pop("of", ())])
+    region = spec.pop("region", {})
+    one_sided = region.get("above", -math.inf), region.get("below", math.inf)
+    over_epochs = "epoch" in (spec.get("x"), spec.get("along"))
+    if over_epochs or spec["kind"] in ("bound", "change", "halving"):
+        spec.setdefault("at", "all")
+    for (name, more), pair in product(each.items(), pairs):
+        parts = [label, name, _pair_label(pair) if len(pairs) > 1 else ""]
+        chosen = {key: value for key, value in more.items() if key in EXPRESSIONS}
+        where = {key: value for key, value in more.items() if key not in EXPRESSIONS}
+        yield Test(
+            **{
+                **spec,
+                **chosen,
+                "label": ", ".join(part for part in parts if part),
+                "where": {**spec.get("where", {}), **where},
+                "terms": tuple(pair),
+                "region": tuple(region.get("within", one_sided)),
+            }
+        )
+
+
+def _pair_label(pair: list[Where]) -> str:
+    return " − ".join(" ".join(map(str, term.values())) for term in pair)

@@ -1,0 +1,243 @@
+"""One number a seed from the rows of a table: the kinds of statistic that decide claims.
+
+Each function takes the rows of one arm (cells that differ in the seed, and in what is swept), and
+returns an `Effects`. A seed's rows are averaged before they are compared: over draws of classes,
+over checkpoints where several are asked for, over settings of a grid. A seed that lacks one side of
+a comparison is left out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from cltools.claims import EXPRESSIONS, Test, Where
+from cltools.errors import InputError
+
+LEAST_POINTS = 3  # of a correlation: two points always have ±1
+ROUNDING = 1e-6  # relative; features are stored in float32
+
+# What makes a run of a table, and the column that counts its steps.
+RUNS = {
+    "measures": (("cell",), "step"),
+    "theory": (("cell",), "step"),
+    "training_log": (("cell", "model"), "step"),
+    "surrogate": (("classes", "tau", "batch_size", "total_lr", "seed"), "step"),
+    "minimise": (("objective", "classes", "dimension", "tau", "seed"), "iteration"),
+    "regularity": (("seed", "objective"), "step"),
+}
+
+
+class Effects(NamedTuple):
+    """Effects (n,), ascending by seed.
+
+    `levels` is how many values of x, or points, they rest on, `rows` how many rows were read.
+    """
+
+    values: NDArray[np.float64]
+    levels: int
+    rows: int
+
+
+class Violations(NamedTuple):
+    """How many of `rows` rows violate a bound, in how many seeds, and the least room that is left.
+
+    `margin` is the smallest distance of a value to its bound, negative where one is violated, NaN
+    without rows.
+    """
+
+    rows: int
+    violations: int
+    margin: float
+    seeds: int
+
+
+def select(table: pl.DataFrame, test: Test) -> pl.DataFrame:
+    """The rows of a table that a test reads, but for what its terms ask.
+
+    The last step of a run is that of all its rows up to `until_epoch`, before others are dropped.
+    Raises InputError for columns that the table lacks and for expressions that are not SQL.
+    """
+    keys, clock = RUNS[test.table]
+    if "epoch" in table.columns:
+        table = table.filter(pl.col("epoch").is_between(test.from_epoch, test.until_epoch))
+    at = {
+        "start": pl.col(clock) == 0,
+        "last": pl.col(clock) == pl.col(clock).max().over(keys),
+        "all": pl.lit(True),
+        "trained": pl.col(clock) > 0,
+    }
+    found = matching(table.filter(at[test.at]), test.where)
+    if test.only:
+        found = _evaluated(lambda: found.filter(pl.sql_expr(test.only)), test)
+    return found
+
+
+def matching(rows: pl.DataFrame, where: Where) -> pl.DataFrame:
+    """The rows whose columns have these values, or one of these. Raises InputError."""
+    for column, value in where.items():
+        if column in EXPRESSIONS:
+            continue
+        if column not in rows.columns:
+            raise InputError(
+                f"a claim asks for column {column}, which its table lacks: it has "
+                f"{', '.join(rows.columns)}"
+            )
+        rows = rows.filter(pl.col(column).is_in(value if isinstance(value, list) else [value]))
+    return rows
+
+
+def level(rows: pl.DataFrame, test: Test) -> Effects:
+    """The mean value of each seed."""
+    rows = _values(rows, test)
+    return _effects(_by_seed(rows), 1, rows)
+
+
+def difference(rows: pl.DataFrame, test: Test) -> Effects:
+    """Mean value of the first term less that of the second, by seed."""
+    sides = [_values(rows, test, term) for term in test.terms]
+    both = _by_seed(sides[0]).join(_by_seed(sides[1], "other"), on="seed")
+    return _effects(both.select("seed", y=pl.col("y") - pl.col("other")), 1, *sides)
+
+
+def change(rows: pl.DataFrame, test: Test) -> Effects:
+    """Value at a run's last step less that at its start (step 0), by seed."""
+    keys, clock = RUNS[test.table]
+    last = pl.col(clock) == pl.col(clock).max().over(keys)
+    parts = rows.filter(last, pl.col(clock) > 0), rows.filter(pl.col(clock) == 0)
+    end, start = (_values(part, test) for part in parts)
+    both = _by_seed(end).join(_by_seed(start, "start"), on="seed")
+    return _effects(both.select("seed", y=pl.col("y") - pl.col("start")), 1, end, start)
+
+
+def trend(rows: pl.DataFrame, test: Test) -> Effects:
+    """Slope of the value for a doubling of x, by seed: least squares over log2(x).
+
+    A seed needs two values of x at least; not all seeds need the same.
+    """
+    rows = _values(rows, test)
+    means = rows.group_by("seed", test.x).agg(pl.col("y").mean())
+    found = []
+    for (seed,), points in means.sort("seed", test.x).group_by("seed", maintain_order=True):
+        x = np.log2(points[test.x].to_numpy().astype(float))
+        if len(x) > 1:
+            slope = ((x - x.mean()) @ points["y"].to_numpy()) / ((x - x.mean()) ** 2).sum()
+            found.append({"seed": seed, "y": float(slope)})
+    levels = means[test.x].n_unique()
+    return _effects(_table(found), levels, rows)
+
+
+def correlation(rows: pl.DataFrame, test: Test) -> Effects:
+    """Pearson correlation of the two terms over the values of `along`, by seed.
+
+    A seed needs three values at least. One that has no spread in a term is left out.
+    """
+    sides = []
+    for name, term in zip(("y", "other"), test.terms, strict=True):
+        side = _values(rows, test, term)
+        sides.append(side.group_by("seed", test.along).agg(pl.col("y").mean().alias(name)))
+    both = sides[0].join(sides[1], on=["seed", test.along])
+    found, levels = [], 0
+    for (seed,), points in both.sort("seed", test.along).group_by("seed", maintain_order=True):
+        levels = max(levels, len(points))
+        if len(points) >= LEAST_POINTS:
+            r = np.corrcoef(points["y"], points["other"])[0, 1] if _spread(points) else np.nan
+            found.append({"seed": seed, "y": float(r)})
+    return _effects(_table(found), levels, rows)
+
+
+def halving(rows: pl.DataFrame, test: Test) -> Effects:
+    """log10 of how many times later the first term's column is below half of its start, by seed.
+
+    The two are compared at equal settings (those columns of a run that the terms do not name and
+    that both have), and these are averaged. A run that never gets there counts as if it did at its
+    last time, so that differences are understated.
+    """
+    keys, clock = RUNS[test.table]
+    named = {column for term in test.terms for column in term}
+    settings = [key for key in keys if key not in named and key != "tau"]
+    sides = []
+    for name, term in zip(("y", "other"), test.terms, strict=True):
+        runs = matching(rows, term).filter(pl.col(test.clock).is_finite()).sort(clock)
+        halved = pl.col(test.column) < pl.col(test.column).first() / 2
+        time = pl.col(test.clock).filter(halved).first().fill_null(pl.col(test.clock).last())
+        times = runs.group_by(keys).agg(time.log10().alias(name))
+        sides.append(times.group_by(settings).agg(pl.col(name).mean()))
+    both = sides[0].join(sides[1], on=settings)
+    means = both.group_by("seed").agg((pl.col("y") - pl.col("other")).mean().alias("y"))
+    return _effects(means, len(both), rows)
+
+
+def violations(rows: pl.DataFrame, test: Test) -> Violations:
+    """Rows whose value lies outside its bounds, up to rounding; NaN and null claim nothing."""
+
+    def margins() -> pl.DataFrame:
+        value = pl.sql_expr(test.value).cast(pl.Float64)
+        room = []
+        if test.lower is not None:
+            room.append(value - pl.sql_expr(test.lower))
+        if test.upper is not None:
+            room.append(pl.sql_expr(test.upper) - value)
+        # The logarithm of a distance of 0 is infinite, which is no reason for slack.
+        size = pl.when(value.is_finite()).then(value.abs()).otherwise(1.0)
+        slack = ROUNDING * pl.max_horizontal(1.0, size)
+        table = rows.with_columns(
+            said=pl.all_horizontal(one.is_not_nan() & one.is_not_null() for one in room),
+            margin=pl.min_horizontal(room),
+            slack=slack,
+        )
+        return table.filter("said")
+
+    found = _evaluated(margins, test)
+    broken = (found["margin"] < -found["slack"]).sum()
+    margin = found["margin"].min()
+    seeds = found["seed"].n_unique() if "seed" in found.columns else 0
+    return Violations(len(found), int(broken), float("nan") if margin is None else margin, seeds)
+
+
+STATISTICS = {
+    "level": level,
+    "difference": difference,
+    "change": change,
+    "trend": trend,
+    "correlation": correlation,
+    "halving": halving,
+}
+
+
+def _values(rows: pl.DataFrame, test: Test, term: Where | None = None) -> pl.DataFrame:
+    """The rows of a term with `y`, its value, where that is finite."""
+    term = term or {}
+    y = pl.sql_expr(term.get("value", test.value)).cast(pl.Float64).alias("y")
+    found = matching(rows, term)
+    return _evaluated(lambda: found.with_columns(y).filter(pl.col("y").is_finite()), test)
+
+
+def _by_seed(rows: pl.DataFrame, name: str = "y") -> pl.DataFrame:
+    return rows.group_by("seed").agg(pl.col("y").mean().alias(name))
+
+
+def _table(found: list[dict]) -> pl.DataFrame:
+    return pl.DataFrame(found, schema={"seed": pl.Int64, "y": pl.Float64})
+
+
+def _effects(by_seed: pl.DataFrame, levels: int, *read: pl.DataFrame) -> Effects:
+    finite = by_seed.filter(pl.col("y").is_finite()).sort("seed")
+    return Effects(finite["y"].to_numpy(), levels, sum(map(len, read)))
+
+
+def _spread(points: pl.DataFrame) -> bool:
+    return bool(points["y"].std() > 0 and points["other"].std() > 0)
+
+
+def _evaluated(made, test: Test) -> pl.DataFrame:
+    """What `made` returns; what polars cannot make of the test's expressions is an InputError."""
+    try:
+        return made()
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the claim's {test.kind} test on table {test.table} cannot be worked out ({reason}): "
+            "correct its value, lower, upper or only"
+        ) from None

@@ -1,0 +1,808 @@
+"""Claims: the statistics behind them, their verdicts on made-up tables, and what is written."""
+
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import tables as made_up
+import yaml
+from scipy import stats
+
+import cltools.claims as c
+from cltools.claims import statistics
+from cltools.claims.evaluate import UNTESTED, evaluate, over_arms, over_parts
+from cltools.errors import InputError
+from cltools.figures import FIGURES
+from cltools.maths import evidence as ev
+from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
+from cltools.stages.claims import run_claims
+
+# Figures that claims name and that are still to come; empty once they are there.
+AWAITED = {
+    "cdnv_training", "collapse_geometry", "collapse_order", "few_shot", "merging",
+    "residual_alignment", "surrogate_drift",
+}  # fmt: skip
+EXPECTED = Path(__file__).parents[1] / "config/paper/expected"
+ALL = {claim.id: claim for claim in c.load_claims().claims}
+BY_SEEDS = [name for name, claim in ALL.items() if claim.tests[0].kind != "bound"]
+BOUNDS = [name for name in ALL if name not in BY_SEEDS]
+
+# ---- t intervals and many claims ----------------------------------------------------------------
+
+EFFECTS = np.array([0.12, 0.31, 0.18, 0.25])
+
+
+@pytest.mark.parametrize("border", [0.0, 0.2, 0.5])
+def test_one_sided_p_and_interval_are_those_of_the_t_test(border):
+    above = ev.evidence(EFFECTS, Region(low=border))
+    below = ev.evidence(EFFECTS, Region(high=border))
+    greater = stats.ttest_1samp(EFFECTS, border, alternative="greater").pvalue
+    assert above.p_inside == pytest.approx(greater)
+    assert above.p_outside == pytest.approx(1 - greater)
+    assert below.p_inside == pytest.approx(1 - greater)
+    known = stats.ttest_1samp(EFFECTS, 0).confidence_interval(0.9)
+    inside = above if EFFECTS.mean() > border else below
+    assert ev.interval(inside, 0.1) == pytest.approx(tuple(known))
+
+
+def test_equivalence_is_two_one_sided_tests():
+    found = ev.evidence(EFFECTS, Region(-0.1, 0.4))
+    low = stats.ttest_1samp(EFFECTS, -0.1, alternative="greater").pvalue
+    high = stats.ttest_1samp(EFFECTS, 0.4, alternative="less").pvalue
+    assert found.p_inside == pytest.approx(max(low, high))
+    # Outside it may lie on either side: twice the smaller p, here of a mean beyond 0.1.
+    beyond = ev.evidence(EFFECTS, Region(-0.1, 0.1))
+    p = stats.ttest_1samp(EFFECTS, 0.1, alternative="greater").pvalue
+    assert beyond.p_outside == pytest.approx(2 * p)
+
+
+def test_one_seed_and_equal_effects_say_nothing():
+    for effects in ([5.0], [5.0, 5.0, 5.0], [0.1 + 0.2, 0.3, 0.3]):
+        found = ev.evidence(effects, Region(low=0))
+        assert not found.decidable
+        assert (found.p_inside, found.p_outside) == (1, 1)
+        assert ev.verdict(found, 0.05) == UNDECIDED
+    for wrong in ([], [math.nan], [[1.0]]):
+        with pytest.raises(ValueError, match="finite effects"):
+            ev.evidence(wrong, Region(low=0))
+    with pytest.raises(ValueError, match="border"):
+        ev.evidence([1.0], Region())
+
+
+def test_holm():
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert ev.holm_p(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # The third smallest fails at 0.05 / 2, and so the fourth is not tested at 0.05.
+    assert ev.holm_levels(p) == pytest.approx([0.05 / 3, 0.025, 0.025, 0.0125])
+    with pytest.raises(ValueError, match="need p"):
+        ev.holm_levels([1.2])
+
+
+def draws(rng, claims, parts, seeds, mean=0.0):
+    """Evidence of made-up claims that say that means are above 0."""
+    x = rng.normal(mean, 1, (claims, parts, seeds))
+    return [[ev.evidence(one, Region(low=0)) for one in claim] for claim in x]
+
+
+def test_intervals_decide_exactly_where_p_is_below_its_level():
+    rng = np.random.default_rng(0)
+    decided = 0
+    for _ in range(60):
+        mean = rng.choice([-3, 0, 3], (6, 1, 1))
+        family = draws(rng, 6, 2, 4, mean)
+        p = np.array([ev.p_of_all(parts) for parts in family])
+        levels = ev.holm_levels(p, 0.2)
+        for parts, one, level in zip(family, p, levels, strict=True):
+            verdict = over_parts(ev.verdict(part, level, len(parts)) for part in parts)
+            assert (verdict != UNDECIDED) == (one <= level)
+            decided += verdict != UNDECIDED
+        assert ((ev.holm_p(p) <= 0.2) == (p <= levels)).all()
+    assert 50 < decided < 310
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_planted_nulls_are_rarely_decided(parts):
+    """Of 15 claims whose means are 0, in one of 20 experiments at most is any decided at all."""
+    rng = np.random.default_rng(1)
+    experiments, corrected, plain = 600, 0, 0
+    for _ in range(experiments):
+        p = [ev.p_of_all(claim) for claim in draws(rng, 15, parts, 3)]
+        corrected += (p <= ev.holm_levels(p)).any()
+        plain += min(p) <= 0.05
+    assert corrected / experiments < 0.05 + 3 * math.sqrt(0.05 * 0.95 / experiments)
+    assert plain / experiments > 0.3  # so that the correction has something to correct
+
+
+def test_a_real_effect_is_found_among_nulls():
+    rng = np.random.default_rng(2)
+    claims = draws(rng, 15, 1, 5) + draws(rng, 1, 1, 5, mean=30)
+    p = [ev.p_of_all(claim) for claim in claims]
+    assert p[-1] <= ev.holm_levels(p)[-1]
+
+
+def test_over_parts_and_arms():
+    assert over_parts([HOLDS, HOLDS]) == HOLDS
+    assert over_parts([HOLDS, FAILS, UNTESTED]) == FAILS
+    assert over_parts([HOLDS, UNDECIDED]) == UNDECIDED
+    assert over_parts([HOLDS, UNTESTED]) == UNDECIDED
+    assert over_parts([UNTESTED]) == UNTESTED
+    assert over_arms([HOLDS, UNDECIDED, UNTESTED]) == HOLDS
+    assert over_arms([HOLDS, FAILS]) == FAILS
+    assert over_arms([UNDECIDED, UNTESTED]) == UNDECIDED
+    assert over_arms([]) == UNTESTED
+
+
+# ---- the statistics, by hand --------------------------------------------------------------------
+
+
+def rows(*values, **columns):
+    """A table of one row a value, with the columns that a test may read."""
+    n = len(values)
+    plain = {"cell": "a", "seed": 0, "step": 6, "epoch": 1.0, "objective": "nscl", "classes": 10}
+    made = {k: v if isinstance(v, list) else [v] * n for k, v in {**plain, **columns}.items()}
+    return pl.DataFrame({**made, "value": list(map(float, values))})
+
+
+def test_of(kind, **spec):
+    return c.Test(label="", kind=kind, **spec)
+
+
+test_of.__test__ = False
+
+
+def test_level_averages_the_rows_of_a_seed():
+    found = statistics.level(rows(1, 3, 10, math.nan, seed=[0, 0, 1, 1]), test_of("level"))
+    assert found.values.tolist() == [2, 10]
+
+
+def test_difference_is_within_seeds():
+    table = rows(5, 1, 7, 2, 9, seed=[0, 0, 1, 1, 2], objective=["nscl", "scl"] * 2 + ["nscl"])
+    pair = ({"objective": "nscl"}, {"objective": "scl"})
+    found = statistics.difference(table, test_of("difference", terms=pair))
+    assert found.values.tolist() == [4, 5]  # the third seed lacks SCL
+
+
+def test_change_is_from_step_0_to_the_last():
+    table = rows(1, 5, 4, 2, 2, 8, seed=[0] * 3 + [1] * 3, cell=["a"] * 3 + ["b"] * 3,
+                 step=[0, 6, 12, 0, 6, 18])  # fmt: skip
+    assert statistics.change(table, test_of("change")).values.tolist() == [3, 6]
+
+
+def test_trend_is_the_slope_for_a_doubling():
+    table = rows(1, 2, 3, 5, 1, 4, seed=[0, 0, 0, 1, 1, 2], classes=[2, 4, 8, 2, 8, 4])
+    found = statistics.trend(table, test_of("trend", x="classes"))
+    assert found.values.tolist() == pytest.approx([1, -2])  # the third seed has one C
+    assert found.levels == 3
+
+
+def test_correlation_needs_three_points():
+    table = rows(1, 2, 4, 2, 4, 8, 1, 2, 5, 6, metric=["a"] * 3 + ["b"] * 3 + ["a"] * 2 + ["b"] * 2,
+                 epoch=[0.0, 1.0, 2.0] * 2 + [0.0, 1.0] * 2,
+                 seed=[0] * 6 + [1] * 4)  # fmt: skip
+    pair = ({"metric": "a"}, {"metric": "b"})
+    found = statistics.correlation(table, test_of("correlation", terms=pair, along="epoch"))
+    assert found.values.tolist() == pytest.approx([1])
+    assert found.levels == 3
+
+
+def trajectory(objective, times, spread, seed=0, tau=1.0):
+    return pl.DataFrame({
+        "objective": objective, "classes": 4, "dimension": 4, "tau": tau, "seed": seed,
+        "iteration": range(len(times)), "time": times, "within_class_spread": spread,
+    }, schema_overrides={"tau": pl.Float64})  # fmt: skip
+
+
+def test_halving_compares_times_and_counts_who_never_gets_there_as_last():
+    table = pl.concat([
+        trajectory("nscl", [0.0, 1.0, 10.0], [0.8, 0.5, 0.3]),
+        trajectory("scl", [0.0, 0.1, 10.0], [0.8, 0.39, 0.1]),
+        trajectory("ce", [0.0, 5.0, 100.0], [0.8, 0.7, 0.6], tau=None),
+    ])  # fmt: skip
+    spec = {"table": "minimise", "column": "within_class_spread", "clock": "time"}
+    pair = ({"objective": "nscl"}, {"objective": "scl"})
+    found = statistics.halving(table, test_of("halving", terms=pair, **spec))
+    assert found.values.tolist() == pytest.approx([2])
+    pair = ({"objective": "ce"}, {"objective": "nscl"})
+    found = statistics.halving(table, test_of("halving", terms=pair, **spec))
+    assert found.values.tolist() == pytest.approx([1])
+
+
+def test_violations_are_counted_up_to_rounding():
+    table = pl.DataFrame({"measured": [1.0, 2.0, 3.0, math.nan, 4.0], "seed": [0, 0, 1, 1, 1],
+                          "bound": [1.0, 2.5, 2.9, 1.0, None]})  # fmt: skip
+    found = statistics.violations(table, test_of("bound", value="measured", upper="bound"))
+    assert (found.rows, found.violations, found.seeds) == (3, 1, 2)
+    assert found.margin == pytest.approx(-0.1)
+    table = table.with_columns(bound=pl.col("measured") - 1e-7)
+    found = statistics.violations(table, test_of("bound", value="measured", upper="bound"))
+    assert found.violations == 0
+    both = test_of("bound", value="measured", lower="1.5", upper="3.5")
+    assert statistics.violations(table, both).violations == 2
+
+
+def test_rows_of_a_run_are_taken_before_others_are_dropped():
+    """A metric that the last step lacks has no value at the last step."""
+    table = rows(1, 2, 3, metric=["a", "a", "b"], step=[0, 6, 12], epoch=[0.0, 1.0, 2.0])
+
+    def taken(**spec):
+        spec = {"where": {"metric": "a"}} | spec
+        return statistics.select(table, test_of("level", **spec))["value"].to_list()
+
+    assert taken() == []
+    assert taken(until_epoch=1) == [2]
+    assert taken(at="start") == [1]
+    assert taken(at="all") == [1, 2]
+    assert taken(at="trained") == [2]
+    assert taken(at="all", only="epoch > 0.5 and value < 3") == [2]
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"where": {"flavour": "a"}}, "asks for column flavour, which its table lacks"),
+        ({"value": "no_such"}, "level test on table measures cannot be worked out"),
+        ({"only": "no_such > 1"}, "level test on table measures cannot be worked out"),
+    ],
+)
+def test_a_claim_that_does_not_fit_its_table(spec, sentence):
+    table = rows(1, 2)
+    with pytest.raises(InputError, match=sentence):
+        statistics.level(
+            statistics.select(table, test_of("level", **spec)), test_of("level", **spec)
+        )
+
+
+# ---- every claim, both ways ---------------------------------------------------------------------
+
+SWEEPS = {
+    **made_up.SWEEPS,
+    "architecture": {"label": "architecture", "factors": ["architecture", "seed"]},
+}
+LEVELS = {"classes": [2, 5, 10], "tau": [0.1, 0.5, 1.0], "batch_size": [64, 128, 256]}
+SWEEP_OF = {
+    None: "base", "classes": "classes_epochs", "tau": "temperature", "batch_size": "batch",
+    "architecture": "architecture",
+}  # fmt: skip
+FIVE = range(5)
+POINTS = {"epoch": [0.0, 20.0, 60.0, 150.0, 300.0], "classes": [2, 5, 10, 20, 40],
+          "variant": [f"best_shots_{m}" for m in (1, 5, 10, 20, 50)]}  # fmt: skip
+# Two orthonormal vectors of mean 0: combined, they have any correlation.
+U, V = np.linalg.qr(np.vander(np.arange(5.0), 3, increasing=True))[0].T[1:]
+# The value that an expression of a claim makes into y.
+INVERSE = {
+    "value": lambda y, row: y,
+    "log10(value)": lambda y, row: 10**y,
+    "abs(value / ln(classes / (classes - 1.0)) - 1)": lambda y, row: (
+        (1 + y) * math.log(row["classes"] / (row["classes"] - 1))
+    ),
+}
+# Of every bound: columns that keep it, and what breaks it.
+INEQUALITY = {"side": "upper", "measured": 0.5, "bound": 1.0}
+LOWER = {"side": "lower", "measured": 0.5, "bound": 0.0}
+CASES = {
+    "gap_bounded": ([INEQUALITY, LOWER], {"measured": -0.1}),
+    "gap_bounded_in_training": ([{"dcl": 2.0, "nscl": 1.5, "gap_bound": 0.6}], {"dcl": 2.2}),
+    "gap_bounded_any_labels": ([LOWER, INEQUALITY], {"bound": 0.4}),
+    "free_nscl_minimisers": (
+        [{"view_distance": 1e-9, "within_class_spread": 1e-9, "etf_deviation": 1e-5,
+          "loss": 1.0, "minimum_loss": 1.0}],
+        {"etf_deviation": 0.1},
+    ),
+    "few_shot_bound": ([INEQUALITY], {"measured": 1.1}),
+    "surrogate_theorem": (
+        [{"gradient_gap": 0.1, "gradient_gap_bound": 0.2, "distance": 1.0, "step_bound": 1.1,
+          "log10_bound_realised": 3.0}],
+        {"step_bound": 0.9},
+    ),
+    "surrogate_theorem_for_networks": ([INEQUALITY], {"measured": 1.1}),
+    "networks_follow_surrogate": (
+        [{"amplification_cosine": 0.95, "amplification": 1.2}], {"amplification": 2.5},
+    ),
+    "cka_corollary": ([{**LOWER, "variant": "corollary"}], {"bound": 0.6}),
+    "rsa_corollary": ([{**LOWER, "variant": "corollary"}], {"bound": 0.6}),
+}  # fmt: skip
+
+
+def one_of(where):
+    """A row's columns from conditions: of several values the first."""
+    return {k: v[0] if isinstance(v, list) else v for k, v in where.items()}
+
+
+def cell_of(test, seed, where, **changed):
+    known = made_up.cell()
+    from_where = {k: v for k, v in where.items() if k in known}
+    return made_up.cell(seed=seed, sweeps=[SWEEP_OF[test.sweep]], **{**changed, **from_where})
+
+
+def at_epoch(epoch):
+    return {"step": round(6 * epoch), "epoch": float(epoch)}
+
+
+def terms_in_order(tests, effect, known=None):
+    """y of every term of pairs, which differ by `effect` at least; that of the first if `known`."""
+    y = {}
+    if known is not None:
+        y[tuple(sorted(one_of(tests[0].terms[0]).items()))] = known
+    for test in reversed(tests):
+        first, second = (tuple(sorted(one_of(t).items())) for t in test.terms)
+        if second not in y:
+            y[second] = y[first] - effect if first in y else 0.5
+        y.setdefault(first, y[second] + effect)
+    return y
+
+
+def effects_of(test, outcome, seeds):
+    """Effects of seeds for which the verdict is `outcome`: mean half a step inside, or outside."""
+    low, high = test.region
+    if test.kind == "correlation":
+        low, high, step = math.atanh(low), math.inf, 1.0
+    else:
+        step = 0.05
+    border = high if math.isfinite(high) else low
+    out = 1 if math.isfinite(high) else -1
+    mean = {HOLDS: border - out * step, FAILS: border + out * step, UNDECIDED: border}[outcome]
+    noise = {UNDECIDED: 0.4}.get(outcome, 0.02) * step
+    found = {s: mean + noise * (s - (len(seeds) - 1) / 2) for s in seeds}
+    return {s: math.tanh(e) for s, e in found.items()} if test.kind == "correlation" else found
+
+
+def rows_by_seed(claim, outcome, seeds=FIVE):
+    """Rows of a claim's table under which every part of it has this outcome."""
+    groups = {}
+    for test in claim.tests:
+        key = (test.kind, tuple(sorted((k, str(v)) for k, v in test.where.items())))
+        groups.setdefault(key, []).append(test)
+    levels = None
+    if {test.kind for test in claim.tests} == {"level", "difference"}:  # of one row
+        levels = effects_of(claim.tests[0], outcome, seeds)
+    found = []
+    for (kind, key), tests in groups.items():
+        test, where = tests[0], one_of(tests[0].where)
+        apart = groups.get(("difference", key), [test])[0]
+        if kind == "difference" and ("correlation", key) in groups:
+            continue  # the two read the same rows, made below
+        ends = effects_of(apart, outcome, seeds)
+        for seed, effect in effects_of(test, outcome, seeds).items():
+            made = MAKERS[kind](tests, effect)
+            if kind == "correlation" and apart is not test:
+                made = make_correlation(tests, effect, ends[seed])
+            if kind == "difference" and levels:
+                made = make_difference(tests, effect, levels[seed])
+            for y, more in made:
+                columns = {**where, **more}
+                changed = {k: v for k, v in more.items() if k in made_up.cell()}
+                row = {**cell_of(test, seed, columns, **changed), **at_epoch(300), **columns}
+                inverse = INVERSE[test.value] if test.kind != "halving" else INVERSE["value"]
+                found.append({**row, "value": inverse(y, row)})
+    return found
+
+
+def make_level(tests, effect):
+    test = tests[0]
+    at = at_epoch(0 if test.at == "start" else 300)
+    for level in LEVELS.get(test.sweep, [None]):
+        yield effect, at | ({} if level is None else {test.sweep: level})
+
+
+def make_difference(tests, effect, known=None):
+    for term, y in terms_in_order(tests, effect, known).items():
+        yield y, dict(term)
+
+
+def make_change(tests, effect):
+    yield 0.5, at_epoch(0)
+    yield 0.5 + effect, at_epoch(300)
+
+
+def make_trend(tests, effect):
+    x = tests[0].x
+    for value in LEVELS.get(x, [20, 50, 150, 300]):
+        point = at_epoch(value) if x == "epoch" else {x: value}
+        yield 0.5 + effect * math.log2(value), point
+
+
+def make_correlation(tests, effect, apart=None):
+    """Two series with this correlation; a shift of one puts their ends this far `apart`."""
+    test = tests[0]
+    others = effect * U + math.sqrt(1 - effect**2) * V
+    if apart is not None:
+        others += U[-1] - others[-1] - apart
+    for y, other, place in zip(U, others, POINTS[test.along], strict=True):
+        point = at_epoch(place) if test.along == "epoch" else {test.along: place}
+        if "value" in test.terms[0]:
+            yield 0.0, point | {test.terms[0]["value"]: y, test.terms[1]["value"]: other}
+        else:
+            for term, value in zip(test.terms, (y, other), strict=True):
+                yield value, point | one_of(term)
+
+
+def make_halving(tests, effect):
+    for term, y in terms_in_order(tests, effect).items():
+        for iteration, (time, spread) in enumerate([(0.0, 1.0), (10**y, 0.4), (1e6, 0.1)]):
+            yield 0.0, dict(term) | {
+                "phase": "descent", "dimension": 10, "iteration": iteration, "time": time,
+                "within_class_spread": spread, "tau": 1.0,
+            }  # fmt: skip
+
+
+MAKERS = {
+    "level": make_level,
+    "difference": make_difference,
+    "change": make_change,
+    "trend": make_trend,
+    "correlation": make_correlation,
+    "halving": make_halving,
+}
+
+
+def rows_of_bound(claim, broken, seeds=FIVE):
+    kept, breaks = CASES[claim.id]
+    where = one_of(claim.tests[0].where)
+    plain = {"classes": 10, "dimension": 10, "tau": 1.0, "iteration": 0, **at_epoch(300)}
+    found = []
+    for seed in seeds:
+        for case in kept:
+            found.append({**cell_of(claim.tests[0], seed, where), **plain, **where, **case})
+    return [*found, {**found[-1], **breaks}] if broken else found
+
+
+def table_of(rows):
+    empty = {"reference": "", "features": "", "split": "", "objective": "", "metric": "",
+             "variant": "", "quantity": "", "source": "", "side": "upper"}  # fmt: skip
+    return pl.DataFrame([{**empty, **row} for row in rows], infer_schema_length=None)
+
+
+def judged(claim, rows, error_rate=0.05):
+    """The table of verdicts on one claim from the rows of its table."""
+    tables = {claim.tests[0].table: table_of(rows)}
+    return evaluate(c.Claims(error_rate, (claim,)), tables, SWEEPS)
+
+
+def verdict_on(claim, rows):
+    (found,) = set(judged(claim, rows)["verdict"])
+    return found
+
+
+@pytest.mark.parametrize("outcome", [HOLDS, FAILS, UNDECIDED])
+@pytest.mark.parametrize("name", BY_SEEDS)
+def test_a_claim_about_seeds(name, outcome):
+    claim = ALL[name]
+    table = judged(claim, rows_by_seed(claim, outcome))
+    assert set(table["verdict"]) == {outcome}, table
+    assert set(table["part_verdict"]) == {outcome}
+    assert set(table["seeds"]) == {5}
+    assert len(table) == len(claim.tests)
+    for row in table.iter_rows(named=True):
+        assert row["low"] < row["effect"] < row["high"]
+
+
+@pytest.mark.parametrize("name", BY_SEEDS)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_never_decide(name, seeds):
+    claim = ALL[name]
+    table = judged(claim, rows_by_seed(claim, HOLDS, range(seeds)))
+    assert set(table["verdict"]) == {UNDECIDED}
+    assert set(table["reason"]) == {f"{seeds} of 3 seeds"}
+    assert table["p"].is_null().all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_rows_a_claim_is_not_tested(name):
+    claim = ALL[name]
+    assert set(evaluate(c.Claims(0.05, (claim,)), {}, SWEEPS)["verdict"]) == {UNTESTED}
+    made = rows_of_bound(claim, False) if name in BOUNDS else rows_by_seed(claim, HOLDS)
+    others = [
+        {**row, "metric": "another", "quantity": "another", "source": "another",
+         "objective": "another", "variant": "another", "nscl": math.nan,
+         "gradient_gap": math.nan, "distance": math.nan, "amplification": math.nan,
+         "amplification_cosine": math.nan}
+        for row in made
+    ]  # fmt: skip
+    table = judged(claim, others)
+    assert set(table["verdict"]) == {UNTESTED}
+    assert set(table["reason"]) == {"no such rows"}
+
+
+@pytest.mark.parametrize("name", [n for n in BY_SEEDS if ALL[n].tests[0].sweep])
+def test_without_its_sweep_a_claim_is_not_tested(name):
+    claim = ALL[name]
+    tables = {claim.tests[0].table: table_of(rows_by_seed(claim, HOLDS))}
+    table = evaluate(c.Claims(0.05, (claim,)), tables, {"base": SWEEPS["base"]})
+    assert set(table["reason"]) == {f"no sweep varies {claim.tests[0].sweep}"}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in BY_SEEDS if any("epochs" in test.needs for test in ALL[n].tests)]
+)
+def test_short_runs_do_not_test_claims_about_long_ones(name):
+    short = [
+        {**row, "epoch": row["epoch"] / 20 if row["epoch"] > 60 else row["epoch"]}
+        for row in rows_by_seed(ALL[name], HOLDS)
+    ]
+    table = judged(ALL[name], short)
+    assert set(table["verdict"]) == {UNTESTED}
+    assert table["reason"].str.contains("epochs").all()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in BY_SEEDS if any(t.kind == "trend" for t in ALL[n].tests)]
+)
+def test_two_values_make_no_trend(name):
+    claim = ALL[name]
+    x = claim.tests[0].x
+    made = rows_by_seed(claim, HOLDS)
+    two = [row for row in made if row[x] in sorted({row[x] for row in made})[-2:]]
+    table = judged(claim, two)
+    assert set(table["verdict"]) == {UNTESTED}
+    assert set(table["reason"]) == {f"2 of 3 values of {x}"}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_claim_about_a_bound(name):
+    claim = ALL[name]
+    table = judged(claim, rows_of_bound(claim, broken=False))
+    assert set(table["verdict"]) == {HOLDS}
+    assert table["violations"].sum() == 0
+    assert (table["effect"] > 0).all()
+    table = judged(claim, rows_of_bound(claim, broken=True))
+    assert set(table["verdict"]) == {FAILS}
+    assert table["violations"].sum() == 1
+    assert table["effect"].min() < 0
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_only_what_is_proved_needs_no_seeds(name):
+    claim = ALL[name]
+    one_seed = rows_of_bound(claim, broken=False, seeds=[0])
+    assert verdict_on(claim, one_seed) == (HOLDS if claim.tests[0].proved else UNDECIDED)
+    assert verdict_on(claim, rows_of_bound(claim, broken=True, seeds=[0])) == FAILS
+
+
+def test_minimisers_are_those_that_reached_the_least_loss():
+    claim = ALL["free_nscl_minimisers"]
+    local = rows_of_bound(claim, broken=True)
+    local[-1]["loss"] += 0.1
+    assert verdict_on(claim, local) == HOLDS
+    assert verdict_on(claim, local[-1:]) == UNTESTED
+
+
+# ---- many claims, parts and arms ----------------------------------------------------------------
+
+
+def plain_claim(name, **spec):
+    test = {"label": name, "where": {"metric": name}, "region": (0.0, math.inf)} | spec
+    return c.Claim(name, "It is.", "P1", "losses_training", "", (), (c.Test(kind="level", **test),))
+
+
+def plain_rows(metric, values, **columns):
+    return [
+        {**made_up.cell(seed=seed), **at_epoch(300), "metric": metric, "value": value, **columns}
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_correction_bites():
+    """An effect that decides alone does not among nine claims without one; a stronger one does."""
+    weak, strong = [0.5, 0.8, 1.0, 1.2, 1.5], [0.98, 0.99, 1.0, 1.01, 1.02]
+    names = [f"null_{i}" for i in range(9)]
+    rng = np.random.default_rng(3)
+    made = plain_rows("weak", weak) + plain_rows("strong", strong)
+    made += [row for name in names for row in plain_rows(name, rng.normal(0, 1, 5))]
+    tables = {"measures": table_of(made)}
+
+    def verdicts(*claims):
+        table = evaluate(c.Claims(0.005, tuple(map(plain_claim, claims))), tables, SWEEPS)
+        return dict(table.select("claim", "verdict").iter_rows())
+
+    assert verdicts("weak")["weak"] == HOLDS
+    among = verdicts("weak", "strong", *names)
+    assert among["weak"] == UNDECIDED
+    assert among["strong"] == HOLDS
+
+
+def test_one_part_that_fails_refutes_the_claim():
+    tests = tuple(plain_claim(name).tests[0] for name in ("a", "b"))
+    claim = c.Claim("both", "Both.", "P1", "losses_training", "", (), tests)
+    up, down = [0.98, 0.99, 1.0, 1.01, 1.02], [-0.98, -0.99, -1.0, -1.01, -1.02]
+    table = judged(claim, plain_rows("a", up) + plain_rows("b", down))
+    assert table["part_verdict"].to_list() == [HOLDS, FAILS]
+    assert set(table["verdict"]) == {FAILS}
+    table = judged(claim, plain_rows("a", up))  # the other part has no rows
+    assert table["part_verdict"].to_list() == [HOLDS, UNTESTED]
+    assert set(table["verdict"]) == {UNDECIDED}
+
+
+def test_every_sweep_and_data_set_is_an_arm_of_its_own():
+    up, down = [0.98, 0.99, 1.0, 1.01, 1.02], [-0.98, -0.99, -1.0, -1.01, -1.02]
+    claim = plain_claim("a", sweep="tau")
+    here = plain_rows("a", up, sweeps=["temperature"])
+    there = plain_rows("a", down, sweeps=["temperature"], dataset="others")
+    for row in there:
+        row["cell"] += "-others"
+    table = judged(claim, here)
+    assert set(table["verdict"]) == {HOLDS}
+    table = judged(claim, here + there)
+    assert dict(table.select("dataset", "arm_verdict").iter_rows()) == {
+        "digits": HOLDS, "others": FAILS,
+    }  # fmt: skip
+    assert set(table["verdict"]) == {FAILS}
+
+
+def test_cells_of_other_sweeps_are_not_mixed_in():
+    """The base sweep is read alone, and its cells do not count twice."""
+    claim = plain_claim("a")
+    base = plain_rows("a", [1.0, 1.1, 0.9], sweeps=["base", "temperature"])
+    others = plain_rows("a", [-9.0, -9.1, -8.9], sweeps=["temperature"], tau=0.1)
+    table = judged(claim, base + others)
+    assert table["effect"].to_list() == pytest.approx([1.0])
+    assert table["rows"].to_list() == [3]
+
+
+def test_cells_that_only_a_hidden_setting_tells_apart_are_not_averaged():
+    claim = plain_claim("a")
+    twice = plain_rows("a", [1.0, 1.1, 0.9])
+    twice += [{**row, "cell": row["cell"] + "-other"} for row in twice[:1]]
+    with pytest.raises(InputError, match=r"cannot tell .* apart"):
+        judged(claim, twice)
+
+
+# ---- the file of claims -------------------------------------------------------------------------
+
+
+def test_every_claim_that_a_reproduction_must_show_is_there():
+    assert {n for claim in ALL.values() for n in claim.of_paper} == set(range(1, 23))
+
+
+def test_no_claim_is_written_twice():
+    names = re.findall(r"^  (\w+):$", c.FILE.read_text().split("\nclaims:")[1], re.M)
+    assert names == list(ALL)
+
+
+def test_every_figure_that_a_claim_names_exists():
+    named = {claim.figure for claim in ALL.values()}
+    assert named <= FIGURES.keys() | AWAITED
+    assert named >= AWAITED
+
+
+def test_labels_tell_the_parts_of_a_claim_apart():
+    for claim in ALL.values():
+        assert len({test.label for test in claim.tests}) == len(claim.tests), claim.id
+        assert len({test.sweep for test in claim.tests}) == 1, claim.id
+
+
+def expected_values():
+    found = {}
+    for path in EXPECTED.glob("*.csv"):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault(row["figure"], []).append(float(row["value"]))
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_quoted_numbers_are_the_papers(name):
+    """Every number with a decimal point is one of the papers' figures, rounded as it is quoted."""
+    claim = ALL[name]
+    known = [v for figure, values in expected_values().items() if figure in claim.source.split(", ")
+             for v in values]  # fmt: skip
+    text = re.sub(r"(at )?τ = [\d., ]+", "", claim.paper)
+    for quoted in re.findall(r"\d+\.\d+", text):
+        digits = len(quoted.split(".")[1])
+        candidates = [x for v in known for x in (v, 100 * v)]
+        # Half a unit of the last digit, and what float makes of a half.
+        near = [x for x in candidates if abs(x - float(quoted)) <= 0.5001 * 10**-digits]
+        assert near, (quoted, claim.paper)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"statement": "No full stop"}, "claims.a.statement is wrong"),
+        ({"colour": "red"}, "claims.a is wrong"),
+        ({"test": {"kind": "level"}}, "'region' is a required property"),
+        ({"test": {"kind": "bound"}}, "'proved' is a required property"),
+        ({"test": {"kind": "guess", "region": {"above": 0}}}, "claims.a.test.kind is wrong"),
+        ({"test": {"kind": "trend", "region": {"above": 0}}}, "'x' is a required property"),
+        ({"test": {"kind": "level", "region": {"near": 0}}}, "claims.a.test.region is wrong"),
+    ],
+)
+def test_a_wrong_claim_is_one_sentence(change, sentence, tmp_path):
+    claim = {
+        "statement": "It is.", "source": ["P1 losses"], "figure": "losses_training", "paper": "",
+        "test": {"kind": "level", "region": {"above": 0}},
+    }  # fmt: skip
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"error_rate": 0.05, "claims": {"a": {**claim, **change}}}))
+    with pytest.raises(InputError, match=re.escape(sentence)) as raised:
+        c.load_claims(path)
+    assert str(path) in str(raised.value)
+
+
+def test_claims_of_ones_own(tmp_path):
+    path = tmp_path / "claims.yaml"
+    with pytest.raises(InputError, match="does not exist"):
+        c.load_claims(path)
+    path.write_text("claims: [")
+    with pytest.raises(InputError, match="not valid YAML at line 1"):
+        c.load_claims(path)
+
+
+def test_the_claims_need_no_numerical_library():
+    code = (
+        "import sys, cltools.claims; "
+        "sys.exit(bool({'polars', 'numpy', 'scipy', 'matplotlib', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- what is written ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tables of a whole made-up experiment, and its plan."""
+    folder = tmp_path_factory.mktemp("claims")
+    cells = made_up.cells(3)
+    made_up.measures(cells, epochs=(0, 20, 200)).write_parquet(folder / "measures.parquet")
+    made_up.training_log(cells, every=100).write_parquet(folder / "training_log.parquet")
+    made_up.theory(cells).write_parquet(folder / "theory.parquet")
+    sweeps = [{"name": name, **about} for name, about in made_up.SWEEPS.items()]
+    (folder / "plan.json").write_text(json.dumps({"experiment": "made up", "sweeps": sweeps}))
+    return folder
+
+
+def run(folder, output, claims=c.FILE, **more):
+    tables = {"measures": folder / "measures.parquet", "theory": folder / "theory.parquet",
+              "training_log": folder / "training_log.parquet", "minimise": None}  # fmt: skip
+    run_claims(folder / "plan.json", tables | more, claims, output)
+
+
+def test_the_table_and_its_readable_form(folder, tmp_path):
+    for name in ("once", "again"):
+        run(folder, tmp_path / name / "claims.parquet")
+    for file in ("claims.parquet", "claims.md"):
+        assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    table = pl.read_parquet(tmp_path / "once/claims.parquet")
+    assert list(table["claim"].unique(maintain_order=True)) == list(ALL)
+    text = (tmp_path / "once/claims.md").read_text()
+    summary, details = text.split("## What the verdicts rest on")
+    for claim in ALL.values():
+        (line,) = [one for one in summary.splitlines() if one.startswith(f"| {claim.statement}")]
+        (verdict,) = set(table.filter(claim=claim.id)["verdict"])
+        assert f"| **{verdict}** |" in line
+    assert details.count("\n| `") == len(table.filter(pl.col("part_verdict") != UNTESTED))
+    # Every seed of the made-up drift is 10 times beyond its bound.
+    assert table.filter(claim="surrogate_theorem_for_networks")["violations"].to_list() == [
+        made_up.theory(made_up.cells(3)).filter(quantity="drift").height
+    ]
+
+
+def test_a_missing_table_and_a_damaged_one(folder, tmp_path):
+    broken = tmp_path / "surrogate.parquet"
+    with pytest.raises(InputError, match="does not exist"):
+        run(folder, tmp_path / "claims.parquet", surrogate=broken)
+    broken.write_text("no table")
+    with pytest.raises(InputError, match="is damaged"):
+        run(folder, tmp_path / "claims.parquet", surrogate=broken)
+    assert not (tmp_path / "claims.parquet").exists()
+
+
+def test_the_command(folder, tmp_path):
+    def claims(theory):
+        command = [sys.executable, "-m", "cltools.cli", "claims", "--plan", folder / "plan.json",
+                   "--theory", theory, "--output", tmp_path / "claims.parquet"]  # fmt: skip
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+    done = claims(folder / "theory.parquet")
+    assert done.returncode == 0, done.stderr
+    assert "**does not hold**" in (tmp_path / "claims.md").read_text()
+    done = claims(tmp_path / "none.parquet")
+    assert done.returncode == 2
+    assert "none.parquet does not exist" in done.stderr

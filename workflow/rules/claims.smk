@@ -1,0 +1,31 @@
+# Editing a claim tests all of them again, and does nothing else.
+rule claims:
+    input:
+        plan="results/{experiment}/plan.json",
+        measures="results/{experiment}/measures.parquet",
+        log="results/{experiment}/training_log.parquet",
+        theory="results/{experiment}/theory.parquet",
+        without_cells=expand(
+            "results/{{experiment}}/{stage}.parquet", stage=WITHOUT_CELLS
+        ),
+    output:
+        table="results/{experiment}/claims.parquet",
+        readable="results/{experiment}/claims.md",
+    log:
+        "results/logs/claims/{experiment}.log",
+    benchmark:
+        "results/benchmarks/claims/{experiment}.tsv"
+    localrule: True
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        without_cells=lambda wildcards, input: [
+            f"--{Path(path).stem} {path}" for path in input.without_cells
+        ],
+        claims=sha256_file(CLAIMS),
+        version=VERSIONS["claims"],
+    shell:
+        "cltools claims --plan {input.plan} --measures {input.measures} --log {input.log} "
+        "--theory {input.theory} {params.without_cells} --output {output.table} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
