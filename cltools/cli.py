@@ -302,6 +302,27 @@ def claims(
 
 
 @app.command()
+def report(
+    manifests: Manifests,
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    measures: Annotated[Path, typer.Option(help="measures.parquet of an experiment.")],
+    claims: Annotated[Path, typer.Option(help="claims.parquet of it.")],
+    figures: Annotated[Path, typer.Option(help="Folder of its figures.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+    config: Annotated[str, typer.Option(help="The config to show: JSON or a file with it.")] = "{}",
+    benchmarks: Annotated[
+        Path | None, typer.Option(help="results/benchmarks, for time and memory of the jobs.")
+    ] = None,
+) -> None:
+    """Put claims, figures, tables and origins of an experiment into one HTML file."""
+    limit_threads(1)
+    from cltools.stages.report import report as run_stage
+
+    shown = _json_object(config, "--config")
+    run_stage(plan, measures, claims, figures, manifests, shown, output, benchmarks)
+
+
+@app.command()
 def surrogate(
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",

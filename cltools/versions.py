@@ -8,7 +8,7 @@ VERSIONS = {
     "prepare": 1,
     "train": 1,
     "embed": 1,
-    "measure": 2,
+    "measure": 3,
     "plan": 1,
     "collect": 4,
     "plot": 1,
@@ -18,4 +18,5 @@ VERSIONS = {
     "minimise": 1,
     "regularity": 1,
     "claims": 1,
+    "report": 1,
 }

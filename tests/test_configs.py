@@ -182,7 +182,7 @@ def test_cells_that_share_a_run_can_stop_where_it_kept_its_weights():
 def test_laptop_configs_share_their_cells():
     """About an hour on two cores for all of them: 2.5 minutes of one core a cell, or less."""
     every = [cells(path) for path in LAPTOP]
-    assert len(set.union(*every)) <= 50 < sum(map(len, every))
+    assert len(set.union(*every)) <= 52 < sum(map(len, every))
 
 
 @pytest.mark.parametrize("path", [PAPER[-1], LAPTOP[-1]], ids=lambda path: path.stem)

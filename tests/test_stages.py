@@ -144,6 +144,17 @@ def test_every_family_of_measures_has_rows(made):
     assert table.filter(variant="shots_20")["value"].is_nan().all()
 
 
+def test_cosines_of_class_means_are_those_of_the_angles(made):
+    table = pl.read_parquet(made / "measures.parquet").filter(step=10, split="test", objective="ce")
+    cosines = table.filter(metric="class_mean_cosine")
+    classes = {label for v in cosines["variant"] for label in v.split("_")[1:]}
+    assert len(cosines) == len(classes) * (len(classes) - 1) / 2
+    angles = cosines["value"].arccos().degrees()
+    for variant, found in (("smallest", angles.min()), ("mean", angles.mean())):
+        (expected,) = table.filter(metric="class_mean_angle", variant=variant)["value"]
+        assert found == pytest.approx(expected)
+
+
 def test_theory(made):
     table = pl.read_parquet(made / "theory.parquet")
     assert set(table["quantity"]) == {

@@ -70,14 +70,14 @@ def _claim(rows: pl.DataFrame) -> tuple[str, ...]:
     return (
         one["statement"],
         f"**{one['verdict']}**",
-        _because(rows),
+        because(rows),
         one["paper"],
         one["source"],
         f"`{one['figure']}`",
     )
 
 
-def _because(rows: pl.DataFrame) -> str:
+def because(rows: pl.DataFrame) -> str:
     """What decided: of the arms that have the claim's verdict the parts that have it."""
     verdict = rows["verdict"][0]
     arms = rows.select("dataset", "sweep", "cells", "arm_verdict").unique(maintain_order=True)
@@ -105,7 +105,7 @@ def _found(row: dict) -> str:
         if row["reason"]:
             return f"{part}{cases}, {row['reason']}"
         return f"{part}{cases}, least room {_number(row['effect'])}"
-    return f"{part}{_effect(row)}" + (f", {row['reason']}" if row["reason"] else "")
+    return f"{part}{effect(row)}" + (f", {row['reason']}" if row["reason"] else "")
 
 
 def _part(row: dict) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _part(row: dict) -> tuple[str, ...]:
         row["part"],
         verdict,
         row["claimed"] + (f" ({row['unit']})" if row["unit"] else ""),
-        _effect(row),
+        effect(row),
         "" if row["seeds"] is None else str(row["seeds"]),
         f"{row['rows']:,}",
         _p(row["p"]),
@@ -126,13 +126,18 @@ def _part(row: dict) -> tuple[str, ...]:
     )
 
 
-def _effect(row: dict) -> str:
+def effect(row: dict) -> str:
+    """The effect of one part with its interval, or its violations."""
     if row["violations"] is not None:
         return f"{row['violations']:,} violations, room {_number(row['effect'])}"
-    text = _number(row["effect"])
-    if row["low"] is not None and row["level"] is not None:
-        text += f" [{_number(row['low'])}, {_number(row['high'])}] at {100 * row['level']:.3g} %"
-    return text
+    return " ".join(filter(None, (_number(row["effect"]), _limits(row))))
+
+
+def _limits(row: dict) -> str:
+    """An interval and the level at which it covers by itself; empty where there is none."""
+    if row["low"] is None or row["level"] is None:
+        return ""
+    return f"[{_number(row['low'])}, {_number(row['high'])}] at {100 * row['level']:.3g} %"
 
 
 def _number(value: float | None) -> str:

@@ -1,5 +1,7 @@
 """What do shared weights, batches and views each contribute to alignment?"""
 
+import math
+
 import polars as pl
 from matplotlib.figure import Figure
 
@@ -20,9 +22,9 @@ LEVELS = (
 )
 PANELS = {
     ("cka", PAPER): "CKA with DCL",
-    ("cka", "residual_biased"): "CKA, class means removed",
+    ("cka", "residual_biased"): "CKA with DCL,\nclass means removed",
     ("rsa", RSA): "RSA with DCL",
-    ("cka_to_init", PAPER): "CKA with own initial weights",
+    ("cka_to_init", PAPER): "CKA with own\ninitial weights",
 }
 
 
@@ -42,9 +44,7 @@ def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     objectives = style.ordered(plotted["objective"])
     arms = plotted["arm"].unique(maintain_order=True)
 
-    figure, axes = style.panels(
-        len(arms), len(PANELS), height=0.3 * len(levels) + 0.5, sharex=True, sharey=True
-    )
+    figure, axes = style.panels(len(arms), len(PANELS), height=0.3 * len(levels) + 0.5, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
         for ax, ((metric, variant), title) in zip(row, PANELS.items(), strict=True):
             for number, name in enumerate(objectives):
@@ -56,6 +56,8 @@ def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
                     )
                     if one.is_empty():
                         continue
+                    heights = [y + shift] * len(one)
+                    ax.plot(one["value"], heights, look.marker, color=look.colour, **style.SEED)
                     ax.errorbar(
                         one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=look.marker,
                         color=look.colour, elinewidth=0.9, markersize=4,
@@ -67,14 +69,19 @@ def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             ax.set_xlabel("Similarity")
             ax.label_outer()
         row[0].set_ylabel("Shared by all objectives")
-    lowest = min(0.0, float(plotted["value"].min()))
-    axes[0, 0].set_xlim(lowest - 0.05 if lowest < 0 else 0, 1.03)
+    # The levels lie close together: panels of alignment begin at the tenth below all of them.
+    for column, (metric, _) in enumerate(PANELS):
+        control = metric == "cka_to_init"
+        shown = plotted.filter((pl.col("metric") == "cka_to_init") == control)
+        lowest = float((shown["mean"] - shown["sd"].fill_null(0.0)).min())
+        for ax in axes[:, column]:
+            ax.set_xlim(min(0.9, math.floor(10 * lowest) / 10) - 0.01, 1.01)
     style.finish(
         figure,
         "What sharing initial weights, batches and views contributes to alignment",
         [style.handle(style.OBJECTIVES[name], linestyle="") for name in objectives],
         f"{tables.setting(cells, ['coupling'])}. Test images, encoder features h, each run at its "
-        f"last step. {tables.seeds_note(plotted, cells, points=False)} What is not shared is each "
+        f"last step. {tables.seeds_note(plotted, cells)} What is not shared is each "
         "model’s own. Second DCL: another model with DCL’s loss, as far from DCL as those draws "
         f"alone put it: the ceiling for NSCL. {CONTROL_NOTE}",
     )

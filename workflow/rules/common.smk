@@ -39,13 +39,15 @@ WITHOUT_CELLS = [
 ]
 
 
+# The figures that an experiment has the cells for.
+DRAWN = [figure for figure, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)]
+
+
 def experiment_targets():
     name = EXPERIMENT.name
-    figures = [
-        figure for figure, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)
-    ]
     return [
-        *expand("results/{name}/figures/{figure}.pdf", name=name, figure=figures),
+        f"results/{name}/report.html",
+        *expand("results/{name}/figures/{figure}.pdf", name=name, figure=DRAWN),
         f"results/{name}/theory.parquet",
         f"results/{name}/claims.parquet",
         *expand("results/{name}/{stage}.parquet", name=name, stage=WITHOUT_CELLS),

@@ -9,6 +9,7 @@ from cltools.maths.intervals import subsampling_interval
 from cltools.stages.measurements.table import Features, Row, rows_of
 
 INTERVAL_DRAWS = 100
+CLASSES_ONE_BY_ONE = 10  # up to so many classes, every pair of class means has a row of its own
 # Functions of the class statistics that intervals are worked out for.
 WITH_INTERVAL = {
     ("cdnv", "pairs"): collapse.cdnv,
@@ -21,13 +22,15 @@ WITH_INTERVAL = {
 def geometry_rows(arrays: Features, labels: np.ndarray, intervals: bool = False) -> Iterator[Row]:
     """Collapse towards class means and a simplex, and the effective rank.
 
-    With `intervals`, 90 % intervals over images beside some of them.
+    `class_mean_cosine` is of one pair of centred class means, classes counted as in the cell. With
+    `intervals`, 90 % intervals over images beside some of them.
     """
     for name, h in arrays.items():
         s = collapse.class_statistics(h, labels)
         equiangular_sd, equiangular = collapse.nc2_equiangularity(s)
-        angles = np.degrees(np.arccos(collapse.class_mean_cosines(s)))
-        angles = angles[np.triu_indices_from(angles, 1)]
+        pairs = np.triu_indices(len(s.means), 1)
+        cosines = collapse.class_mean_cosines(s)[pairs]
+        angles = np.degrees(np.arccos(cosines))
         values = {measure: function(s) for measure, function in WITH_INTERVAL.items()} | {
             ("cdnv", "root"): collapse.cdnv_root(s),
             ("nc1", "pseudo_inverse"): collapse.nc1(s),
@@ -40,6 +43,11 @@ def geometry_rows(arrays: Features, labels: np.ndarray, intervals: bool = False)
             ("class_mean_angle", "largest"): angles.max(),
             ("effective_rank", "covariance"): collapse.effective_rank(s.total),
         }
+        if len(s.means) <= CLASSES_ONE_BY_ONE:
+            values |= {
+                ("class_mean_cosine", f"classes_{i}_{j}"): cosine
+                for i, j, cosine in zip(*pairs, cosines, strict=True)
+            }
         limits = _intervals(h, labels) if intervals else {}
         for row in rows_of(values, objective=name, features="h"):
             yield row | limits.get((row["metric"], row["variant"]), {})

@@ -1,0 +1,177 @@
+"""An experiment's report as one HTML page: claims, things to play with, figures, tables, origins.
+
+The page holds all that it shows, the plotting library included, and forbids the browser to load
+anything else.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import jinja2
+import polars as pl
+from plotly.offline import get_plotlyjs
+
+from cltools.claims.evaluate import UNTESTED, VERDICTS
+from cltools.claims.report import because, effect
+from cltools.report.explore import exploration
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as it was drawn: what it shows, the PNG and the plotted numbers."""
+
+    name: str
+    description: str
+    png: bytes
+    csv: bytes
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that a report is made of; tables as in `results/<experiment>/`.
+
+    `cells` are manifests of trained cells by id, `made` and `jobs` lines of the last section.
+    """
+
+    name: str
+    plan: Mapping[str, Any]
+    measures: pl.DataFrame
+    claims: pl.DataFrame
+    figures: Sequence[Drawn]
+    cells: Mapping[str, Mapping[str, Any]]
+    config: str
+    made: Sequence[tuple[str, str]]
+    jobs: Sequence[tuple] = field(default=())
+
+
+# Table at the end of training: heading -> metric, variant, features.
+SUMMARY = {
+    "CKA with DCL": ("cka", "cosine_biased", "h"),
+    "RSA with DCL": ("rsa", "pearson_cosine", "h"),
+    "CKA, class means removed": ("cka", "residual_biased", "h"),
+    "NCCC": ("nccc", "accuracy", "h"),
+    "linear probe": ("linear_probe", "accuracy", "h"),
+    "CDNV": ("cdnv", "pairs", "h"),
+    "loss gap in nats": ("gap", "training_tau", "z"),
+    "weight gap to DCL": ("weight_gap", "mean_layer", ""),
+}
+CELL_COLUMNS = ("cell", "C", "τ", "B", "rule", "seed", "objectives", "images", "steps", "sweeps")
+
+
+def page(material: Material) -> str:
+    """The page. Raises jinja2.UndefinedError when the template asks for what is not there."""
+    explore = exploration(material.measures, material.plan["sweeps"])
+    files = resources.files("cltools.report")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((files / "template.html").read_text())
+    plain = jinja2.utils.markupsafe.Markup
+    drawn = {figure.name for figure in material.figures}
+    return template.render(
+        name=material.name,
+        datasets=sorted(set(material.measures["dataset"])),
+        css=plain((files / "report.css").read_text()),
+        script=plain((files / "report.js").read_text()),
+        plotly=plain(get_plotlyjs()),
+        # "</" would end the script that holds it.
+        data=plain(json.dumps(explore).replace("</", "<\\/")),
+        explore=explore,
+        counts=_counts(material.claims),
+        claims=_claims(material.claims, drawn),
+        figures=[_encoded(figure) for figure in material.figures],
+        tables=[_summary(material.measures, material.plan["sweeps"])],
+        cell_columns=CELL_COLUMNS,
+        cells=list(_cells(material)),
+        made=material.made,
+        jobs=material.jobs,
+        config=material.config,
+    )
+
+
+def _counts(claims: pl.DataFrame) -> list[tuple[str, int]]:
+    verdicts = claims.unique("claim")["verdict"].to_list()
+    return [(verdict, verdicts.count(verdict)) for verdict in VERDICTS]
+
+
+def _claims(claims: pl.DataFrame, drawn: set[str]) -> list[dict[str, Any]]:
+    """Claims for the page: those that were tested first, in the order of their list."""
+    found = []
+    for _, rows in claims.group_by("claim", maintain_order=True):
+        first = rows.row(0, named=True)
+        tested = rows.filter(pl.col("part_verdict") != UNTESTED)
+        parts = [
+            {
+                "sweep": ", ".join(filter(None, (row["dataset"], row["sweep"], row["cells"]))),
+                "part": row["part"],
+                "verdict": row["part_verdict"],
+                "claimed": " ".join(filter(None, (row["claimed"], row["unit"]))),
+                "effect": effect(row),
+                "n": f"{row['rows']:,} rows"
+                if row["seeds"] is None
+                else f"{row['seeds']} seeds, {row['rows']:,} rows",
+            }
+            for row in tested.iter_rows(named=True)
+        ]
+        keys = ("statement", "source", "verdict", "paper", "figure")
+        about = {key: first[key] for key in keys}
+        about |= {"because": because(rows), "parts": parts, "drawn": first["figure"] in drawn}
+        found.append(about)
+    return sorted(found, key=lambda claim: claim["verdict"] == UNTESTED)
+
+
+def _encoded(figure: Drawn) -> dict[str, str]:
+    coded = {kind: base64.b64encode(getattr(figure, kind)).decode() for kind in ("png", "csv")}
+    return {"name": figure.name, "description": figure.description, **coded}
+
+
+def _summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds ± one standard deviation, test images, end of training, first sweep."""
+    sweep = next((s for s in sweeps if set(s["factors"]) <= {"seed"}), sweeps[0])
+    rows = measures.filter(pl.col("sweeps").list.contains(sweep["name"]), split="test")
+    rows = rows.filter(pl.col("step") == pl.col("step").max().over("cell"))
+    seeds = rows["seed"].n_unique()
+    found = []
+    for objective in rows["objective"].unique(maintain_order=True):
+        line = [objective]
+        for metric, variant, features in SUMMARY.values():
+            values = rows.filter(
+                pl.col("reference").is_in(["", "dcl"]),
+                objective=objective, metric=metric, variant=variant, features=features,
+            )["value"]  # fmt: skip
+            line.append(_mean(values))
+        found.append(line)
+    return {
+        "title": f"End of training, test images, sweep “{sweep['label']}”: mean ± standard "
+        f"deviation over {seeds} seed{'s' * (seeds > 1)}",
+        "columns": ["objective", *SUMMARY],
+        "rows": found,
+    }
+
+
+def _mean(values: pl.Series) -> str:
+    if not len(values):
+        return "–"
+    spread = f" ± {values.std():.2g}" if len(values) > 1 else ""
+    return f"{values.mean():.3g}{spread}"
+
+
+def _cells(material: Material) -> Iterable[tuple]:
+    for identity, manifest in material.cells.items():
+        cell = manifest["cell"]
+        yield (
+            identity,
+            len(manifest["class_ids"]),
+            cell["tau"],
+            cell["batch_size"],
+            cell["lr_rule"],
+            cell["seed"],
+            ", ".join(cell["objectives"]),
+            f"{manifest['train_images']:,}",
+            f"{manifest['steps']:,}",
+            ", ".join(material.plan["cells"][identity]["sweeps"]),
+        )

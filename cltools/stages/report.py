@@ -1,0 +1,133 @@
+"""Stage `report`: everything about an experiment in one HTML file."""
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+import cltools
+from cltools.cells import read_manifest
+from cltools.errors import InputError
+from cltools.figures import FIGURES
+from cltools.files import read_json, whole_file
+from cltools.report.page import Drawn, Material, page
+from cltools.versions import VERSIONS
+
+PACKAGES = ("torch", "numpy", "polars", "snakemake")
+
+
+def report(
+    plan: Path,
+    measures: Path,
+    claims: Path,
+    figures: Path,
+    manifests: Iterable[Path],
+    config: Mapping[str, Any],
+    output: Path,
+    benchmarks: Path | None = None,
+) -> None:
+    """Write the report of an experiment.
+
+    Args:
+        plan: written by `cltools plan`.
+        measures: written by `cltools collect`.
+        claims: the table written by `cltools claims`.
+        figures: folder with what `cltools plot` wrote; the figures that are there are shown.
+        manifests: of the experiment's trained cells.
+        config: the experiment's config, shown as it is.
+        output: the HTML file.
+        benchmarks: folder of Snakemake's benchmarks, for time and memory of the jobs. With it two
+            runs differ in their reports, as they do in their times.
+
+    Raises:
+        InputError: a file is missing or damaged, or a cell of the plan has no manifest.
+    """
+    planned = read_json(plan, made_by="cltools plan")
+    cells = {manifest["id"]: manifest for manifest in map(read_manifest, manifests)}
+    if missing := sorted(set(planned["cells"]) - set(cells)):
+        raise InputError(f"cell {missing[0]} of {plan} has no manifest here: run `cltools train`")
+    material = Material(
+        name=planned["experiment"],
+        plan=planned,
+        measures=_table(measures, "collect"),
+        claims=_table(claims, "claims"),
+        figures=[figure for name in FIGURES if (figure := _drawn(figures, name))],
+        cells={identity: cells[identity] for identity in planned["cells"]},
+        config=json.dumps(config, indent=2, ensure_ascii=False),
+        made=_made(cells.values()),
+        jobs=_jobs(benchmarks, planned) if benchmarks else (),
+    )
+    with whole_file(output) as scratch:
+        scratch.write_text(page(material), encoding="utf-8")
+
+
+def _table(path: Path, stage: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run `cltools {stage}` first") from None
+    except pl.exceptions.PolarsError:
+        raise InputError(f"{path} is damaged: delete it and run `cltools {stage}` again") from None
+
+
+def _drawn(folder: Path, name: str) -> Drawn | None:
+    png, csv = (folder / f"{name}.{ending}" for ending in ("png", "csv"))
+    if not (png.exists() and csv.exists()):
+        return None
+    return Drawn(name, FIGURES[name].description, png.read_bytes(), csv.read_bytes())
+
+
+def _made(manifests: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Lines on software, machine and images."""
+    manifests = list(manifests)
+    stages = ", ".join(f"{stage} {number}" for stage, number in VERSIONS.items())
+    trained = sorted({f"cltools {m['made_by']['cltools']}, torch {m['made_by']['torch']}"
+                      for m in manifests})  # fmt: skip
+    stores = sorted({f"{m['cell']['dataset']}: {m['store']}" for m in manifests})
+    return [
+        ("cltools", cltools.__version__),
+        ("versions of the stages", stages),
+        ("packages", ", ".join(f"{name} {version(name)}" for name in PACKAGES)),
+        ("cells were trained with", "; ".join(trained)),
+        ("hashes of the images", "; ".join(stores)),
+        ("this page was made on", f"{platform.platform()}, Python {platform.python_version()}, "
+         f"{_processor()}, {os.cpu_count()} cores"),
+    ]  # fmt: skip
+
+
+def _processor() -> str:
+    """The name of the processor, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _jobs(folder: Path, plan: Mapping[str, Any]) -> list[tuple[str, int, str, str, str]]:
+    """Stage, jobs, minutes, CPU minutes and peak memory in GB, of this experiment's jobs."""
+    stores = {entry["cell"]["dataset"] for entry in plan["cells"].values()}
+    lines = []
+    for stage in sorted(path for path in folder.glob("*") if path.is_dir()):
+        found = []
+        for file in sorted(stage.glob("*.tsv")):
+            stem = file.stem
+            of_cell = stem.rsplit("-", 1)[0] in plan["cells"]
+            of_experiment = stem == plan["experiment"] or stem.startswith(plan["experiment"] + "-")
+            if of_cell or of_experiment or stem in stores:
+                found.append(pl.read_csv(file, separator="\t", null_values="NA"))
+        if found:
+            jobs = pl.concat(found, how="diagonal_relaxed")
+            minutes, cpu = (
+                jobs[column].cast(pl.Float64).sum() / 60 for column in ("s", "cpu_time")
+            )
+            memory = (jobs["max_rss"].cast(pl.Float64).max() or 0) / 1024
+            lines.append((stage.name, len(jobs), f"{minutes:.1f}", f"{cpu:.1f}", f"{memory:.2f}"))
+    return lines
