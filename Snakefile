@@ -20,6 +20,11 @@ if not workflow.configfiles:
     configfile: "config/config.yaml"
 
 
+# A scheduler sends its signals to all processes of a job. Without a trap, the shell of the command
+# would be gone at once, and the job be over for it, while training still saves its state.
+shell.prefix("set -euo pipefail; trap : TERM USR1; ")
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/train.smk"

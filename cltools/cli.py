@@ -5,12 +5,15 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from cltools.errors import InputError
+from cltools.errors import InputError, Stopped
+from cltools.faults import disk_fault, memory_fault
 
 SECONDS_FOR_RANK_0 = 20.0
 
@@ -47,6 +50,17 @@ def limit_threads(count: int) -> None:
         os.environ[variable] = str(count)
     # CUDA's matrix products repeat bit by bit only with this workspace setting.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def memory_remedy(remedy: str) -> Iterator[None]:
+    """Say what the user can do where the block runs out of memory."""
+    try:
+        yield
+    except Exception as error:
+        if (fault := memory_fault(error, remedy)) is not None:
+            raise fault from error
+        raise
 
 
 def _json_object(text: str, what: str) -> Any:
@@ -137,17 +151,20 @@ def train(
     limit_threads(settings["threads"])
     from cltools.stages.train import train as run_stage
 
-    run_stage(
-        settings,
-        store,
-        run,
-        manifest,
-        until=stop,
-        device_name=device,
-        save_every_seconds=save_every_seconds,
-        save_every_steps=save_every_steps,
-        workers=workers,
-    )
+    with memory_remedy(
+        "lower batch_size, set precision to bfloat16, raise gpus_per_cell, or give the job more"
+    ):
+        run_stage(
+            settings,
+            store,
+            run,
+            manifest,
+            until=stop,
+            device_name=device,
+            save_every_seconds=save_every_seconds,
+            save_every_steps=save_every_steps,
+            workers=workers,
+        )
 
 
 @app.command()
@@ -168,7 +185,8 @@ def embed(
     limit_threads(threads)
     from cltools.stages.embed import embed_cells
 
-    embed_cells(manifests, store, done, device, dtype, threads, recalibrate, workers)
+    with memory_remedy("lower images_per_class, use --device cpu, or give the job more"):
+        embed_cells(manifests, store, done, device, dtype, threads, recalibrate, workers)
 
 
 @app.command()
@@ -412,9 +430,11 @@ def bench(
 
 
 def main() -> None:
-    """Entry point: log lines to stderr, one sentence and exit code 2 for wrong input.
+    """Entry point: log lines to stderr, one sentence and exit code 2 for what the user can mend.
 
-    Of several ranks that torchrun started, rank 0 speaks for all.
+    That is wrong input, a disk that is full or closed, too little memory. What else goes wrong is a
+    mistake of the program and has a traceback. After a signal that training obeyed, the exit code
+    is 128 and the signal's number. Of several ranks that torchrun started, rank 0 speaks for all.
     """
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -422,12 +442,20 @@ def main() -> None:
     logging.getLogger("cltools").setLevel(logging.INFO if first else logging.ERROR)
     try:
         app()
-    except InputError as error:
+    except Stopped as stopped:
+        if first:
+            typer.echo(str(stopped), err=True)
+        sys.exit(stopped.code)
+    except Exception as error:
+        fault = error if isinstance(error, InputError) else disk_fault(error)
+        fault = fault or memory_fault(error, "give the job more")
+        if fault is None:
+            raise
         if not first:
             # Most errors are all ranks' errors. When rank 0 says so, torchrun ends this process
             # while it waits; otherwise the fault is this rank's own.
             time.sleep(SECONDS_FOR_RANK_0)
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {fault}", err=True)
         sys.exit(2)
 
 

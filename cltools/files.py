@@ -1,35 +1,100 @@
 """Files that appear whole or not at all, and hashes that do not depend on how a dict was built."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cltools.errors import InputError
+from cltools.faults import disk_fault
+
+log = logging.getLogger("cltools")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield a scratch path beside `path`; it becomes `path` only when the block ends well.
 
     The rename is atomic and the bytes are on disk before it, so that a crash at any moment leaves
-    either the old file or the new one.
+    either the old file or the new one. With `previous`, the old file is kept under that name.
+
+    Raises InputError where the disk is full or does not let us write.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as matplotlib choose the format by it.
     scratch = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
         with open(scratch, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(scratch, 0o666 & ~_umask())  # some writers make private files
+        if previous is not None and path.exists():
+            _give_name(path, previous)
         os.replace(scratch, path)
+    except Exception as error:
+        if (fault := disk_fault(error, path)) is not None:
+            raise fault from error
+        raise
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def _give_name(path: Path, another: Path) -> None:
+    """Give a file another name, which it keeps when a new file takes the first one."""
+    another.unlink(missing_ok=True)
+    try:
+        os.link(path, another)
+    except OSError:  # a file system without second names
+        os.replace(path, another)
+
+
+def remove_scratch(folder: Path, stem: str = "*") -> None:
+    """Remove what writers killed within `whole_file` left in `folder`, where none is at work.
+
+    With `stem`, only what was to become the file of that name (without its ending).
+    """
+    for scratch in folder.glob(f".{stem}.*.part*"):
+        scratch.unlink()
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Let no other process into such a block with the same folder, on this machine or another.
+
+    The kernel holds the lock, on the file `lock`, and drops it when this process ends in whatever
+    way; the text in it only says who holds it. Where the file system has no locks, a warning says
+    that nothing is checked.
+
+    Raises InputError when another process is in there.
+    """
+    path = folder / "lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is in use by {file.read() or 'another process'}: wait for its end, or "
+                "end it"
+            ) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start no second run of it", folder, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def _umask() -> int:

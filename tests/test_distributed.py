@@ -29,7 +29,7 @@ from cltools.engine.data import image_set, open_store
 from cltools.engine.distributed import SeveralRanks, join_ranks
 from cltools.engine.tensors import load_tensors
 from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
+from cltools.errors import InputError, Stopped
 from cltools.maths.objectives import similarity_logits
 from cltools.stages.train import train
 
@@ -363,6 +363,30 @@ def test_terminated_is_never_stopped(digits, tmp_path):
     on_ranks(2, run, settings, digits, tmp_path / "whole", stop)
     whole, ended = files(tmp_path / "whole"), files(tmp_path / "ended")
     assert {name: ended[name] for name in whole} == whole
+
+
+def _signalled_rank(store, folder, settings):
+    """Rank 1 alone is told to stop, at its third step."""
+    step = CoupledTrainer.train_step
+
+    def signalled(self):
+        if self.step == 2 and self.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self)
+
+    CoupledTrainer.train_step = signalled
+    try:
+        run(settings, store, folder)
+    except Stopped as stopped:
+        return stopped.code, str(stopped)
+
+
+def test_ranks_stop_together(digits, tmp_path):
+    """At the next step at which they talk, with the state of that step saved."""
+    settings = cell(horizon="14 steps")
+    stopped = 143, "stopped by SIGTERM at step 10 of 14: saved; start again to go on"
+    assert on_ranks(2, _signalled_rank, digits, tmp_path, settings) == [stopped] * 2
+    assert saved_step(tmp_path) == 10
 
 
 def _failing_rank(store, folder, settings):

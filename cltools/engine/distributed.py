@@ -61,6 +61,10 @@ class Ranks:
         """Whether all ranks hold the same bits; every rank gets the same answer."""
         return True
 
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers, which every rank gets."""
+        return number
+
     def leave(self) -> None:
         """End the communication: nothing is gathered or summed any more."""
 
@@ -95,6 +99,12 @@ class SeveralRanks(Ranks):
         same = torch.tensor([torch.equal(own, first)], dtype=torch.int32, device=own.device)
         self._together(dist.all_reduce, same, dist.ReduceOp.MIN)
         return bool(same)
+
+    def largest(self, number: int) -> int:
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        found = torch.tensor([number], device=device)
+        self._together(dist.all_reduce, found, dist.ReduceOp.MAX)
+        return int(found)
 
     def leave(self) -> None:
         dist.destroy_process_group()

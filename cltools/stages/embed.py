@@ -123,7 +123,8 @@ def embed(
         dataset = _embed_step(cell, networks, sets, dtype)
         dataset.attrs["cltools"] = canonical_json(made_from)
         with whole_file(path) as scratch:
-            dataset.to_netcdf(scratch, engine="h5netcdf")
+            # Into memory first: HDF5 can crash as it closes a file on a disk that is full.
+            scratch.write_bytes(dataset.to_netcdf(engine="h5netcdf"))
     return files
 
 
@@ -149,7 +150,7 @@ def load_network(
 
 def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """Weights by name. Raises InputError when the file is not the one that was saved."""
-    remedy = "train this cell again"
+    remedy = f"delete the training manifests in {path.parents[2]} and train this cell again"
     if path.exists() and sha256_file(path) != sha256:
         raise InputError(
             f"{path} is damaged (its hash is not the one in the training manifest): {remedy}"

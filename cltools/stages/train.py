@@ -2,7 +2,8 @@
 
 import logging
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from cltools.cells import canonical_cell, cell_id, training_key
 from cltools.durations import Duration
 from cltools.engine.data import cell_subset, image_set, open_store
 from cltools.engine.distributed import join_ranks
-from cltools.engine.tensors import load_tensors, save_tensors
+from cltools.engine.states import State, States
+from cltools.engine.store import ImageStore
+from cltools.engine.tensors import save_tensors
 from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
-from cltools.files import sha256_file, whole_file, write_json
+from cltools.errors import InputError, Stopped
+from cltools.files import only_process, remove_scratch, sha256_file, whole_file, write_json
 from cltools.maths.bounds import gap_bound
 from cltools.progress import track
+from cltools.stopping import StopRequest, stop_requests
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["train"]
-RESUME = "resume.safetensors"
+STEPS_BETWEEN_TALKS = 10  # of several ranks, which wait for the device to learn who is to stop
 log = logging.getLogger("cltools")
 
 
@@ -42,16 +46,21 @@ def train(
 ) -> None:
     """Train until `until` (default: the horizon) and write the manifest that lists what was made.
 
-    `run` holds weights, log and the resume state; it outlives kills and later, longer runs. A run
+    `run` holds weights, log and the resume states; it outlives kills and later, longer runs. A run
     that is already further only has its manifest written, if it kept the weights of that moment.
-    `workers`: see `image_set`.
+    Two states are kept while training goes on (see `states`), one at its end. `workers`: see
+    `image_set`.
+
+    SIGTERM, SIGINT and SIGUSR1 end training after the step at hand, once the state is saved.
+    Several ranks talk about it every few steps, so that all stop at the same one.
 
     Started by torchrun, its processes train the cell together: all resume from the same state, rank
     0 writes. Their number is no part of the cell, but decides the last bits of sums; the manifest's
     `trained_by` says how many ranks there were, from which step on.
 
     Raises InputError for settings that do not fit the data or the ranks, for a store or a resume
-    state of another cell, and for a loss that is not finite.
+    state of another cell, for a run that another process trains, for a loss that is not finite, and
+    as `states` does; Stopped after a signal.
     """
     torch.set_num_threads(cell["threads"])
     ranks, device = join_ranks(device_name)
@@ -68,34 +77,115 @@ def train(
     steps = sorted({trainer.in_steps(c) for c in cell["checkpoints"]} | {stop})
     checkpoints = [step for step in steps if step <= stop]
 
-    if ranks.first:
-        write_json(run.parent / "cell.json", {"id": cell_id(cell), "cell": cell})
-    about = {"cell": canonical_cell(cell), "store": store.content, "version": VERSION}
-    saved = _resume(trainer, run / RESUME, about, stop, checkpoints)
-    trainer.check_replicas()  # a shared file system may show some ranks an older state
-    if trainer.step:
-        log.info("resumed at step %d of %d", trainer.step, stop)
+    with only_process(run) if ranks.first else nullcontext():
+        if ranks.first:
+            for folder, stem in (
+                (run, "*"),
+                (run / "weights", "*"),
+                (run.parent, "cell"),
+                (manifest.parent, manifest.stem),
+            ):
+                remove_scratch(folder, stem)
+            write_json(run.parent / "cell.json", {"id": cell_id(cell), "cell": cell})
+        about = {"cell": canonical_cell(cell), "store": store.content, "version": VERSION}
+        progress = _resume(trainer, run, about, until, stop, checkpoints)
+        trainer.check_replicas()  # a shared file system may show some ranks an older state
+        if trainer.step:
+            log.info("resumed at step %d of %d", trainer.step, stop)
+        with closing(trainer), stop_requests() as request:
+            _train(trainer, progress, request, checkpoints, save_every_seconds, save_every_steps)
+        ranks.leave()
+        if ranks.first:
+            _write_manifest(trainer, store, run, manifest, until, checkpoints, progress.saved)
 
-    last_save = time.monotonic()
+
+@dataclass
+class _Progress:
+    """What a run has on disk: its states, and the entries of the checkpoints saved so far.
+
+    `about` says in each state whose it is. `apart`: a longer run has been here before, whose states
+    and weights stay as they are.
+    """
+
+    run: Path
+    states: States
+    about: dict[str, Any]
+    saved: dict[str, Any]
+    apart: bool = False
+
+    def save_weights(self, trainer: CoupledTrainer) -> None:
+        """Save the weights of a checkpoint, unless they are kept from an earlier run."""
+        if str(trainer.step) not in self.saved:
+            self.saved[str(trainer.step)] = _save_weights(trainer, self.run)
+
+    def save_state(self, trainer: CoupledTrainer, last: bool = False) -> None:
+        """Save the resume state; the `last` one of a run that nothing continues is without slots.
+
+        The slots of the optimisers are what only further steps need. The rest serves later calls
+        that want the manifest of the run, or of an earlier stop.
+
+        Raises InputError for a loss that is not finite, before anything is written: the states on
+        disk are good ones.
+        """
+        if not trainer.ranks.first:
+            return
+        tensors, state = trainer.state()
+        if last:
+            tensors = {k: v for k, v in tensors.items() if not k.startswith("optimizer/")}
+        self.states.save(tensors, {**self.about, **state, "saved": self.saved})
+
+
+def _train(
+    trainer: CoupledTrainer,
+    progress: _Progress,
+    request: StopRequest,
+    checkpoints: list[int],
+    save_every_seconds: float,
+    save_every_steps: int | None,
+) -> None:
+    """Train to the last of the checkpoints, saving on the way.
+
+    Raises Stopped when a signal asked to stop before, once the state is saved.
+    """
+    ranks, stop = trainer.ranks, checkpoints[-1]
+    last_save, stopped_by = time.monotonic(), 0
     steps_left = range(trainer.step, stop)
     if ranks.first:  # which shows for all how far they are
         steps_left = track(steps_left, len(steps_left), "training")
-    with closing(trainer):
-        for step in steps_left:
-            if step in checkpoints:
-                saved[str(step)] = _save_weights(trainer, run)
-            trainer.train_step()
-            due = save_every_steps and trainer.step % save_every_steps == 0
-            if due or time.monotonic() - last_save > save_every_seconds:
-                _save_state(trainer, run / RESUME, about, saved)
-                last_save = time.monotonic()
+    for step in steps_left:
+        if step in checkpoints:
+            progress.save_weights(trainer)
+        trainer.train_step()
+        if ranks.size == 1 or trainer.step % STEPS_BETWEEN_TALKS == 0:
+            stopped_by = ranks.largest(request.number)
+        if stopped_by and trainer.step < stop:
+            progress.save_state(trainer)
+            ranks.largest(0)  # the first to leave has torchrun end the others: wait for rank 0
+            where = f"at step {trainer.step} of {stop}: saved; start again to go on"
+            raise Stopped(stopped_by, where)
+        due = save_every_steps and trainer.step % save_every_steps == 0
+        if due or time.monotonic() - last_save > save_every_seconds:
+            progress.save_state(trainer)
+            last_save = time.monotonic()
     if trainer.step == stop:
-        saved[str(stop)] = _save_weights(trainer, run)
-        _save_state(trainer, run / RESUME, about, saved)
-    ranks.leave()
-    if not ranks.first:
-        return
+        if str(stop) not in progress.saved:
+            progress.save_weights(trainer)
+            progress.save_state(trainer, last=progress.apart or stop == trainer.horizon)
+        if ranks.first:
+            progress.states.drop_previous()
 
+
+def _write_manifest(
+    trainer: CoupledTrainer,
+    store: ImageStore,
+    run: Path,
+    manifest: Path,
+    until: Duration,
+    checkpoints: list[int],
+    saved: dict[str, Any],
+) -> None:
+    """Write the log up to the last checkpoint, and the manifest that lists what was made."""
+    cell, stop = trainer.cell, checkpoints[-1]
     log_file = run / f"log-{until.slug}.parquet"
     _write_log(trainer, stop, log_file)
     write_json(
@@ -159,47 +249,79 @@ def _save_weights(trainer: CoupledTrainer, run: Path) -> dict[str, Any]:
     return {"weights": hashes, "digests": trainer.digests}
 
 
-def _save_state(
-    trainer: CoupledTrainer, path: Path, about: dict[str, Any], saved: dict[str, Any]
-) -> None:
-    if not trainer.ranks.first:
-        return
-    tensors, state = trainer.state()
-    save_tensors(path, tensors, {**about, **state, "saved": saved})
-
-
 def _resume(
-    trainer: CoupledTrainer, path: Path, about: dict[str, Any], stop: int, checkpoints: list[int]
-) -> dict[str, Any]:
-    """Take up the state in `path` if there is one that serves; the checkpoints already saved.
+    trainer: CoupledTrainer,
+    run: Path,
+    about: dict[str, Any],
+    until: Duration,
+    stop: int,
+    checkpoints: list[int],
+) -> _Progress:
+    """Take up the state that serves to train to `stop`, if there is one.
 
-    A state does not serve when it is of another version of this stage, when weights saved before it
-    were lost, or when it is beyond `stop` and a checkpoint up to there was not kept: then training
-    starts again. Raises InputError for a state that is damaged or of another cell or store.
+    A state does not serve when it is of another version of this stage, or when weights saved before
+    it were lost: then training starts again, and a warning says so. Nor does one beyond `stop` when
+    a checkpoint up to there was not kept. That one is left alone, for it took longer to make than
+    what is asked for: training up to `stop` has states of its own, in a folder of the run.
+
+    Raises InputError where no state is intact, and for states of another cell or store.
     """
-    if not path.exists():
-        return {}
-    tensors, state = load_tensors(path, remedy="delete it to train this cell from the start")
-    for key, what in (("cell", "settings"), ("store", "images")):
-        if state[key] != about[key]:
-            raise InputError(
-                f"{path} is of a run with other {what} than this one: delete the folder "
-                f"{path.parent} to train again, or give the ones it was made with"
+    progress = _Progress(run, States(run), about, {})
+    state = _load(progress)
+    if state and state[1]["step"] > stop:
+        kept = _intact(run, state[1]["saved"], checkpoints)
+        if len(kept) < len(checkpoints):
+            log.info(
+                "%s is at step %d, but lacks weights up to step %d: training to there once more",
+                run,
+                state[1]["step"],
+                stop,
             )
-    if state["version"] != about["version"]:
-        log.warning("%s is of another version of the trainer: training again from the start", path)
-        return {}
-    saved = state["saved"]
-    if state["step"] > stop and not {str(step) for step in checkpoints} <= saved.keys():
-        return {}
-    for step, entry in saved.items():
+            states = States(run / f"until-{until.slug}")
+            progress = _Progress(run, states, about, kept, apart=True)
+            state = _load(progress)
+    if state is None:
+        return progress
+    tensors, found = state
+    wanted = [step for step in checkpoints if str(step) in found["saved"]]
+    if len(_intact(run, found["saved"], wanted)) < len(wanted):
+        log.warning("weights of %s are lost: training again from the start", run)
+        return progress
+    trainer.restore(tensors, found)
+    progress.saved = {**found["saved"], **progress.saved}
+    return progress
+
+
+def _load(progress: _Progress) -> State | None:
+    """The latest state, if it is of this version. Raises InputError where it is of another run."""
+    state = progress.states.load()
+    if state is None:
+        return None
+    for key, what in (("cell", "settings"), ("store", "images")):
+        if state[1][key] != progress.about[key]:
+            raise InputError(
+                f"{progress.states.latest} is of a run with other {what} than this one: delete the "
+                f"folder {progress.run} to train again, or give the ones it was made with"
+            )
+    if state[1]["version"] != progress.about["version"]:
+        log.warning(
+            "%s is of another version of the trainer: training again from the start",
+            progress.states.latest,
+        )
+        return None
+    return state
+
+
+def _intact(run: Path, saved: dict[str, Any], steps: list[int]) -> dict[str, Any]:
+    """The entries of `saved` at these steps whose weights lie there as they were saved."""
+    kept = {str(step): saved[str(step)] for step in steps if str(step) in saved}
+    for step, entry in list(kept.items()):
         for objective, sha256 in entry["weights"].items():
-            file = weights_file(path.parent, objective, int(step))
+            file = weights_file(run, objective, int(step))
             if not file.exists() or sha256_file(file) != sha256:
-                log.warning("%s is missing or damaged: training again from the start", file)
-                return {}
-    trainer.restore(tensors, state)
-    return saved
+                log.warning("%s is missing or damaged", file)
+                kept.pop(step, None)
+    return kept
 
 
 def _write_log(trainer: CoupledTrainer, until: int, path: Path) -> None:

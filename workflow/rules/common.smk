@@ -130,7 +130,8 @@ def cltools_on_gpus(wildcards, resources):
 
 def what_went_wrong(wildcards, resources):
     # torchrun ends with a report of its own, after the line that says it.
-    return "grep -m 1 Error:" if several_gpus(resources) else "tail -n 3"
+    said = "grep -m 1 -e Error: -e 'stopped by'"
+    return said if several_gpus(resources) else "tail -n 3"
 
 
 # Time and memory that jobs ask for: no parameters, so that a new estimate runs nothing again.
