@@ -1,6 +1,6 @@
 """Kill a small experiment again and again, and compare what it ends with to an undisturbed one.
 
-    python benchmarks/soak.py --kills 50      # about 20 minutes on two idle cores
+    python benchmarks/soak.py --kills 50
 
 Snakemake trains, embeds and measures four cells on digits. At random moments one of its commands,
 or Snakemake with all of them, gets SIGKILL; half of them SIGTERM up to a second before, as batch
