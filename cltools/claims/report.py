@@ -8,7 +8,7 @@ from cltools.claims.evaluate import UNTESTED, VERDICTS
 
 HOW = """\
 A claim **holds** or **does not hold** where an interval over seeds says so: it lies wholly on one
-side of what is claimed, at a level that allows for all {family} tests over seeds of this experiment
+side of what is claimed, at a level that allows for the {family} tests over seeds of this experiment
 (Holm; the chance of any wrong decision among them is at most {error:.0%}). It is **undecided**
 where the interval has both sides in it, or where there are fewer seeds than the test needs. A bound
 is checked in every row: one violation refutes it, and no seeds are needed for what is proved. **Not
