@@ -16,8 +16,9 @@ rule embed:
     benchmark:
         "results/benchmarks/embed/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=embed_memory,
-        runtime=embed_minutes,
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=memory_of(embed_needs, EXPERIMENT.batches),
+        runtime=minutes_of(embed_needs, EXPERIMENT.batches),
     params:
         stores=store_options_in(EXPERIMENT.batches),
         dtype=EXPERIMENT.setting("embedding_type"),
@@ -42,8 +43,9 @@ rule measure:
     benchmark:
         "results/benchmarks/measure/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        **SITE.resources("gpu"),  # on the CPU, but in one job with embed
+        mem_mb=memory_of(measure_needs, EXPERIMENT.batches),
+        runtime=minutes_of(measure_needs, EXPERIMENT.batches),
     params:
         full_at=EXPERIMENT.setting("measure", "full_at"),
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
@@ -69,8 +71,9 @@ rule theory:
     benchmark:
         "results/benchmarks/theory/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=memory_of(theory_estimate, EXPERIMENT.batches),
+        runtime=minutes_of(theory_estimate, EXPERIMENT.batches),
     params:
         stores=store_options_in(EXPERIMENT.batches),
         settings=stage_settings("theory"),
@@ -92,8 +95,9 @@ rule merge:
     benchmark:
         "results/benchmarks/merge/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=memory_of(merge_estimate, EXPERIMENT.merge_batches),
+        runtime=minutes_of(merge_estimate, EXPERIMENT.merge_batches),
     params:
         stores=store_options_in(EXPERIMENT.merge_batches),
         settings=stage_settings("merge", without=("sweeps",)),
@@ -112,6 +116,9 @@ rule plan:
     benchmark:
         "results/benchmarks/plan/{experiment}.tsv"
     localrule: True
+    resources:
+        mem_mb=grows(500),
+        runtime=grows(10),
     params:
         config=plan_config,
         version=VERSIONS["plan"],
@@ -146,8 +153,8 @@ rule collect:
         "results/benchmarks/collect/{experiment}.tsv"
     localrule: True
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=grows(4000),
+        runtime=grows(30),
     params:
         version=VERSIONS["collect"],
     shell:

@@ -6,8 +6,9 @@ rule prepare:
     benchmark:
         "results/benchmarks/prepare/{store}.tsv"
     resources:
-        mem_mb=6000,  # SVHN with its extra images; encoded images take less
-        runtime=60,
+        **SITE.resources("cpu"),
+        mem_mb=prepare_memory,
+        runtime=prepare_minutes,
     params:
         definition=definition,
         store=subpath(output[0], parent=True),
