@@ -160,6 +160,10 @@ def embed(
         bool,
         typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
     ] = False,
+    unless_measured: Annotated[
+        FullAt | None,
+        typer.Option(help="Leave out cells that are measured, with this --full-at, already."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = 1,
     workers: Workers = None,
@@ -168,7 +172,9 @@ def embed(
     limit_threads(threads)
     from cltools.stages.embed import embed_cells
 
-    embed_cells(manifests, store, done, device, dtype, threads, recalibrate, workers)
+    embed_cells(
+        manifests, store, done, device, dtype, threads, recalibrate, workers, unless_measured
+    )
 
 
 @app.command()
@@ -182,13 +188,14 @@ def measure(
     recalibrated: Annotated[
         bool, typer.Option("--recalibrated", help="Of embeddings made with --recalibrate.")
     ] = False,
+    dtype: Annotated[EmbeddingType, typer.Option(help="That of the embeddings.")] = "float32",
     threads: Threads = 1,
 ) -> None:
     """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds."""
     limit_threads(threads)
     from cltools.stages.measure import measure_cells
 
-    measure_cells(manifests, done, full_at, discard_embeddings, threads, recalibrated)
+    measure_cells(manifests, done, full_at, discard_embeddings, threads, recalibrated, dtype)
 
 
 @app.command()

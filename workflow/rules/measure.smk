@@ -25,10 +25,15 @@ rule embed:
         recalibrate=(
             "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
         ),
+        unless_measured=(
+            ""
+            if EXPERIMENT.setting("keep_embeddings")
+            else f"--unless-measured {EXPERIMENT.setting('measure', 'full_at')}"
+        ),
         version=VERSIONS["embed"],
     shell:
         "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
-        "{params.recalibrate} --done {output} --threads {threads} "
+        "{params.recalibrate} {params.unless_measured} --done {output} --threads {threads} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
@@ -52,9 +57,10 @@ rule measure:
         recalibrated=(
             "--recalibrated" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
         ),
+        dtype=EXPERIMENT.setting("embedding_type"),
         version=VERSIONS["measure"],
     shell:
-        "cltools measure {input.manifests} --full-at {params.full_at} "
+        "cltools measure {input.manifests} --full-at {params.full_at} --dtype {params.dtype} "
         "{params.discard} {params.recalibrated} --done {output} --threads {threads} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
