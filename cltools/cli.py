@@ -90,6 +90,20 @@ def plan(
 
 
 @app.command()
+def status(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say how far an experiment is: what is done, running, failed or stale, cell by cell."""
+    from cltools.stages import status as stage
+
+    report = stage.status(_experiment(config), results)
+    for line in [json.dumps(report, indent=1)] if as_json else stage.status_lines(report):
+        typer.echo(line)
+
+
+@app.command()
 def prepare(
     name: Annotated[str, typer.Option(help="Name of the data set in the store.")],
     definition: Annotated[
