@@ -49,6 +49,17 @@ def limit_threads(count: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def own_gpu(device: str) -> None:
+    """Where the device is left open, a GPU that no other process of cltools has; see `gpus`.
+
+    Ranks that torchrun started share those of their torchrun.
+    """
+    if device == "auto" and "LOCAL_RANK" not in os.environ:
+        from cltools.gpus import claim_gpus
+
+        claim_gpus(1)
+
+
 def _json_object(text: str, what: str) -> Any:
     """JSON given on the command line, or in the file that is named there."""
     if not text.lstrip().startswith(("{", "[")):
@@ -104,6 +115,23 @@ def status(
 
 
 @app.command()
+def partial(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write [<results>/<experiment>/partial].")
+    ] = None,
+) -> None:
+    """Draw the figures of the cells that are done, while others are still at work."""
+    limit_threads(1)
+    from cltools.stages.partial import draw_partial
+
+    experiment = _experiment(config)
+    for line in draw_partial(experiment, results, output or results / experiment.name / "partial"):
+        typer.echo(line)
+
+
+@app.command()
 def prepare(
     name: Annotated[str, typer.Option(help="Name of the data set in the store.")],
     definition: Annotated[
@@ -149,6 +177,7 @@ def train(
     except ValueError as error:
         raise InputError(f"--until: {error}") from None
     limit_threads(settings["threads"])
+    own_gpu(device)
     from cltools.stages.train import train as run_stage
 
     run_stage(
@@ -184,6 +213,7 @@ def embed(
 ) -> None:
     """Embed the images of trained cells, at every checkpoint, into each cell's embeddings/."""
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.embed import embed_cells
 
     embed_cells(
@@ -224,6 +254,7 @@ def theory(
 ) -> None:
     """Set the papers' bounds beside what was measured of trained cells."""
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.theory import theory_cells
 
     chosen = _json_object(settings, "--settings")
@@ -241,6 +272,7 @@ def merge(
 ) -> None:
     """Measure networks on the line between the weights of DCL and of other objectives."""
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.merge import merge_cells
 
     merge_cells(manifests, store, done, _json_object(settings, "--settings"), device, threads)
@@ -335,6 +367,7 @@ def regularity(
 
     chosen = resolve_cell(_json_object(cell, "--cell"))
     limit_threads(chosen["threads"])
+    own_gpu(device)
     from cltools.stages.regularity import run_regularity
 
     run_regularity(chosen, store, output, _json_object(settings, "--settings"), device)
@@ -385,6 +418,18 @@ def bench(
         typer.echo(line)
     if output:
         write_json(output, report)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def with_gpus(
+    count: Annotated[int, typer.Argument(min=1, help="GPUs to wait for.")],
+    command: Annotated[list[str], typer.Argument(help="What to run on them.")],
+) -> None:
+    """Run a command on GPUs that no other process of cltools uses; for torchrun."""
+    from cltools.gpus import claim_gpus
+
+    claim_gpus(count)
+    os.execvp(command[0], command)
 
 
 def main() -> None:

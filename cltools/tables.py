@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cltools.cells import with_defaults
+from cltools.experiment import Experiment
 from cltools.files import canonical_json, sha256_file, sha256_text
 from cltools.versions import VERSIONS
 
@@ -31,6 +33,22 @@ def merge_table(manifest: Path, settings: Mapping[str, Any]) -> Path:
     """Of `cltools merge` with these settings, all of them."""
     chosen = {"with": sorted(settings["with"]), "points": settings["points"]}
     return _table(manifest, "merge", [sha256_file(manifest), chosen, VERSIONS["merge"]])
+
+
+def tables_of(experiment: Experiment, manifest: Path) -> dict[str, Path]:
+    """Stage -> its table of the cell of this manifest, as the config asks for it."""
+    measures = measures_table(
+        manifest,
+        experiment.setting("measure", "full_at"),
+        experiment.setting("recalibrate_batchnorm"),
+        experiment.setting("embedding_type"),
+    )
+    settings = with_defaults(experiment.setting("theory"), "theory")
+    tables = {"measure": measures, "theory": theory_table(manifest, measures, settings)}
+    if "merge" in experiment.config:
+        settings = with_defaults(experiment.setting("merge"), "merge")
+        tables["merge"] = merge_table(manifest, settings)
+    return tables
 
 
 def _table(manifest: Path, folder: str, depends_on: list[Any]) -> Path:

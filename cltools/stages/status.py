@@ -13,10 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cltools.cells import with_defaults
 from cltools.experiment import Experiment, Plan
 from cltools.figures import FIGURES
-from cltools.tables import measures_table, merge_table, theory_table
+from cltools.tables import tables_of
 from cltools.versions import VERSIONS
 
 # done: made, and by the present version; stale: made by another version of the stage, from other
@@ -98,7 +97,7 @@ def _stages(
     manifest = results / "cells" / identity / f"trained-{plan.until.slug}.json"
     train = _training(plan, manifest, results)
     yield "train", train
-    tables = _tables(experiment, identity, manifest) if train.state == "done" else {}
+    tables = tables_of(experiment, manifest) if train.state == "done" else {}
     stages = ["measure", "theory"]
     if any(identity in batch for batch in experiment.merge_batches.values()):
         stages.append("merge")
@@ -126,22 +125,6 @@ def _training(plan: Plan, manifest: Path, results: Path) -> StageStatus:
         return StageStatus("failed", named, error, step, steps)
     state = "begun" if named or step is not None else "waiting"
     return StageStatus(state, named, None, step, steps)
-
-
-def _tables(experiment: Experiment, identity: str, manifest: Path) -> dict[str, Path]:
-    """The table of each stage, as the config asks for it."""
-    measures = measures_table(
-        manifest,
-        experiment.setting("measure", "full_at"),
-        experiment.setting("recalibrate_batchnorm"),
-        experiment.setting("embedding_type"),
-    )
-    settings = with_defaults(experiment.setting("theory"), "theory")
-    tables = {"measure": measures, "theory": theory_table(manifest, measures, settings)}
-    if "merge" in experiment.config:
-        settings = with_defaults(experiment.setting("merge"), "merge")
-        tables["merge"] = merge_table(manifest, settings)
-    return tables
 
 
 def _short_stage(

@@ -19,7 +19,7 @@ from cltools.estimates import (
     theory_needs,
     train_needs,
 )
-from cltools.experiment import load_experiment
+from cltools.experiment import identity_of, load_experiment
 from cltools.figures import FIGURES
 from cltools.files import canonical_json
 from cltools.versions import VERSIONS
@@ -107,7 +107,13 @@ def regularity_cell(wildcards):
     return canonical_cell(EXPERIMENT.regularity_cell)
 
 
-def definition(wildcards):
+def store_identity(wildcards):
+    return canonical_json(identity_of(EXPERIMENT.stores[wildcards.store]))
+
+
+def definition(wildcards, output):
+    # Where the files are is no part of what they are. Parameters that are functions of outputs are
+    # not compared with those of an earlier run.
     return canonical_json(EXPERIMENT.stores[wildcards.store])
 
 
@@ -131,7 +137,8 @@ def cltools_on_gpus(wildcards, resources):
     gpus = gpus_per_cell(wildcards)
     if gpus == 1:
         return "cltools"
-    return f"torchrun --standalone --nproc-per-node {gpus} -m -- cltools.cli"
+    torchrun = f"torchrun --standalone --nproc-per-node {gpus} -m -- cltools.cli"
+    return f"cltools with-gpus {gpus} -- {torchrun}"
 
 
 def what_went_wrong(wildcards, resources):
@@ -191,7 +198,12 @@ def prepare_memory(wildcards, attempt):
 
 def plan_config(wildcards):
     # The order of sweeps is kept, since figures follow it; that of all other keys means nothing.
-    used = {key: config[key] for key in ("experiment", "datasets", "base")}
+    # Where the files of data sets are means nothing either.
+    datasets = {
+        name: {**identity_of(about), "recipe": about["recipe"]}
+        for name, about in config["datasets"].items()
+    }
+    used = {**{key: config[key] for key in ("experiment", "base")}, "datasets": datasets}
     sweeps = {
         name: json.loads(canonical_json(config["sweeps"][name]))
         for name in config["sweeps"]

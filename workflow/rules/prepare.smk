@@ -10,6 +10,7 @@ rule prepare:
         mem_mb=prepare_memory,
         runtime=prepare_minutes,
     params:
+        identity=store_identity,
         definition=definition,
         store=subpath(output[0], parent=True),
         version=VERSIONS["prepare"],
