@@ -33,10 +33,14 @@ configure() {
   mkdir -p "$LAB"/{etc,run,log,state,spool,munge,dev}
   chmod 755 "$LAB" "$LAB/munge"
   [[ -s $LAB/munge/key ]] || (umask 077; head -c 1024 /dev/urandom > "$LAB/munge/key")
-  # Clones of /dev/null: without character devices Slurm sets no CUDA_VISIBLE_DEVICES.
-  for ((i = 0; i < GPUS; i++)); do [[ -c $LAB/dev/gpu$i ]] || mknod "$LAB/dev/gpu$i" c 1 3; done
+  # Clones of /dev/null, where the machine lets us: with a mere count, jobs have their GPUs all the
+  # same, but no CUDA_VISIBLE_DEVICES.
+  local devices=File=$LAB/dev/gpu[0-$((GPUS - 1))]
+  for ((i = 0; i < GPUS; i++)); do
+    [[ -c $LAB/dev/gpu$i ]] || mknod "$LAB/dev/gpu$i" c 1 3 2> /dev/null || devices=Count=$GPUS
+  done
   cat > "$LAB/etc/gres.conf" << CONF
-NodeName=$HOST Name=gpu Type=fake File=$LAB/dev/gpu[0-$((GPUS - 1))] Flags=nvidia_gpu_env
+NodeName=$HOST Name=gpu Type=fake $devices Flags=nvidia_gpu_env
 CONF
   cat > "$SLURM_CONF" << CONF
 ClusterName=lab

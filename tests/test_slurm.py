@@ -137,7 +137,7 @@ def clones(environment, tmp_path_factory):
     calm, disturbed = (Clone(folder, environment) for folder in folders)
     try:
         disturbances = {0.1: disturbed.requeue, 0.5: disturbed.kill}
-        until = time.monotonic() + 100
+        until = time.monotonic() + 240
         while disturbances and time.monotonic() < until:
             for tau in list(disturbances):
                 if (cell := disturbed.training(tau)) is not None:
@@ -145,7 +145,7 @@ def clones(environment, tmp_path_factory):
             time.sleep(0.05)
         assert not disturbances, (disturbed.folder / "console").read_text()
         for clone in (calm, disturbed):
-            code = clone.process.wait(timeout=240)
+            code = clone.process.wait(timeout=400)
             assert code == 0, (clone.folder / "console").read_text()
         yield calm, disturbed
     finally:
