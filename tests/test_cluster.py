@@ -1,6 +1,10 @@
 """What a site's file makes jobs ask for, and what is said of a wrong one."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +84,32 @@ def test_wrong_files(site, text, message):
 
 def test_an_empty_file_wishes_nothing(site):
     assert site("# nothing yet\n").resources("gpu", gpus=1) == {"gpu": 1}
+
+
+def test_the_profile_and_the_site_reach_the_jobs(tmp_path):
+    """A dry run in a fresh copy, as a user types it; it needs no Slurm."""
+    for name in ("workflow", "slurm", "config"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    (tmp_path / "slurm/site.yaml").write_text(EXAMPLE.read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--profile", "slurm", "--dry-run"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    jobs = re.findall(r"^ *(?:local)?rule (\w+):\n(?: .*\n)*? +resources: (.*)$", text, re.M)
+    asked = {rule: dict(part.split("=") for part in found.split(", ")) for rule, found in jobs}
+    gpu = {"slurm_partition": "gpu", "slurm_account": "my_account", "constraint": "a100_80gb"}
+    on_gpus = {"gpu": "1", "gpu_model": "a100", **gpu}
+    for rule in ("train", "embed", "theory", "merge"):
+        assert asked[rule].items() >= on_gpus.items()
+    assert asked["measure"].items() >= gpu.items()
+    assert "gpu" not in asked["measure"]
+    for rule in ("prepare", "surrogate", "minimise", "regularity"):
+        assert asked[rule]["slurm_partition"] == "cpu"
+        assert "gpu" not in asked[rule]
+    assert asked["train"]["nodes"] == "1"
+    assert "nodes" not in asked["surrogate"]
+    for rule, found in asked.items():
+        assert rule == "all" or {"mem_mb", "runtime"} <= found.keys()
