@@ -124,6 +124,27 @@ def unknown_key(path: str, known: Iterable[str]) -> str:
     return f"config key {path} is unknown: {remedy}"
 
 
+def _is_valid(cell: Mapping[str, Any]) -> bool:
+    """Whether `check` would find nothing in a cell, a thousand times as fast where cells repeat.
+
+    A cell is an object of known and required keys whose values are valid each on its own, and most
+    values of a grid's cells are those of its other cells.
+    """
+    rules = schema()["$defs"]["cell"]
+    if not (cell.keys() <= rules["properties"].keys() and cell.keys() >= set(rules["required"])):
+        return False
+    try:
+        return all(_is_valid_value(key, canonical_json(value)) for key, value in cell.items())
+    except (TypeError, ValueError):  # no JSON, or NaN
+        return False
+
+
+@cache
+def _is_valid_value(key: str, text: str) -> bool:
+    rules = {"$defs": schema()["$defs"], "$ref": f"#/$defs/cell/properties/{key}"}
+    return _Validator(rules).is_valid(json.loads(text))
+
+
 def resolve_recipe(choice: str | Mapping[str, Any], where: str) -> dict[str, Any]:
     """The full recipe from a family's name, or from a mapping with `family` and overrides."""
     family, overrides = (choice, {}) if isinstance(choice, str) else (choice["family"], choice)
@@ -146,7 +167,8 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     cell = {**defaults(), **settings}
     if "recipe" in cell and (isinstance(cell["recipe"], str) or "family" in cell["recipe"]):
         cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
-    check(cell, "cell", where)
+    if not _is_valid(cell):
+        check(cell, "cell", where)
     _check_encoder(cell, where)
     _check_framework(cell, where)
     horizon = Duration.parse(cell["horizon"])
@@ -210,9 +232,15 @@ def _check_framework(cell: Mapping[str, Any], where: str) -> None:
 
 def canonical_cell(cell: Mapping[str, Any]) -> str:
     """Canonical JSON of a resolved cell without the keys at their default."""
-    plain = resolve_cell({"dataset": "any", "recipe": cell["recipe"], "horizon": cell["horizon"]})
+    plain = _plain_cell(cell["horizon"])
     shown = {k: v for k, v in cell.items() if k in ("recipe", "horizon") or v != plain[k]}
     return canonical_json(shown)
+
+
+@cache
+def _plain_cell(horizon: str) -> dict[str, Any]:
+    """The resolved cell that leaves every key but its horizon at the default; not to be changed."""
+    return resolve_cell({"dataset": "any", "recipe": next(iter(RECIPES)), "horizon": horizon})
 
 
 def cell_id(cell: Mapping[str, Any]) -> str:

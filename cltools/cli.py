@@ -63,6 +63,17 @@ def memory_remedy(remedy: str) -> Iterator[None]:
         raise
 
 
+def own_gpu(device: str) -> None:
+    """Where the device is left open, a GPU that no other process of cltools has; see `gpus`.
+
+    Ranks that torchrun started share those of their torchrun.
+    """
+    if device == "auto" and "LOCAL_RANK" not in os.environ:
+        from cltools.gpus import claim_gpus
+
+        claim_gpus(1)
+
+
 def _json_object(text: str, what: str) -> Any:
     """JSON given on the command line, or in the file that is named there."""
     if not text.lstrip().startswith(("{", "[")):
@@ -101,6 +112,37 @@ def plan(
         typer.echo(f"{experiment.name}: {len(experiment.plans)} cells")
     else:
         write_json(output, experiment.summary())
+
+
+@app.command()
+def status(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say how far an experiment is: what is done, running, failed or stale, cell by cell."""
+    from cltools.stages import status as stage
+
+    report = stage.status(_experiment(config), results)
+    for line in [json.dumps(report, indent=1)] if as_json else stage.status_lines(report):
+        typer.echo(line)
+
+
+@app.command()
+def partial(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("results"),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write [<results>/<experiment>/partial].")
+    ] = None,
+) -> None:
+    """Draw the figures of the cells that are done, while others are still at work."""
+    limit_threads(1)
+    from cltools.stages.partial import draw_partial
+
+    experiment = _experiment(config)
+    for line in draw_partial(experiment, results, output or results / experiment.name / "partial"):
+        typer.echo(line)
 
 
 @app.command()
@@ -149,6 +191,7 @@ def train(
     except ValueError as error:
         raise InputError(f"--until: {error}") from None
     limit_threads(settings["threads"])
+    own_gpu(device)
     from cltools.stages.train import train as run_stage
 
     with memory_remedy(
@@ -177,16 +220,23 @@ def embed(
         bool,
         typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
     ] = False,
+    unless_measured: Annotated[
+        FullAt | None,
+        typer.Option(help="Leave out cells that are measured, with this --full-at, already."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = 1,
     workers: Workers = None,
 ) -> None:
     """Embed the images of trained cells, at every checkpoint, into each cell's embeddings/."""
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.embed import embed_cells
 
     with memory_remedy("lower images_per_class, use --device cpu, or give the job more"):
-        embed_cells(manifests, store, done, device, dtype, threads, recalibrate, workers)
+        embed_cells(
+            manifests, store, done, device, dtype, threads, recalibrate, workers, unless_measured
+        )
 
 
 @app.command()
@@ -200,13 +250,14 @@ def measure(
     recalibrated: Annotated[
         bool, typer.Option("--recalibrated", help="Of embeddings made with --recalibrate.")
     ] = False,
+    dtype: Annotated[EmbeddingType, typer.Option(help="That of the embeddings.")] = "float32",
     threads: Threads = 1,
 ) -> None:
     """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds."""
     limit_threads(threads)
     from cltools.stages.measure import measure_cells
 
-    measure_cells(manifests, done, full_at, discard_embeddings, threads, recalibrated)
+    measure_cells(manifests, done, full_at, discard_embeddings, threads, recalibrated, dtype)
 
 
 @app.command()
@@ -221,6 +272,7 @@ def theory(
 ) -> None:
     """Set the papers' bounds beside what was measured of trained cells."""
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.theory import theory_cells
 
     chosen = _json_object(settings, "--settings")
@@ -238,6 +290,7 @@ def merge(
 ) -> None:
     """Measure networks on the line between the weights of DCL and of other objectives."""
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.merge import merge_cells
 
     merge_cells(manifests, store, done, _json_object(settings, "--settings"), device, threads)
@@ -377,6 +430,7 @@ def regularity(
 
     chosen = resolve_cell(_json_object(cell, "--cell"))
     limit_threads(chosen["threads"])
+    own_gpu(device)
     from cltools.stages.regularity import run_regularity
 
     run_regularity(chosen, store, output, _json_object(settings, "--settings"), device)
@@ -427,6 +481,18 @@ def bench(
         typer.echo(line)
     if output:
         write_json(output, report)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def with_gpus(
+    count: Annotated[int, typer.Argument(min=1, help="GPUs to wait for.")],
+    command: Annotated[list[str], typer.Argument(help="What to run on them.")],
+) -> None:
+    """Run a command on GPUs that no other process of cltools uses; for torchrun."""
+    from cltools.gpus import claim_gpus
+
+    claim_gpus(count)
+    os.execvp(command[0], command)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ Sizes are in MB of 10^6 bytes.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,9 +64,15 @@ class Run(NamedTuple):
     until: Duration
 
 
-# What jobs of an unmeasured kind ask for.
+# What jobs of an unmeasured kind ask for: enough for the papers' CIFAR cells.
 TRAIN_DEFAULT = Needs(mem_mb=16000, runtime=1440)
 EMBED_DEFAULT = Needs(mem_mb=16000, runtime=120)
+MEASURE_DEFAULT = Needs(mem_mb=16000, runtime=480)
+THEORY_DEFAULT = Needs(mem_mb=16000, runtime=120)
+MERGE_DEFAULT = Needs(mem_mb=16000, runtime=240)
+# Decoding photographs takes hours; images that are kept decoded must fit into memory.
+PREPARE_ENCODED = Needs(mem_mb=6000, runtime=720)
+PREPARE_DECODED = Needs(mem_mb=8000, runtime=60)
 # Jobs ask for more than was measured: other jobs on the same node and slow disks cost time, and
 # starting Python, reading the images and writing files are not part of a step.
 MARGIN = 1.5
@@ -115,19 +121,93 @@ def train_needs(costs: Costs | None, run: Run, attempt: int = 1) -> Needs:
     return _needs(costs.memory_mb, training_seconds(costs, run), attempt)
 
 
-def embed_needs(work: Iterable[tuple[Costs | None, Run]], attempt: int = 1) -> Needs:
-    """What a job that embeds these cells, one after another, asks for.
+Work = Iterable[tuple[Costs | None, Run]]  # the cells that a job works through, one after another
+
+
+def embed_needs(work: Work, attempt: int = 1) -> Needs:
+    """What a job that embeds these cells asks for.
 
     A checkpoint's embeddings are held three times while they are put together and written.
     """
-    memory, seconds = 0.0, 0.0
-    for costs, run in work:
-        if costs is None:
-            return _times(EMBED_DEFAULT, attempt)
-        checkpoints = len(checkpoint_steps(run, costs.steps_per_epoch))
-        seconds += checkpoints * costs.seconds_per_embedding
-        memory = max(memory, costs.memory_mb + 3 * costs.embedding_mb)
-    return _needs(memory, seconds, attempt)
+    return _of_cells(
+        work,
+        EMBED_DEFAULT,
+        lambda costs: costs.memory_mb + 3 * costs.embedding_mb,
+        lambda costs, run: _checkpoints(costs, run) * costs.seconds_per_embedding,
+        attempt,
+    )
+
+
+def measure_needs(work: Work, attempt: int = 1) -> Needs:
+    """What a job that measures these cells asks for.
+
+    Embeddings are held as they were read, by split, and as float64 while they are compared. What
+    measuring takes is not benched: the time is the default, whatever their number.
+    """
+    needs = _of_cells(
+        work,
+        MEASURE_DEFAULT,
+        lambda costs: costs.memory_mb + 4 * costs.embedding_mb,
+        lambda costs, run: 0.0,
+        attempt,
+    )
+    return needs._replace(runtime=MEASURE_DEFAULT.runtime * attempt)
+
+
+def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
+    """What a job that sets bounds beside these cells asks for; `settings` are the config's.
+
+    A Hessian-vector product takes three times what a network's part of a training step takes, and
+    is made for two networks. Its graph is held twice.
+    """
+
+    def seconds(costs: Costs, run: Run) -> float:
+        at = _checkpoints(costs, run) if settings["curvature_at"] == "all" else 2
+        network = costs.seconds_per_step / len(run.cell["objectives"])
+        return at * settings["power_iterations"] * 2 * 3 * network
+
+    return _of_cells(work, THEORY_DEFAULT, lambda costs: 2 * costs.memory_mb, seconds, attempt)
+
+
+def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
+    """What a job that merges the networks of these cells asks for; `settings` are the config's.
+
+    A network on the line sees the plain training images twice and the test images once, which is
+    less than the plain images and views of all networks that an embedded checkpoint stands for.
+    The probe of each is not benched: it has the margin and the time of the default.
+    """
+    needs = _of_cells(
+        work,
+        MERGE_DEFAULT,
+        lambda costs: costs.memory_mb + costs.embedding_mb,
+        lambda costs, run: settings["points"] * len(settings["with"]) * costs.seconds_per_embedding,
+        attempt,
+    )
+    return needs._replace(runtime=max(needs.runtime, MERGE_DEFAULT.runtime * attempt))
+
+
+def prepare_needs(definition: Mapping[str, Any], attempt: int = 1) -> Needs:
+    """What a job that makes the store of a data set asks for."""
+    return _times(PREPARE_ENCODED if definition.get("encoded") else PREPARE_DECODED, attempt)
+
+
+def _of_cells(
+    work: Work,
+    default: Needs,
+    memory_mb: Callable[[Costs], float],
+    seconds: Callable[[Costs, Run], float],
+    attempt: int,
+) -> Needs:
+    """Memory of the largest cell, time of all; the default where one is not benched."""
+    work = list(work)
+    if any(costs is None for costs, _ in work):
+        return _times(default, attempt)
+    memory = max(memory_mb(costs) for costs, _ in work)
+    return _needs(memory, sum(seconds(costs, run) for costs, run in work), attempt)
+
+
+def _checkpoints(costs: Costs, run: Run) -> int:
+    return len(checkpoint_steps(run, costs.steps_per_epoch))
 
 
 def _needs(memory_mb: float, seconds: float, attempt: int) -> Needs:
@@ -136,6 +216,11 @@ def _needs(memory_mb: float, seconds: float, attempt: int) -> Needs:
         runtime=math.ceil(MARGIN * seconds / 60 + STARTING.runtime),
     )
     return _times(once, attempt)
+
+
+def grows(amount: int) -> Callable[[Any, int], int]:
+    """A rule's resource that is `amount` at the first attempt, twice that at the second."""
+    return lambda wildcards, attempt: amount * attempt
 
 
 def _times(needs: Needs, attempt: int) -> Needs:

@@ -93,10 +93,14 @@ class Experiment:
         return {f"batch{number:03d}": chunk for number, chunk in enumerate(chunks)}
 
 
+def identity_of(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a data set's definition decides which images it holds; files may be moved."""
+    return {k: v for k, v in definition.items() if k not in NOT_IDENTITY}
+
+
 def store_id(name: str, definition: Mapping[str, Any]) -> str:
-    """Folder name of a data set's store. Paths are left out: files may be moved."""
-    identity = {k: v for k, v in definition.items() if k not in NOT_IDENTITY}
-    return f"{name}-{sha256_text(canonical_json(identity))[:8]}"
+    """Folder name of a data set's store."""
+    return f"{name}-{sha256_text(canonical_json(identity_of(definition)))[:8]}"
 
 
 def read_config(path: Path) -> dict[str, Any]:

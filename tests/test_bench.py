@@ -1,8 +1,10 @@
 """`cltools bench`: what it prints and writes, the arithmetic of estimates, what jobs ask for."""
 
 import json
+import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import yaml
@@ -23,6 +25,10 @@ from cltools.estimates import (
     disk_mb,
     embed_needs,
     kind_of,
+    measure_needs,
+    merge_needs,
+    prepare_needs,
+    theory_needs,
     train_needs,
     training_seconds,
 )
@@ -179,6 +185,45 @@ def test_what_jobs_ask_for():
     assert one.mem_mb == two.mem_mb == 1.5 * (1000 + 3 * 40) + 500
     assert (one.runtime, two.runtime) == (10 + 1.5 * 2, 10 + 1.5 * 4)
     assert embed_needs([(COSTS, run), (None, run)], 2).mem_mb == 2 * EMBED_DEFAULT.mem_mb
+
+
+def train_of_one(work, attempt):
+    ((costs, run),) = work
+    return train_needs(costs, run, attempt)
+
+
+THEORY = {"curvature_at": "ends", "power_iterations": 10, "delta": 0.05}
+MERGE = {"with": ["nscl", "scl"], "points": 11, "sweeps": []}
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [train_of_one, embed_needs, measure_needs, partial(theory_needs, settings=THEORY),
+     partial(merge_needs, settings=MERGE)],
+    ids=["train", "embed", "measure", "theory", "merge"],
+)  # fmt: skip
+@pytest.mark.parametrize("costs", [COSTS, None], ids=["benched", "not benched"])
+def test_every_attempt_asks_for_more(needs, costs):
+    run = Run(cell(horizon=100, checkpoints=[0]), Duration("epochs", 100))
+    once, thrice = (needs([(costs, run)], attempt=attempt) for attempt in (1, 3))
+    assert thrice == (3 * once.mem_mb, 3 * once.runtime)
+
+
+def test_theory_takes_as_long_as_its_products():
+    """10 of them, each three of a network's share of a step, for two networks, at two steps."""
+    run = Run(cell(horizon=100, checkpoints=[0, 50]), Duration("epochs", 100))
+    share = COSTS.seconds_per_step / len(run.cell["objectives"])
+    many = {**THEORY, "power_iterations": 10_000}
+    needs = theory_needs([(COSTS, run)] * 2, many)
+    assert needs.runtime == math.ceil(1.5 * 2 * 2 * 10_000 * 2 * 3 * share / 60 + 10)
+    everywhere = theory_needs([(COSTS, run)] * 2, {**many, "curvature_at": "all"})
+    assert everywhere.runtime - 10 == pytest.approx(1.5 * (needs.runtime - 10), abs=2)
+
+
+def test_preparing_photographs_takes_longer():
+    decoded, encoded = (prepare_needs({"encoded": value}) for value in (False, True))
+    assert encoded.runtime > decoded.runtime
+    assert prepare_needs({}, 2) == (2 * decoded.mem_mb, 2 * decoded.runtime)
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,8 @@ def test_half_precision_embeddings(made, tmp_path):
     cltools("embed", manifest, "--store", made / "store", "--done", tmp_path / "e.json",
             "--dtype", "float16")  # fmt: skip
     shutil.rmtree(tmp_path / "cell/measures")
-    cltools("measure", manifest, "--done", tmp_path / "m.json", "--discard-embeddings")
+    cltools("measure", manifest, "--done", tmp_path / "m.json", "--dtype", "float16",
+            "--discard-embeddings")  # fmt: skip
     assert not (tmp_path / "cell/embeddings").exists()
     half = pl.read_parquet(next((tmp_path / "cell/measures").glob("*.parquet")))
     full = pl.read_parquet(made / "measures.parquet")

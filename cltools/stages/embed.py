@@ -33,6 +33,7 @@ from cltools.errors import InputError
 from cltools.files import canonical_json, sha256_file, whole_file, write_json
 from cltools.progress import track
 from cltools.stages.train import saved_weights, weights_file
+from cltools.tables import measures_table
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["embed"]
@@ -60,15 +61,24 @@ def embed_cells(
     threads: int = 1,
     recalibrate: bool = False,
     workers: int | None = None,
+    unless_measured: str | None = None,
 ) -> None:
     """Embed several trained cells and write the list of files, by manifest, to `done`.
 
-    Each cell takes the store that carries the name of its data set. Raises InputError when there is
-    none, and as `embed` does.
+    Each cell takes the store that carries the name of its data set. With `unless_measured`, cells
+    are left out whose measures with that `full_at` are there: embeddings are large, are deleted
+    once measured, and would serve for nothing. Raises InputError when there is no store, and as
+    `embed` does.
     """
     torch.set_num_threads(threads)
     device = choose_device(device_name)
-    files = {}
+    files: dict[str, list[str]] = {str(path): [] for path in manifests}
+    if unless_measured is not None:
+        manifests = [
+            path
+            for path in manifests
+            if not measures_table(path, unless_measured, recalibrate, dtype).exists()
+        ]
     for path, store in with_stores(manifests, store_folders):
         made = embed(path, store, device, dtype, recalibrate, workers)
         files[str(path)] = [str(file) for file in made]

@@ -14,9 +14,6 @@ import xarray as xr
 from cltools.cells import read_manifest
 from cltools.errors import InputError
 from cltools.files import (
-    canonical_json,
-    sha256_file,
-    sha256_text,
     whole_file,
     write_json,
 )
@@ -24,6 +21,7 @@ from cltools.progress import track
 from cltools.stages import measurements
 from cltools.stages.embed import embedding_file, embedding_folder, load_weights
 from cltools.stages.train import saved_weights, weights_file
+from cltools.tables import measures_table
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["measure"]
@@ -37,6 +35,7 @@ def measure_cells(
     discard_embeddings: bool = False,
     threads: int = 1,
     recalibrated: bool = False,
+    dtype: str = "float32",
 ) -> None:
     """Measure several embedded cells and write the list of tables, by manifest, to `done`.
 
@@ -45,28 +44,26 @@ def measure_cells(
     torch.set_num_threads(threads)
     tables = {}
     for path in manifests:
-        tables[str(path)] = str(measure(path, full_at, recalibrated))
+        tables[str(path)] = str(measure(path, full_at, recalibrated, dtype))
         if discard_embeddings:
             shutil.rmtree(embedding_folder(path.parent, recalibrated), ignore_errors=True)
     write_json(done, {"stage": "measure", "tables": tables, "version": VERSION})
 
 
-def measure(manifest_path: Path, full_at: str = "last", recalibrated: bool = False) -> Path:
+def measure(
+    manifest_path: Path, full_at: str = "last", recalibrated: bool = False, dtype: str = "float32"
+) -> Path:
     """Measure one trained and embedded cell at all its checkpoints; the tidy parquet file.
 
-    It lies in `measures/` beside the manifest. Its name depends on everything that its rows depend
-    on, so that it is made once. `full_at` is "last" or "all" checkpoints: there the dearer measures
-    are made too (linear probe, few-shot, kNN, permutation nulls, rank correlation, other labels,
-    intervals). `recalibrated` takes the embeddings that were made so. Raises InputError when they
-    are missing or are of other weights than the manifest's.
+    It is made once, see `measures_table`. `full_at` is "last" or "all" checkpoints: there the
+    dearer measures are made too (linear probe, few-shot, kNN, permutation nulls, rank correlation,
+    other labels, intervals). `recalibrated` and `dtype` say which embeddings to take. Raises
+    InputError when they are missing, of another type or of other weights than the manifest's.
     """
     manifest = read_manifest(manifest_path)
-    folder, run = manifest_path.parent, manifest_path.parent / "run"
-    embeddings = embedding_folder(folder, recalibrated)
-    depends_on = [sha256_file(manifest_path), full_at, VERSION]
-    if recalibrated:
-        depends_on.append("recalibrated")
-    path = folder / "measures" / f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
+    run = manifest_path.parent / "run"
+    embeddings = embedding_folder(manifest_path.parent, recalibrated)
+    path = measures_table(manifest_path, full_at, recalibrated, dtype)
     if path.exists():
         return path
     cell = manifest["cell"]
@@ -75,7 +72,7 @@ def measure(manifest_path: Path, full_at: str = "last", recalibrated: bool = Fal
     initial_weights: dict[str, np.ndarray] | None = None
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
         dataset = read_embeddings(
-            embedding_file(embeddings, step), manifest["store"], hashes, recalibrated
+            embedding_file(embeddings, step), manifest["store"], hashes, recalibrated, dtype
         )
         full = full_at == "all" or step == manifest["steps"]
         weights = _read_weights(run, hashes, step)
@@ -105,10 +102,15 @@ def measure(manifest_path: Path, full_at: str = "last", recalibrated: bool = Fal
 
 
 def read_embeddings(
-    path: Path, store: str, weights: dict[str, str], recalibrated: bool = False
+    path: Path,
+    store: str,
+    weights: dict[str, str],
+    recalibrated: bool = False,
+    dtype: str = "float32",
 ) -> xr.Dataset:
     """One checkpoint's embeddings. Raises InputError unless made from these weights and images."""
-    remedy = f"run `cltools embed{' --recalibrate' * recalibrated}` on this cell again"
+    options = f"{' --recalibrate' * recalibrated}{' --dtype float16' * (dtype == 'float16')}"
+    remedy = f"run `cltools embed{options}` on this cell again"
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
@@ -119,6 +121,8 @@ def read_embeddings(
         raise InputError(f"{path} is damaged: {remedy}") from None
     if made_from["weights"] != weights or made_from["store"] != store:
         raise InputError(f"{path} was made from other weights or images than trained: {remedy}")
+    if made_from["dtype"] != dtype:
+        raise InputError(f"{path} holds {made_from['dtype']}, not {dtype}: {remedy}")
     return dataset
 
 

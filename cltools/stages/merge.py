@@ -24,9 +24,6 @@ from cltools.engine.store import ImageStore
 from cltools.engine.tensors import choose_device
 from cltools.errors import InputError
 from cltools.files import (
-    canonical_json,
-    sha256_file,
-    sha256_text,
     whole_file,
     write_json,
 )
@@ -36,6 +33,7 @@ from cltools.progress import track
 from cltools.stages import measurements
 from cltools.stages.embed import BLOCK, load_weights
 from cltools.stages.train import saved_weights, weights_file
+from cltools.tables import merge_table
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["merge"]
@@ -71,17 +69,14 @@ def merge(
 ) -> Path:
     """Measure the networks between those of one cell's last checkpoint; the tidy parquet file.
 
-    It lies in `merge/` beside the manifest. Its name depends on everything that its rows depend on,
-    so that it is made once. `settings` are those of the config's `merge`. Objectives that the cell
-    did not train are left out. Raises InputError when settings are wrong, the cell did not train
-    DCL, weights do not match the manifest or the store holds other images.
+    It is made once, see `merge_table`. `settings` are those of the config's `merge`. Objectives
+    that the cell did not train are left out. Raises InputError when settings are wrong, the cell
+    did not train DCL, weights do not match the manifest or the store holds other images.
     """
     settings = with_defaults(settings, "merge")
     manifest = read_manifest(manifest_path)
     wanted, points = sorted(settings["with"]), settings["points"]
-    depends_on = [sha256_file(manifest_path), {"with": wanted, "points": points}, VERSION]
-    name = f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
-    path = manifest_path.parent / "merge" / name
+    path = merge_table(manifest_path, settings)
     if path.exists():
         return path
     step, weights = _last_weights(manifest_path, manifest, wanted)

@@ -23,10 +23,7 @@ from cltools.engine.store import ImageStore
 from cltools.engine.tensors import choose_device
 from cltools.errors import InputError
 from cltools.files import (
-    canonical_json,
     read_json,
-    sha256_file,
-    sha256_text,
     whole_file,
     write_json,
 )
@@ -47,6 +44,7 @@ from cltools.stages.inequalities import (
     value_of,
 )
 from cltools.stages.train import saved_weights, weights_file
+from cltools.tables import theory_table
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["theory"]
@@ -88,15 +86,13 @@ def theory_of_cell(
     device: torch.device,
     settings: Mapping[str, Any],
 ) -> Path:
-    """The table of one cell, a parquet file in `theory/` beside the manifest, made once.
+    """The table of one cell, a parquet file that is made once (see `theory_table`).
 
     Without both DCL and NSCL, it holds only what follows from the measures alone. Raises InputError
     when weights are not those of the manifest, or the measures do not exist.
     """
     manifest = read_manifest(manifest_path)
-    depends_on = [sha256_file(manifest_path), measures.name, dict(settings), VERSION]
-    name = f"{sha256_text(canonical_json(depends_on))[:16]}.parquet"
-    path = manifest_path.parent / "theory" / name
+    path = theory_table(manifest_path, measures, settings)
     if path.exists():
         return path
     rows: list[Row] = []

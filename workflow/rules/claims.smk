@@ -17,8 +17,8 @@ rule claims:
         "results/benchmarks/claims/{experiment}.tsv"
     localrule: True
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=grows(4000),
+        runtime=grows(30),
     params:
         without_cells=lambda wildcards, input: [
             f"--{Path(path).stem} {path}" for path in input.without_cells

@@ -6,10 +6,21 @@ from pathlib import Path
 
 from cltools.cells import canonical_cell, with_defaults
 from cltools.claims import FILE as CLAIMS
+from cltools.cluster import Site
 from cltools.durations import Duration
 from cltools.errors import InputError
-from cltools.estimates import Bench, Run, embed_needs, train_needs
-from cltools.experiment import load_experiment
+from cltools.estimates import (
+    Bench,
+    Run,
+    embed_needs,
+    grows,
+    measure_needs,
+    merge_needs,
+    prepare_needs,
+    theory_needs,
+    train_needs,
+)
+from cltools.experiment import identity_of, load_experiment
 from cltools.figures import FIGURES
 from cltools.files import canonical_json, sha256_file
 from cltools.versions import VERSIONS
@@ -17,6 +28,7 @@ from cltools.versions import VERSIONS
 try:
     EXPERIMENT = load_experiment(config)
     BENCH = Bench(EXPERIMENT.config.get("bench"))
+    SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -99,7 +111,13 @@ def regularity_cell(wildcards):
     return canonical_cell(EXPERIMENT.regularity_cell)
 
 
-def definition(wildcards):
+def store_identity(wildcards):
+    return canonical_json(identity_of(EXPERIMENT.stores[wildcards.store]))
+
+
+def definition(wildcards, output):
+    # Where the files are is no part of what they are. Parameters that are functions of outputs are
+    # not compared with those of an earlier run.
     return canonical_json(EXPERIMENT.stores[wildcards.store])
 
 
@@ -116,22 +134,21 @@ def cell_threads(wildcards):
     return EXPERIMENT.plans[wildcards.cell].cell["threads"] * gpus_per_cell(wildcards)
 
 
-def several_gpus(resources):
-    return isinstance(resources.gpu, int) and resources.gpu > 1
-
-
+# The number of GPUs starts other processes and trains nothing again: parameters that are functions of
+# resources are not compared with those of an earlier run.
 def cltools_on_gpus(wildcards, resources):
-    # A function of resources, whose changes train nothing again. Without the two dashes torchrun
-    # takes --run for one of its own options.
-    if not several_gpus(resources):
+    # Without the two dashes torchrun takes --run for one of its own options.
+    gpus = gpus_per_cell(wildcards)
+    if gpus == 1:
         return "cltools"
-    return f"torchrun --standalone --nproc-per-node {resources.gpu} -m -- cltools.cli"
+    torchrun = f"torchrun --standalone --nproc-per-node {gpus} -m -- cltools.cli"
+    return f"cltools with-gpus {gpus} -- {torchrun}"
 
 
 def what_went_wrong(wildcards, resources):
     # torchrun ends with a report of its own, after the line that says it.
     said = "grep -m 1 -e Error: -e 'stopped by'"
-    return said if several_gpus(resources) else "tail -n 3"
+    return "tail -n 3" if gpus_per_cell(wildcards) == 1 else said
 
 
 # Time and memory that jobs ask for: no parameters, so that a new estimate runs nothing again.
@@ -150,23 +167,51 @@ def train_minutes(wildcards, attempt):
     return train_resources(wildcards, attempt).runtime
 
 
-def embed_resources(wildcards, attempt):
-    plans = [EXPERIMENT.plans[cell] for cell in EXPERIMENT.batches[wildcards.batch]]
-    work = [(BENCH.of(plan.cell), Run(plan.cell, plan.until)) for plan in plans]
-    return embed_needs(work, attempt)
+def memory_of(needs, batches):
+    """What the jobs of a stage that works through `batches` ask for; `needs` is its estimate."""
+    return lambda wildcards, attempt: needs(work_in(batches, wildcards), attempt).mem_mb
 
 
-def embed_memory(wildcards, attempt):
-    return embed_resources(wildcards, attempt).mem_mb
+def minutes_of(needs, batches):
+    return lambda wildcards, attempt: needs(
+        work_in(batches, wildcards), attempt
+    ).runtime
 
 
-def embed_minutes(wildcards, attempt):
-    return embed_resources(wildcards, attempt).runtime
+def theory_estimate(work, attempt):
+    settings = with_defaults(EXPERIMENT.setting("theory"), "theory")
+    return theory_needs(work, settings, attempt)
+
+
+def merge_estimate(work, attempt):
+    settings = with_defaults(EXPERIMENT.setting("merge"), "merge")
+    return merge_needs(work, settings, attempt)
+
+
+def work_in(batches, wildcards):
+    plans = [EXPERIMENT.plans[cell] for cell in batches[wildcards.batch]]
+    return [(BENCH.of(plan.cell), Run(plan.cell, plan.until)) for plan in plans]
+
+
+def prepare_minutes(wildcards, attempt):
+    return prepare_needs(EXPERIMENT.stores[wildcards.store], attempt).runtime
+
+
+def prepare_memory(wildcards, attempt):
+    return prepare_needs(EXPERIMENT.stores[wildcards.store], attempt).mem_mb
 
 
 def plan_config(wildcards):
     # The order of sweeps is kept, since figures follow it; that of all other keys means nothing.
-    used = {key: config[key] for key in ("experiment", "datasets", "base")}
+    # Where the files of data sets are means nothing either.
+    datasets = {
+        name: {**identity_of(about), "recipe": about["recipe"]}
+        for name, about in config["datasets"].items()
+    }
+    used = {
+        **{key: config[key] for key in ("experiment", "base")},
+        "datasets": datasets,
+    }
     sweeps = {
         name: json.loads(canonical_json(config["sweeps"][name]))
         for name in config["sweeps"]

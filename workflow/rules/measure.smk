@@ -16,18 +16,24 @@ rule embed:
     benchmark:
         "results/benchmarks/embed/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=embed_memory,
-        runtime=embed_minutes,
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=memory_of(embed_needs, EXPERIMENT.batches),
+        runtime=minutes_of(embed_needs, EXPERIMENT.batches),
     params:
         stores=store_options_in(EXPERIMENT.batches),
         dtype=EXPERIMENT.setting("embedding_type"),
         recalibrate=(
             "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
         ),
+        unless_measured=(
+            ""
+            if EXPERIMENT.setting("keep_embeddings")
+            else f"--unless-measured {EXPERIMENT.setting('measure', 'full_at')}"
+        ),
         version=VERSIONS["embed"],
     shell:
         "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
-        "{params.recalibrate} --done {output} --threads {threads} "
+        "{params.recalibrate} {params.unless_measured} --done {output} --threads {threads} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
@@ -42,17 +48,19 @@ rule measure:
     benchmark:
         "results/benchmarks/measure/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        **SITE.resources("gpu"),  # on the CPU, but in one job with embed
+        mem_mb=memory_of(measure_needs, EXPERIMENT.batches),
+        runtime=minutes_of(measure_needs, EXPERIMENT.batches),
     params:
         full_at=EXPERIMENT.setting("measure", "full_at"),
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
         recalibrated=(
             "--recalibrated" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
         ),
+        dtype=EXPERIMENT.setting("embedding_type"),
         version=VERSIONS["measure"],
     shell:
-        "cltools measure {input.manifests} --full-at {params.full_at} "
+        "cltools measure {input.manifests} --full-at {params.full_at} --dtype {params.dtype} "
         "{params.discard} {params.recalibrated} --done {output} --threads {threads} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
@@ -69,8 +77,9 @@ rule theory:
     benchmark:
         "results/benchmarks/theory/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=memory_of(theory_estimate, EXPERIMENT.batches),
+        runtime=minutes_of(theory_estimate, EXPERIMENT.batches),
     params:
         stores=store_options_in(EXPERIMENT.batches),
         settings=stage_settings("theory"),
@@ -92,8 +101,9 @@ rule merge:
     benchmark:
         "results/benchmarks/merge/{experiment}-{batch}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=memory_of(merge_estimate, EXPERIMENT.merge_batches),
+        runtime=minutes_of(merge_estimate, EXPERIMENT.merge_batches),
     params:
         stores=store_options_in(EXPERIMENT.merge_batches),
         settings=stage_settings("merge", without=("sweeps",)),
@@ -112,6 +122,9 @@ rule plan:
     benchmark:
         "results/benchmarks/plan/{experiment}.tsv"
     localrule: True
+    resources:
+        mem_mb=grows(500),
+        runtime=grows(10),
     params:
         config=plan_config,
         version=VERSIONS["plan"],
@@ -146,8 +159,8 @@ rule collect:
         "results/benchmarks/collect/{experiment}.tsv"
     localrule: True
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=grows(4000),
+        runtime=grows(30),
     params:
         version=VERSIONS["collect"],
     shell:

@@ -12,8 +12,8 @@ rule plot:
         "results/benchmarks/plot/{experiment}-{figure}.tsv"
     localrule: True
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=grows(2000),
+        runtime=grows(30),
     params:
         stem=subpath(output[0], strip_suffix=".pdf"),
         style=canonical_json(EXPERIMENT.setting("figures")),

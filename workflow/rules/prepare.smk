@@ -6,9 +6,11 @@ rule prepare:
     benchmark:
         "results/benchmarks/prepare/{store}.tsv"
     resources:
-        mem_mb=6000,  # SVHN with its extra images; encoded images take less
-        runtime=60,
+        **SITE.resources("cpu"),
+        mem_mb=prepare_memory,
+        runtime=prepare_minutes,
     params:
+        identity=store_identity,
         definition=definition,
         store=subpath(output[0], parent=True),
         version=VERSIONS["prepare"],

@@ -14,8 +14,8 @@ rule report:
         "results/benchmarks/report/{experiment}.tsv"
     localrule: True
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=grows(4000),
+        runtime=grows(30),
     params:
         config=canonical_json(config),
         figures="results/{experiment}/figures",

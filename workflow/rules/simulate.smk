@@ -8,8 +8,9 @@ rule surrogate:
     benchmark:
         "results/benchmarks/surrogate/{experiment}.tsv"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **SITE.resources("cpu"),
+        mem_mb=grows(2000),
+        runtime=grows(60),
     params:
         settings=stage_settings("surrogate"),
         version=VERSIONS["surrogate"],
@@ -26,8 +27,9 @@ rule minimise:
     benchmark:
         "results/benchmarks/minimise/{experiment}.tsv"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **SITE.resources("cpu"),
+        mem_mb=grows(2000),
+        runtime=grows(60),
     params:
         settings=stage_settings("minimise"),
         version=VERSIONS["minimise"],
@@ -46,8 +48,9 @@ rule regularity:
     benchmark:
         "results/benchmarks/regularity/{experiment}.tsv"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        **SITE.resources("cpu"),
+        mem_mb=grows(4000),
+        runtime=grows(60),
     params:
         cell=regularity_cell,
         settings=stage_settings("regularity", without=("set",)),

@@ -12,9 +12,9 @@ rule train:
         "results/benchmarks/train/{cell}-{until}.tsv"
     threads: cell_threads
     resources:
+        **SITE.resources("gpu", gpus=EXPERIMENT.setting("gpus_per_cell")),
         mem_mb=train_memory,
         runtime=train_minutes,
-        gpu=gpus_per_cell,
     params:
         cltools=cltools_on_gpus,
         last_words=what_went_wrong,

@@ -1,0 +1,88 @@
+"""What Snakemake takes to plan 1,000 cells, and to find that nothing is to be done.
+
+    python benchmarks/dag.py                  # a minute
+    python benchmarks/dag.py --cells 5000
+
+Every cell is a job of its own in every stage, as on a cluster. The results are empty files that
+`snakemake --touch` makes up to date.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from cltools.experiment import load_experiment
+from cltools.figures import FIGURES
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("embedded", "measured", "theory")
+
+
+def config_of(cells: int) -> dict:
+    base = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    return {
+        "experiment": "large",
+        "datasets": base["datasets"],
+        "base": base["base"],
+        "sweeps": {
+            "base": {"vary": {"seed": [0]}},
+            "temperature": {"vary": {"tau": [0.1, 0.5], "seed": list(range(cells // 2))}},
+        },
+    }
+
+
+def make_results(config: dict, folder: Path) -> None:
+    """Empty files in the place of all that the experiment would make."""
+    experiment = load_experiment(config)
+    results = folder / "results"
+    mine = results / experiment.name
+    files = [results / "stores" / store / "store.json" for store in experiment.stores]
+    for cell, plan in experiment.plans.items():
+        files.append(results / "cells" / cell / f"trained-{plan.until.slug}.json")
+        files += [mine / stage / f"{cell}.json" for stage in STAGES]
+    names = ["plan.json", "measures.parquet", "training_log.parquet", "theory.parquet"]
+    files += [mine / name for name in names]
+    for figure, spec in FIGURES.items():
+        if spec.needs(experiment.sweeps):
+            files += [mine / f"figures/{figure}.{ending}" for ending in ("pdf", "png", "csv")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def timed(what: str, folder: Path, *arguments: str) -> str:
+    """Run Snakemake in `folder`, print what it took, and return what it printed."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+    before, start = os.times(), time.perf_counter()
+    done = subprocess.run([*command, "--cores", "2", *arguments], capture_output=True, text=True)
+    after, seconds = os.times(), time.perf_counter() - start
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    cpu = sum(after[2:4]) - sum(before[2:4])
+    print(f"{what:22} {seconds:6.1f} s, {cpu:6.1f} s of CPU", flush=True)
+    return done.stdout + done.stderr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=1000)
+    config = config_of(parser.parse_args().cells)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        jobs = timed("everything to be done", folder, "--dry-run")
+        print(next(line for line in jobs.splitlines() if line.startswith("total")))
+        make_results(config, folder)
+        timed("touching the results", folder, "--touch", "--forceall", "--quiet")
+        assert "Nothing to be done" in timed("nothing to be done", folder)
+
+
+if __name__ == "__main__":
+    main()

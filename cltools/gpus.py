@@ -1,0 +1,73 @@
+"""A GPU of its own for every process on a machine with several, or with one. Light.
+
+Slurm gives each job its GPUs; local Snakemake gives none, and all jobs would take the first. So a
+process claims GPUs by locks on files that all processes of the machine see. The kernel drops a lock
+when its process ends, in whatever way.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from cltools.errors import InputError
+
+SECONDS_BETWEEN_TRIES = 1.0
+log = logging.getLogger("cltools")
+_held: list[int] = []  # open for as long as the process lives
+
+
+def gpu_count() -> int:
+    """GPUs of this machine, as far as this process may see them."""
+    return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in Path("/dev").iterdir())
+
+
+def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Wait for `count` free GPUs, keep them, and show CUDA no others by CUDA_VISIBLE_DEVICES.
+
+    Nothing is done where that variable is set, by Slurm or by the user, and without a GPU. Call it
+    before CUDA starts; children that inherit open files inherit the claim. Raises InputError when
+    the machine has too few.
+    """
+    present = gpu_count()
+    if not present or "CUDA_VISIBLE_DEVICES" in environment or "SLURM_JOB_ID" in environment:
+        return
+    if count > present:
+        raise InputError(f"gpus_per_cell is {count}, but this machine has {present}: lower it")
+    claimed = _try(count, present)
+    if not claimed:
+        log.info("all GPUs are in use by other processes of cltools: waiting for %d", count)
+    while not claimed:
+        time.sleep(SECONDS_BETWEEN_TRIES)
+        claimed = _try(count, present)
+    _held.extend(claimed.values())
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the same numbers for every process
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, claimed))
+
+
+def _try(count: int, present: int) -> dict[int, int]:
+    """GPU -> open lock file for `count` free GPUs; none at all where fewer are free.
+
+    Whoever kept some and waited for more could wait for another who does the same.
+    """
+    claimed: dict[int, int] = {}
+    for gpu in range(present):
+        if len(claimed) == count:
+            break
+        path = Path(tempfile.gettempdir()) / f"cltools-gpu-{gpu}"
+        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+        os.set_inheritable(file, True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            claimed[gpu] = file
+        except BlockingIOError:
+            os.close(file)
+    if len(claimed) < count:
+        for file in claimed.values():
+            os.close(file)
+        return {}
+    return claimed

@@ -1,0 +1,63 @@
+"""Stage `partial`: the figures of those cells of an experiment that are done.
+
+It reads the results folder as it is, beside a Snakemake that is at work there, and writes to a
+folder of its own: tables and figures of all cells are made by the workflow in the end.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cltools.errors import InputError
+from cltools.experiment import Experiment
+from cltools.figures import FIGURES
+from cltools.files import write_json
+from cltools.stages.collect import collect
+from cltools.stages.plot import plot
+from cltools.tables import tables_of
+
+LISTED = ("measure", "theory", "merge")
+
+
+def draw_partial(experiment: Experiment, results: Path, output: Path) -> Iterator[str]:
+    """Write the tables of all cells that are measured, and have their theory, and the figures.
+
+    Yields what was done, a line each. A figure that needs cells which are not done is left out.
+    Raises InputError where no cell is done.
+    """
+    summary = experiment.summary()
+    tables: dict[str, dict[str, str]] = {stage: {} for stage in LISTED}
+    merged = {cell for cells in experiment.merge_batches.values() for cell in cells}
+    done = {}
+    for identity, plan in experiment.plans.items():
+        manifest = results / "cells" / identity / f"trained-{plan.until.slug}.json"
+        found = tables_of(experiment, manifest) if manifest.exists() else {}
+        there = {stage: path for stage, path in found.items() if path.exists()}
+        if "measure" in there and "theory" in there:
+            done[identity] = summary["cells"][identity]
+            for stage, path in there.items():
+                if stage != "merge" or identity in merged:
+                    tables[stage][str(manifest)] = str(path)
+    if not done:
+        raise InputError(
+            f"no cell of {experiment.name} in {results} is measured yet: see `cltools status`"
+        )
+    yield f"{len(done)} of {len(experiment.plans)} cells are done"
+    plan_file = output / "plan.json"
+    write_json(plan_file, {**summary, "cells": done})
+    lists = [output / f"{stage}.json" for stage in LISTED]
+    for stage, path in zip(LISTED, lists, strict=True):
+        write_json(path, {"stage": stage, "tables": tables[stage]})
+    measures, log, theory = (
+        output / f"{name}.parquet" for name in ("measures", "training_log", "theory")
+    )
+    collect(plan_file, lists, measures, log, theory)
+    sweeps = {sweep["name"]: sweep for sweep in summary["sweeps"]}
+    for name, spec in FIGURES.items():
+        if not spec.needs(experiment.sweeps):
+            continue
+        stem = output / "figures" / name
+        try:
+            plot(name, measures, log, sweeps, stem, experiment.setting("figures"), theory)
+            yield f"{stem}.pdf"
+        except InputError as error:
+            yield f"{name}: not yet ({error})"

@@ -1,0 +1,223 @@
+"""Stage `status`: how far an experiment is, cell by cell, from the files in its results folder.
+
+Light: neither torch nor polars is imported, and of large files only the first bytes are read.
+"""
+
+import fcntl
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cltools.experiment import Experiment, Plan
+from cltools.figures import FIGURES
+from cltools.tables import tables_of
+from cltools.versions import VERSIONS
+
+# done: made, and by the present version; stale: made by another version of the stage, from other
+# images or with other settings; running: a process holds the lock of the run; failed: its log ends
+# with an error; begun: none of these, but there is a log or a state to go on from; waiting: nothing
+# is there. The short stages have no lock: theirs run when they are begun, or were killed.
+STATES = ("done", "running", "begun", "failed", "stale", "waiting")
+TAIL = 4096  # bytes at the end of a log that are looked at
+_STEPS = re.compile(r"^(?:training: (\d+) of (\d+)|resumed at step (\d+) of (\d+))$", re.M)
+_ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*|Killed.*")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """Of one stage of one cell. `step` and `steps` are how far training is, where that is known."""
+
+    state: str
+    log: str | None = None
+    error: str | None = None
+    step: int | None = None
+    steps: int | None = None
+
+
+def status(experiment: Experiment, results: Path) -> dict[str, Any]:
+    """The report on an experiment, for JSON.
+
+    `cells`: id -> stage -> state (one of `STATES`), log, error, step and steps. `counts`: stage ->
+    state -> number of cells. `tables` and `figures`: which of the experiment's are there, as names.
+    Whether they are up to date, `snakemake --dry-run` knows.
+    """
+    _cached_json.cache_clear()
+    cells = {
+        identity: {stage: asdict(found) for stage, found in _stages(experiment, identity, results)}
+        for identity in experiment.plans
+    }
+    counts: dict[str, Counter] = {}
+    for stages in cells.values():
+        for stage, found in stages.items():
+            counts.setdefault(stage, Counter())[found["state"]] += 1
+    folder = results / experiment.name
+    figures = [name for name, spec in FIGURES.items() if spec.needs(experiment.sweeps)]
+    return {
+        "experiment": experiment.name,
+        "counts": {stage: dict(found) for stage, found in counts.items()},
+        "cells": cells,
+        "tables": sorted(path.name for path in folder.glob("*.parquet")),
+        "figures": {name: (folder / f"figures/{name}.pdf").exists() for name in figures},
+    }
+
+
+def status_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report in words: counts, then a line a cell and one more for each error."""
+    yield f"{report['experiment']}: {len(report['cells'])} cells"
+    yield " ".join([f"{'stage':8}", *(f"{state:>8}" for state in STATES)])
+    for stage, counts in report["counts"].items():
+        yield " ".join([f"{stage:8}", *(f"{counts.get(state, 0):8d}" for state in STATES)])
+    drawn = sum(report["figures"].values())
+    yield f"{drawn} of {len(report['figures'])} figures are drawn"
+    for identity, stages in report["cells"].items():
+        yield f"{identity}  " + ", ".join(f"{s} {_words(found)}" for s, found in stages.items())
+        for stage, found in stages.items():
+            if found["error"]:
+                yield f"    {stage}: {found['error']}"
+            if found["state"] in ("running", "begun", "failed") and found["log"]:
+                yield f"    {stage}: see {found['log']}"
+
+
+def _words(found: Mapping[str, Any]) -> str:
+    if found["step"] is None or found["state"] == "done":
+        return found["state"]
+    of = f" of {found['steps']}" if found["steps"] else ""
+    return f"{found['state']} at step {found['step']}{of}"
+
+
+def _stages(
+    experiment: Experiment, identity: str, results: Path
+) -> Iterator[tuple[str, StageStatus]]:
+    plan = experiment.plans[identity]
+    manifest = results / "cells" / identity / f"trained-{plan.until.slug}.json"
+    train = _training(plan, manifest, results)
+    yield "train", train
+    tables = tables_of(experiment, manifest) if train.state == "done" else {}
+    stages = ["measure", "theory"]
+    if any(identity in batch for batch in experiment.merge_batches.values()):
+        stages.append("merge")
+    for stage in stages:
+        yield stage, _short_stage(stage, experiment, identity, manifest, tables.get(stage), results)
+
+
+def _training(plan: Plan, manifest: Path, results: Path) -> StageStatus:
+    run = manifest.parent / "run"
+    log = results / f"logs/train/{manifest.parent.name}-{plan.until.slug}.log"
+    named = str(log) if log.exists() else None
+    made = _json(manifest)
+    if made is not None:
+        store = _store_content(results / "stores" / plan.cell["dataset"] / "store.json")
+        current = made["made_by"]["version"] == VERSIONS["train"]
+        current = current and store in (None, made["store"])
+        state = "done" if current else "stale"
+        return StageStatus(state, named, step=made["steps"], steps=made["steps"])
+    text = _end_of(log)
+    step, steps = _progress(text, run)
+    error = _last_error(text)
+    if _locked(run / "lock"):
+        return StageStatus("running", named, None, step, steps)
+    if error:
+        return StageStatus("failed", named, error, step, steps)
+    state = "begun" if named or step is not None else "waiting"
+    return StageStatus(state, named, None, step, steps)
+
+
+def _short_stage(
+    stage: str,
+    experiment: Experiment,
+    identity: str,
+    manifest: Path,
+    table: Path | None,
+    results: Path,
+) -> StageStatus:
+    """Of a stage that works through batches; `table` is None before training is done."""
+    batches = experiment.merge_batches if stage == "merge" else experiment.batches
+    batch = next(name for name, cells in batches.items() if identity in cells)
+    folder = {"measure": "measured", "theory": "theory", "merge": "merged"}[stage]
+    made = _cached_json(results / experiment.name / folder / f"{batch}.json") or {}
+    if table is not None and table.exists():
+        return StageStatus("done")
+    if str(manifest) in made.get("tables", {}):
+        return StageStatus("stale")
+    if table is None:
+        return StageStatus("waiting")
+    # embed comes before measure in the same batch and leaves nothing else behind.
+    jobs = ("measure", "embed") if stage == "measure" else (stage,)
+    for job in jobs:
+        log = results / f"logs/{job}/{experiment.name}-{batch}.log"
+        if log.exists():
+            error = _last_error(_end_of(log))
+            return StageStatus("failed" if error else "begun", str(log), error)
+    return StageStatus("waiting")
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process holds the lock of a run. Where locks do not work, nobody is seen to."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _progress(log: str, run: Path) -> tuple[int | None, int | None]:
+    """The step where training is, by its log or its resume state, and that where it will stop."""
+    start, done, steps = 0, None, None
+    for begun, left, resumed, stop in _STEPS.findall(log):
+        if resumed:
+            start, steps, done = int(resumed), int(stop), int(resumed)
+        else:
+            done, steps = start + int(begun), start + int(left)
+    saved = [_saved_step(path) for path in sorted(run.glob("resume*.safetensors"))]
+    known = [step for step in (done, *saved) if step is not None]
+    return (max(known) if known else None), steps
+
+
+def _saved_step(path: Path) -> int | None:
+    """The step of a resume state, from the header of the file: 8 bytes of length, then JSON."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return json.loads(header["__metadata__"]["cltools"])["step"]
+    except (OSError, ValueError, KeyError, OverflowError, MemoryError):
+        return None
+
+
+def _end_of(log: Path) -> str:
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _last_error(text: str) -> str | None:
+    """The last line of a log that tells of an error."""
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if _ERROR.match(line)), None)
+
+
+def _json(path: Path) -> Any:
+    """Its content, None where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@cache
+def _cached_json(path: Path) -> Any:
+    return _json(path)
+
+
+def _store_content(path: Path) -> str | None:
+    return (_cached_json(path) or {}).get("content")

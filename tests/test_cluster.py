@@ -1,0 +1,115 @@
+"""What a site's file makes jobs ask for, and what is said of a wrong one."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cltools.cluster import Site
+from cltools.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "slurm/site.example.yaml"
+
+
+@pytest.fixture
+def site(tmp_path):
+    def write(text):
+        path = tmp_path / "site.yaml"
+        path.write_text(text)
+        return Site(path)
+
+    return write
+
+
+def test_without_a_file_jobs_ask_for_gpus_only(tmp_path):
+    site = Site(tmp_path / "site.yaml")
+    assert site.resources("cpu") == {}
+    assert site.resources("gpu", gpus=4) == {"gpu": 4}
+
+
+def test_the_example():
+    site = Site(EXAMPLE)
+    cpu = {"slurm_partition": "cpu", "slurm_account": "my_account"}
+    gpu = {"slurm_partition": "gpu", "slurm_account": "my_account", "constraint": "a100_80gb"}
+    assert site.resources("cpu") == cpu
+    assert site.resources("gpu") == gpu
+    assert site.resources("gpu", gpus=2) == {**gpu, "gpu": 2, "gpu_model": "a100"}
+
+
+def test_the_example_names_every_key():
+    """Those that are commented out too."""
+    text = re.sub(r"^( *)# (\w+: )", r"\1\2", EXAMPLE.read_text(), flags=re.M)
+    with_all = yaml.safe_load(text)["gpu"]
+    from cltools.cluster import OF_GPUS, PASSED
+
+    assert set(with_all) == {*PASSED, *OF_GPUS}
+
+
+@pytest.mark.parametrize(
+    ("text", "gres"),
+    [("gpu: {gpu_request: gres}", "gpu:2"),
+     ("gpu: {gpu_request: gres, gpu_model: a100}", "gpu:a100:2")],
+)  # fmt: skip
+def test_gres_in_the_place_of_gpus(site, text, gres):
+    assert site(text).resources("gpu", gpus=2) == {"gres": gres}
+
+
+def test_an_account_of_digits_is_text(site):
+    assert site("cpu: {slurm_account: 42}").resources("cpu") == {"slurm_account": "42"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus: {qos: long}", "config key gpus is unknown: did you mean gpu?"),
+        ("cpu: {partition: x}", "config key cpu.partition is unknown: did you mean slurm_partit"),
+        ("cpu: {gpu_model: a100}", "config key cpu.gpu_model is unknown"),
+        ("gpu: {qos: [a]}", "config key gpu.qos is ['a'], but must be text"),
+        ("gpu: {gpu_request: all}", "config key gpu.gpu_request must be one of 'gpus', 'gres'"),
+        ("gpu: fast", "holds no settings by class"),
+        ("- gpu", "holds no settings by class"),
+        ("gpu: {", "is not valid YAML"),
+    ],
+)
+def test_wrong_files(site, text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        site(text)
+
+
+def test_an_empty_file_wishes_nothing(site):
+    assert site("# nothing yet\n").resources("gpu", gpus=1) == {"gpu": 1}
+
+
+def test_the_profile_and_the_site_reach_the_jobs(tmp_path):
+    """A dry run in a fresh copy, as a user types it; it needs no Slurm."""
+    for name in ("workflow", "slurm", "config"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    (tmp_path / "slurm/site.yaml").write_text(EXAMPLE.read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--profile", "slurm", "--dry-run"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    jobs = re.findall(r"^ *(?:local)?rule (\w+):\n(?: .*\n)*? +resources: (.*)$", text, re.M)
+    asked = {rule: dict(part.split("=") for part in found.split(", ")) for rule, found in jobs}
+    gpu = {"slurm_partition": "gpu", "slurm_account": "my_account", "constraint": "a100_80gb"}
+    on_gpus = {"gpu": "1", "gpu_model": "a100", **gpu}
+    for rule in ("train", "embed", "theory", "merge"):
+        assert asked[rule].items() >= on_gpus.items()
+    assert asked["measure"].items() >= gpu.items()
+    assert "gpu" not in asked["measure"]
+    for rule in ("prepare", "surrogate", "minimise", "regularity"):
+        assert asked[rule]["slurm_partition"] == "cpu"
+        assert "gpu" not in asked[rule]
+    assert asked["train"]["nodes"] == "1"
+    assert "nodes" not in asked["surrogate"]
+    for rule, found in asked.items():
+        assert rule == "all" or {"mem_mb", "runtime"} <= found.keys()

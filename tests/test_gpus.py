@@ -1,0 +1,101 @@
+"""GPUs that processes claim, on a machine that is said to have some."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cltools import gpus
+from cltools.errors import InputError
+
+# Claims so many GPUs of as many, says which it has, and holds them until its input ends.
+CLAIM = """
+import os, sys
+from cltools import gpus
+gpus.gpu_count = lambda: int(sys.argv[2])
+gpus.SECONDS_BETWEEN_TRIES = 0.01
+gpus.claim_gpus(int(sys.argv[1]))
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+sys.stdin.read()
+"""
+
+
+SET_BY_OTHERS = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
+CLEAN = {key: value for key, value in os.environ.items() if key not in SET_BY_OTHERS}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a process that claims GPUs."""
+    started = []
+
+    def begin(count, present, **environment):
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLAIM, str(count), str(present)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**CLEAN, "TMPDIR": str(tmp_path), **environment},
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def claimed(process):
+    return process.stdout.readline().strip()
+
+
+def test_every_process_has_a_gpu_of_its_own(start):
+    processes = [start(1, 3) for _ in range(3)]
+    assert {claimed(process) for process in processes} == {"0", "1", "2"}
+
+
+def test_a_gpu_is_free_when_its_process_was_killed(start):
+    first, other = start(1, 2), start(1, 2)
+    had = {claimed(first): first, claimed(other): other}
+    late = start(1, 2)
+    had["1"].kill()
+    assert claimed(late) == "1"
+
+
+def test_several_gpus_are_claimed_together_or_not_at_all(start):
+    pair = start(2, 3)
+    assert claimed(pair) == "0,1"
+    waiting = start(2, 3)
+    single = start(1, 3)
+    assert claimed(single) == "2"  # which the waiting one does not hold back
+    pair.kill()
+    assert claimed(waiting) == "0,1"
+
+
+def test_what_slurm_or_the_user_set_stays(start):
+    assert claimed(start(1, 2, CUDA_VISIBLE_DEVICES="7")) == "7"
+    assert claimed(start(1, 2, SLURM_JOB_ID="1")) == "None"
+    assert claimed(start(1, 0)) == "None"  # no GPU here
+
+
+def test_more_than_there_are(monkeypatch):
+    monkeypatch.setattr(gpus, "gpu_count", lambda: 2)
+    with pytest.raises(InputError, match="gpus_per_cell is 4, but this machine has 2"):
+        gpus.claim_gpus(4, {})
+
+
+def test_a_command_inherits_the_claim(tmp_path, start):
+    """`cltools with-gpus` becomes the command, which holds the locks."""
+    code = ("import sys; from cltools import cli, gpus; gpus.gpu_count = lambda: 2; "
+            "sys.argv = ['cltools', *sys.argv[1:]]; cli.main()")  # fmt: skip
+    command = [sys.executable, "-c", code, "with-gpus", "1", "--", sys.executable, "-c",
+               "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); "
+               "sys.stdin.read()"]  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**CLEAN, "TMPDIR": str(tmp_path)}) as process:  # fmt: skip
+        assert json.loads(claimed(process))["CUDA_VISIBLE_DEVICES"] == "0"
+        assert claimed(start(1, 2)) == "1"
+        process.stdin.close()

@@ -1,0 +1,178 @@
+"""What `cltools status` makes of results folders whose state is known."""
+
+import fcntl
+import json
+import struct
+
+import pytest
+from typer.testing import CliRunner
+
+from cltools.cli import app
+from cltools.experiment import load_experiment
+from cltools.stages.status import status, status_lines
+from cltools.tables import measures_table
+from cltools.versions import VERSIONS
+
+CONFIG = {
+    "experiment": "tiny",
+    "datasets": {"digits": {"source": "digits", "recipe": "digits"}},
+    "base": {"dataset": "digits", "batch_size": 50, "horizon": 4, "epochs": 2},
+    "sweeps": {"temperature": {"vary": {"tau": [0.1, 0.5]}}},
+    "cells_per_job": 2,
+}
+EXPERIMENT = load_experiment(CONFIG)
+FIRST, SECOND = EXPERIMENT.plans
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Nothing but the store."""
+    store = tmp_path / "stores" / EXPERIMENT.plans[FIRST].cell["dataset"]
+    store.mkdir(parents=True)
+    (store / "store.json").write_text(json.dumps({"content": "images"}))
+    return tmp_path
+
+
+def of(results, cell=FIRST, stage="train"):
+    return status(EXPERIMENT, results)["cells"][cell][stage]
+
+
+def trained(results, cell=FIRST, version=VERSIONS["train"], store="images"):
+    """A manifest of a finished run."""
+    path = results / "cells" / cell / "trained-2epochs.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"made_by": {"version": version}, "store": store, "steps": 6, "id": cell})
+    )
+    return path
+
+
+def train_log(results, text, cell=FIRST):
+    path = results / f"logs/train/{cell}-2epochs.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def resume_state(results, step, name="resume.safetensors"):
+    """A file with the header of a resume state, and no tensors behind it."""
+    path = results / "cells" / FIRST / "run" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"__metadata__": {"cltools": json.dumps({"step": step})},
+              "w": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}  # fmt: skip
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def list_of(results, folder, manifests, tables):
+    path = results / f"tiny/{folder}/batch000.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = {str(m): str(t) for m, t in zip(manifests, tables, strict=True)}
+    path.write_text(json.dumps({"tables": named}))
+
+
+def test_nothing_is_there(results):
+    report = status(EXPERIMENT, results)
+    assert report["counts"] == {stage: {"waiting": 2} for stage in ("train", "measure", "theory")}
+    assert report["tables"] == []
+    assert not any(report["figures"].values())
+    assert "alignment_temperature" in report["figures"]
+
+
+def test_trained_is_done(results):
+    trained(results)
+    assert of(results)["state"] == "done"
+    assert of(results, SECOND)["state"] == "waiting"
+    assert of(results, FIRST, "measure")["state"] == "waiting"
+    assert status(EXPERIMENT, results)["counts"]["train"] == {"done": 1, "waiting": 1}
+
+
+@pytest.mark.parametrize("changes", [{"version": VERSIONS["train"] + 1}, {"store": "others"}])
+def test_of_another_version_or_store_is_stale(results, changes):
+    trained(results, **changes)
+    assert of(results)["state"] == "stale"
+    assert of(results, FIRST, "measure")["state"] == "waiting"  # for training, first
+
+
+def test_a_held_lock_is_running(results):
+    """With the step of the log, which is ahead of the saved one."""
+    train_log(results, "resumed at step 2 of 6\ntraining: 1 of 4\ntraining: 3 of 4\n")
+    resume_state(results, step=4)
+    lock = results / "cells" / FIRST / "run/lock"
+    lock.write_text("process 1 on a machine")
+    with open(lock) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert of(results) == {
+            "state": "running", "step": 5, "steps": 6, "error": None,
+            "log": str(results / f"logs/train/{FIRST}-2epochs.log"),
+        }  # fmt: skip
+    assert of(results)["state"] == "begun"  # the holder is gone, whatever the file says
+
+
+def test_a_state_without_a_log_is_begun(results):
+    resume_state(results, step=4)
+    resume_state(results, step=3, name="resume-previous.safetensors")
+    found = of(results)
+    assert (found["state"], found["step"], found["steps"]) == ("begun", 4, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, struct.pack("<Q", 2) + b"{}"])
+def test_a_damaged_state_tells_nothing(results, content):
+    resume_state(results, step=4)
+    (results / "cells" / FIRST / "run/resume.safetensors").write_bytes(content)
+    assert of(results)["state"] == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (
+            "training: 3 of 6\nError: loss of dcl is not finite\n",
+            "Error: loss of dcl is not finite",
+        ),
+        ("Traceback (most recent call last):\n  x\nValueError: no\n\n", "ValueError: no"),
+        ("torch.OutOfMemoryError: CUDA\n", "torch.OutOfMemoryError: CUDA"),
+    ],
+)
+def test_an_error_in_the_log_is_failed(results, log, said):
+    train_log(results, log)
+    found = of(results)
+    assert (found["state"], found["error"]) == ("failed", said)
+    lines = list(status_lines(status(EXPERIMENT, results)))
+    assert f"    train: {said}" in lines
+    assert f"    train: see {results}/logs/train/{FIRST}-2epochs.log" in lines
+
+
+def test_a_table_is_done_when_it_is_that_of_the_present_settings(results):
+    manifests = [trained(results, cell) for cell in (FIRST, SECOND)]
+    table = measures_table(manifests[0])
+    table.parent.mkdir()
+    table.touch()
+    list_of(results, "measured", manifests, [table, "another.parquet"])
+    assert of(results, FIRST, "measure")["state"] == "done"
+    assert of(results, SECOND, "measure")["state"] == "stale"
+    assert of(results, FIRST, "theory")["state"] == "waiting"
+    table.unlink()
+    measures_table(manifests[0], full_at="all").touch()
+    assert of(results, FIRST, "measure")["state"] == "stale"
+
+
+def test_a_failed_batch_is_that_of_its_cells(results):
+    trained(results)
+    trained(results, SECOND)
+    log = results / "logs/embed/tiny-batch000.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("Error: weights are damaged: train this cell again\n")
+    for cell in (FIRST, SECOND):
+        found = of(results, cell, "measure")
+        assert (found["state"], found["log"]) == ("failed", str(log))
+
+
+def test_the_command(results, tmp_path):
+    trained(results)
+    arguments = ["status", json.dumps(CONFIG), "--results", str(results)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    assert done.output.splitlines()[0] == "tiny: 2 cells"
+    assert f"{FIRST}  train done, measure waiting, theory waiting" in done.output
+    report = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)
+    assert report["cells"][FIRST]["train"]["state"] == "done"
