@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from cltools.figures import TABLES
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "base": {"label": "base", "factors": ["seed"]},
@@ -23,6 +26,14 @@ SPREAD = 0.015  # one seed further is this much more
 # How far each objective has left DCL when training ends, and its accuracy at the base cell.
 DRIFT = {"nscl": 0.12, "scl": 0.55, "ce": 0.42}
 ACCURACY = {"dcl": 0.86, "nscl": 0.93, "scl": 0.955, "ce": 0.945}
+CDNV = {"pairs": 2.0, "directional": 0.3}  # before training
+SHOTS = (1, 10, 100)
+FEW_SHOT = [
+    f"few_shot_{probe}_{ways}"
+    for probe in ("nccc", "linear_probe")
+    for ways in ("all_way", "two_way")
+]
+LINE = (0.0, 0.5, 1.0)  # of merged networks
 
 
 def cell(**changed: Any) -> dict[str, Any]:
@@ -82,6 +93,16 @@ def alignment(one: dict[str, Any], objective: str, epoch: float) -> float:
     return 1 - DRIFT[objective] * progress(epoch) * harder
 
 
+def nscl_loss(objective: str, epoch: float) -> float:
+    """The mean over seeds of the made-up NSCL loss in the authors' way."""
+    return 5.0 - (1.2 if objective == "nscl" else 1.0) * progress(epoch)
+
+
+def few_shot_error(objective: str, shots: int) -> float:
+    """The mean over seeds of the made-up error, of either probe and at any number of classes."""
+    return (1 - ACCURACY[objective]) * (1 + 2 / shots)
+
+
 def measures(
     of: Iterable[dict[str, Any]] | None = None, epochs: Sequence[float] = EPOCHS
 ) -> pl.DataFrame:
@@ -112,11 +133,19 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
             here = {"objective": objective, "split": split, "features": "h"}
             moved = {"metric": "cka_to_init", "variant": "cosine_biased"}
             yield here | moved | {"value": 1 - 0.7 * done + off}
+            for variant, start in CDNV.items():
+                value = start * (1 - ACCURACY[objective] * done) * math.exp(off)
+                yield here | {"metric": "cdnv", "variant": variant, "value": value}
             accuracy = {"variant": "accuracy", "n": 1440 if split == "train" else 360}
             top = ACCURACY[objective] + 0.03 * (split == "train")
             for metric, less in (("nccc", 0.04), ("linear_probe", 0.0)):
                 value = 1 / c + (top - less - 1 / c) * done + 0.3 * off
                 yield here | accuracy | {"metric": metric, "value": value}
+            if split == "test":
+                for metric, shots in product(FEW_SHOT, SHOTS):
+                    value = 1 - few_shot_error(objective, shots) - 0.1 * off
+                    few = {"metric": metric, "variant": f"shots_{shots}"}
+                    yield here | few | {"value": value}
             if objective != "dcl":
                 cka = alignment(one, objective, epoch) + off
                 to = here | {"reference": "dcl"}
@@ -127,23 +156,58 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
                 ):
                     value = cka - less * done
                     yield to | {"metric": "cka", "variant": variant, "value": value}
-                yield to | {
-                    "metric": "rsa",
-                    "variant": "pearson_cosine",
-                    "value": 1 - 0.8 * (1 - cka),
-                }
+                rsa = 1 - 0.8 * (1 - cka)
+                for metric, variant, value in (
+                    ("rsa", "pearson_cosine", rsa),
+                    ("rsa", "residual_pearson", rsa - 0.1 * done),
+                    ("cka_null", "cosine_biased", 0.5 * cka),
+                    ("rsa_null", "pearson_cosine", 0.5 * rsa),
+                ):
+                    yield to | {"metric": metric, "variant": variant, "value": value}
             if objective in ("dcl", "nscl"):
                 for variant, tau in (("training_tau", one["tau"]), ("tau_1", 1.0)):
                     bound = math.log1p(math.exp(2 / tau) / (c - 1))
                     untrained = math.log(c / (c - 1))
                     gap = untrained + 0.4 * (bound - untrained) * done * (1 + off)
-                    loss = {"dcl_loss": 3 + gap, "nscl_loss": 3.0, "gap": gap, "gap_bound": bound}
+                    loss = {
+                        "dcl_loss": 3 - done + gap,
+                        "nscl_loss": 3.0 - done,
+                        "gap": gap,
+                        "gap_bound": bound,
+                    }
                     for metric, value in loss.items():
-                        yield here | {"metric": metric, "variant": variant, "value": value}
+                        about = {"features": "z", "metric": metric, "variant": variant}
+                        yield here | about | {"value": value}
+                about = {"features": "z", "metric": "authors_nscl_loss", "variant": "tau_1"}
+                yield here | about | {"value": nscl_loss(objective, epoch) + off}
         if objective != "dcl":
             gap = {"nscl": 0.88, "scl": 0.97, "ce": 1.1}[objective] * done + off
             to = {"objective": objective, "reference": "dcl", "split": ""}
             yield to | {"metric": "weight_gap", "variant": "mean_layer", "value": gap}
+
+
+def merged(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
+    """Rows of `measures.parquet` that stage `merge` makes of the base cells among `of`.
+
+    Accuracy has its maximum at the midpoint.
+    """
+    found = []
+    for one in cells() if of is None else of:
+        if "base" not in one["sweeps"]:
+            continue
+        at = {"step": one["total_steps"], "epoch": float(EPOCHS[-1]), "objective": "nscl"}
+        for split, weight in product(("train", "test"), LINE):
+            middle = 1 - abs(2 * weight - 1)
+            values = {
+                "merged_nccc": 0.8 + 0.1 * middle,
+                "merged_linear_probe": 0.85 + 0.05 * middle,
+                "merged_cka": 1 - 0.2 * weight,
+            }
+            about = {"split": split, "reference": "dcl", "features": "h"}
+            about["variant"] = f"lambda_{weight:.2f}"
+            for metric, value in values.items():
+                found.append(one | at | about | {"metric": metric, "value": value, "n": 360})
+    return pl.DataFrame(found)
 
 
 def training_log(of: Iterable[dict[str, Any]] | None = None, every: int = 1) -> pl.DataFrame:
@@ -200,18 +264,34 @@ def theory(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
                 "holds": measured <= bound,
             }
             found.append(here | about | row)
+        for ways, shots in product(("all_way", "two_way"), SHOTS):
+            few_shot = {
+                "objective": "nscl",
+                "source": "P1 Proposition 1",
+                "quantity": f"few_shot_error_{ways}",
+                "variant": f"best_shots_{shots}",
+                "kind": "bound",
+                "side": "upper",
+                "bound": 10 / shots,
+                "log10_bound": 1 - math.log10(shots),
+                "measured": few_shot_error("nscl", shots),
+                "vacuous_orders": 1 - math.log10(shots),
+                "holds": True,
+            }
+            found.append(here | few_shot)
     return pl.DataFrame(found)
 
 
-def write(folder: Path, seeds: int = 5) -> tuple[Path, Path]:
-    """Write the tables of a whole experiment; returns the paths of measures and log.
-
-    Beside them lies theory.parquet.
-    """
+def write(folder: Path, seeds: int = 5) -> dict[str, Path]:
+    """Write all tables of a whole experiment; returns their paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
     made = cells(seeds)
-    paths = folder / "measures.parquet", folder / "training_log.parquet"
-    measures(made).write_parquet(paths[0])
-    training_log(made).write_parquet(paths[1])
-    theory(made).write_parquet(folder / "theory.parquet")
+    found = {
+        "measures": pl.concat([measures(made), merged(made)], how="diagonal"),
+        "log": training_log(made),
+        "theory": theory(made),
+    }
+    paths = {name: folder / TABLES[name] for name in found}
+    for name, table in found.items():
+        table.write_parquet(paths[name])
     return paths

@@ -17,6 +17,7 @@ from cltools.figures.style import NEUTRAL, OBJECTIVES
 from cltools.stages.plot import plot
 
 SEEDS = 3
+STAGES = ("merge", "surrogate", "minimise", "regularity")
 SUFFIXES = ("pdf", "png", "csv")
 
 
@@ -30,12 +31,8 @@ def drawn(inputs, tmp_path_factory):
     """Every figure, drawn once; returns the folder."""
     folder = tmp_path_factory.mktemp("figures")
     for name in FIGURES:
-        plot(name, *inputs, made_up.SWEEPS, folder / name, {"dpi": 60}, theory_of(inputs))
+        plot(name, inputs, made_up.SWEEPS, folder / name, {"dpi": 60})
     return folder
-
-
-def theory_of(inputs):
-    return inputs[0].with_name("theory.parquet")
 
 
 def numbers(folder, name, **where):
@@ -54,8 +51,14 @@ def test_needs_the_sweep_that_varies_the_factor():
     assert [name for name, spec in FIGURES.items() if spec.needs(sweeps)] == [
         "alignment_temperature"
     ]
-    assert all(spec.needs(made_up.SWEEPS) for spec in FIGURES.values())
+    assert all(spec.needs(made_up.SWEEPS, STAGES) for spec in FIGURES.values())
     assert not any(spec.needs({}) for spec in FIGURES.values())
+
+
+def test_needs_the_stages_whose_work_it_shows():
+    without = {name for name, spec in FIGURES.items() if not spec.needs(made_up.SWEEPS)}
+    assert without == {"merging"}
+    assert FIGURES["merging"].needs(made_up.SWEEPS, ["merge"])
 
 
 @pytest.mark.parametrize("factors", [["seed"], []])
@@ -74,15 +77,15 @@ def test_palette_has_a_colour_and_a_marker_of_its_own_for_every_objective():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_drawn_again_gives_the_same_bytes(name, inputs, drawn, tmp_path):
-    measures, log = inputs
     # Neither the order of the rows nor a table that the figure does not need may matter.
-    shuffled = tmp_path / "shuffled.parquet"
-    pl.read_parquet(measures).sample(fraction=1, shuffle=True, seed=1).write_parquet(shuffled)
-    theory = tmp_path / "theory.parquet"
-    pl.read_parquet(theory_of(inputs)).sample(fraction=1, shuffle=True, seed=1).write_parquet(
-        theory
-    )
-    plot(name, shuffled, log, made_up.SWEEPS, tmp_path / "again", {"dpi": 60}, theory)
+    again = {}
+    for table in FIGURES[name].tables_of(inputs):
+        again[table] = tmp_path / f"{table}.parquet"
+        rows = pl.read_parquet(inputs[table])
+        if table != "log":
+            rows = rows.sample(fraction=1, shuffle=True, seed=1)
+        rows.write_parquet(again[table])
+    plot(name, again, made_up.SWEEPS, tmp_path / "again", {"dpi": 60})
     for suffix in SUFFIXES:
         first = (drawn / f"{name}.{suffix}").read_bytes()
         assert first == (tmp_path / f"again.{suffix}").read_bytes()
@@ -194,24 +197,100 @@ def test_bound_tightness(drawn):
     assert rows["drift"]["median_orders"] == pytest.approx(-1)
 
 
+def test_nscl_losses(drawn):
+    rows = numbers(drawn, "nscl_losses", metric="authors_nscl_loss", split="test", epoch=50.0)
+    means = dict(rows.select("objective", "mean").iter_rows())
+    assert means == pytest.approx({o: made_up.nscl_loss(o, 50) for o in ("dcl", "nscl")})
+
+
+def test_cdnv_training(drawn):
+    rows = numbers(drawn, "cdnv_training", split="train", epoch=200.0, variant="directional")
+    middle = rows.filter(seed=1)  # of three seeds, the one without deviation
+    values = dict(middle.select("objective", "value").iter_rows())
+    assert values == pytest.approx({o: 0.3 * (1 - a) for o, a in made_up.ACCURACY.items()})
+
+
+def test_few_shot_error_bound_and_limit(drawn):
+    """Two classes: bound 10 / shots, limit 4 times the directional CDNV; all ten: 9 times that."""
+    rows = numbers(drawn, "few_shot", objective="nscl", seed=1)
+    two = rows.filter(ways="two_way", probe="few_shot_nccc")
+    errors = dict(two.filter(quantity="error").select("shots", "value").iter_rows())
+    assert errors == pytest.approx({m: made_up.few_shot_error("nscl", m) for m in made_up.SHOTS})
+    bounds = dict(two.filter(quantity="bound").select("shots", "value").iter_rows())
+    assert bounds == pytest.approx({m: 10 / m for m in made_up.SHOTS})
+    limits = rows.filter(quantity="bound, limit")
+    limit = 4 * 0.3 * (1 - made_up.ACCURACY["nscl"])
+    assert dict(limits.select("ways", "value").iter_rows()) == pytest.approx(
+        {"two_way": limit, "all_way": 9 * limit}
+    )
+    # A linear probe has no such bound.
+    assert set(rows.filter(probe="few_shot_linear_probe")["quantity"]) == {"error"}
+
+
+def test_alignment_classes_epochs(drawn):
+    rows = numbers(drawn, "alignment_classes_epochs", arm="matched epochs", split="test", epoch=50)
+    means = dict(rows.select("classes", "mean").iter_rows())
+    assert means == pytest.approx(
+        {c: made_up.alignment(made_up.cell(classes=c), "nscl", 50) for c in (2, 4, 6, 8, 10)}
+    )
+
+
+def test_a_heat_map_of_equally_long_runs_counts_steps(tmp_path):
+    """And shows no checkpoint that one number of classes alone has."""
+    of_2, of_10 = (made_up.cell(sweeps=["c"], classes=c) for c in (2, 10))
+    long = made_up.measures([of_2], (0, 400)).with_columns(step=pl.col("step") // 2)
+    pl.concat([long, made_up.measures([of_10], (0, 20, 200))]).write_parquet(tmp_path / "m.parquet")
+    table = {"measures": tmp_path / "m.parquet"}
+    sweeps = {"c": {"label": "equal steps", "factors": ["classes"]}}
+    plot("alignment_classes_epochs", table, sweeps, tmp_path / "f", {})
+    assert set(numbers(tmp_path, "f")["step"]) == {0, 1200}
+
+
+def test_residual_alignment(drawn):
+    rows = numbers(drawn, "residual_alignment", split="test", objective="ce")
+    means = dict(rows.select(pl.concat_str("measure", "kind", separator=" "), "mean").iter_rows())
+    cka = 1 - made_up.DRIFT["ce"]
+    rsa = 1 - 0.8 * made_up.DRIFT["ce"]
+    assert means == pytest.approx(
+        {"CKA plain": cka, "CKA residual": cka - 0.1, "CKA null": cka / 2,
+         "RSA plain": rsa, "RSA residual": rsa - 0.1, "RSA null": rsa / 2}
+    )  # fmt: skip
+
+
+def test_merging(drawn):
+    rows = numbers(drawn, "merging", split="test", metric="merged_nccc")
+    assert dict(rows.select("weight", "mean").iter_rows()) == pytest.approx(
+        {0.0: 0.8, 0.5: 0.9, 1.0: 0.8}
+    )
+
+
+def test_nothing_merged_is_said(inputs, tmp_path):
+    measures = pl.read_parquet(inputs["measures"])
+    unmerged = ~pl.col("metric").str.starts_with("merged")
+    measures.filter(unmerged).write_parquet(tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"add it to merge\.sweeps"):
+        plot("merging", {"measures": tmp_path / "m.parquet"}, made_up.SWEEPS, tmp_path / "f", {})
+
+
 def test_one_seed_has_no_deviation(tmp_path):
     inputs = made_up.write(tmp_path, seeds=1)
     for name in ("downstream", "losses_training"):
-        plot(name, *inputs, made_up.SWEEPS, tmp_path / name, {"dpi": 60})
+        plot(name, inputs, made_up.SWEEPS, tmp_path / name, {"dpi": 60})
         rows = numbers(tmp_path, name)
         assert rows["sd"].null_count() == len(rows)
         assert set(rows["seeds"]) == {1}
 
 
 def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
-    measures = pl.read_parquet(inputs[0])
+    measures = pl.read_parquet(inputs["measures"])
     gone = (pl.col("objective") == "scl") & (pl.col("seed") == 2)
     nan = (pl.col("objective") == "ce") & (pl.col("seed") == 1)
     partial = measures.filter(~gone).with_columns(
         value=pl.when(nan).then(float("nan")).otherwise("value")
     )
     partial.write_parquet(tmp_path / "partial.parquet")
-    plot("downstream", tmp_path / "partial.parquet", None, made_up.SWEEPS, tmp_path / "f", {})
+    table = {"measures": tmp_path / "partial.parquet"}
+    plot("downstream", table, made_up.SWEEPS, tmp_path / "f", {})
     rows = numbers(tmp_path, "f").unique("objective")
     seeds = dict(rows.select("objective", "seeds").iter_rows())
     assert seeds == {"dcl": 3, "nscl": 3, "scl": 2, "ce": 2}
@@ -220,6 +299,11 @@ def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("name", "metric"),
     [
+        ("nscl_losses", "authors_nscl_loss"),
+        ("cdnv_training", "cdnv"),
+        ("few_shot", "few_shot_linear_probe_two_way"),
+        ("alignment_classes_epochs", "cka"),
+        ("residual_alignment", "rsa_null"),
         ("alignment_training", "rsa"),
         ("alignment_classes", "cka_to_init"),
         ("gap_classes", "gap_bound"),
@@ -228,25 +312,27 @@ def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
     ],
 )
 def test_a_missing_metric_is_named(name, metric, inputs, tmp_path):
-    measures = pl.read_parquet(inputs[0]).filter(pl.col("metric") != metric)
+    measures = pl.read_parquet(inputs["measures"]).filter(pl.col("metric") != metric)
     measures.write_parquet(tmp_path / "less.parquet")
+    less = inputs | {"measures": tmp_path / "less.parquet"}
     with pytest.raises(InputError, match=f"metric {metric}"):
-        plot(name, tmp_path / "less.parquet", inputs[1], made_up.SWEEPS, tmp_path / "f", {})
+        plot(name, less, made_up.SWEEPS, tmp_path / "f", {})
     assert [path.name for path in tmp_path.iterdir()] == ["less.parquet"]
 
 
 def test_a_missing_network_is_named(inputs, tmp_path):
-    log = pl.read_parquet(inputs[1]).filter(pl.col("model") != "nscl")
+    log = pl.read_parquet(inputs["log"]).filter(pl.col("model") != "nscl")
     log.write_parquet(tmp_path / "log.parquet")
     with pytest.raises(InputError, match="nscl network"):
-        plot("losses_training", inputs[0], tmp_path / "log.parquet", made_up.SWEEPS, tmp_path, {})
+        plot("losses_training", {"log": tmp_path / "log.parquet"}, made_up.SWEEPS, tmp_path, {})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "portrait"}, "no figure is called 'portrait'"),
-        ({"measures": "nowhere.parquet"}, "run `cltools measure` first"),
+        ({"tables": {"measures": Path("nowhere.parquet")}}, "run `cltools measure` first"),
+        ({"tables": {}}, "needs the table of `cltools measure`: give it by --measures"),
         ({"sweeps": {}}, "needs a sweep that varies only the seed"),
         ({"sweeps": {"new": {"label": "", "factors": ["seed"]}}}, "no cell of sweep 'new'"),
         ({"style": {"colour": 1}}, "unknown figure style key 'colour'"),
@@ -256,19 +342,18 @@ def test_a_missing_network_is_named(inputs, tmp_path):
 def test_wrong_requests(change, message, inputs, tmp_path):
     right = {
         "name": "downstream",
-        "measures": inputs[0],
-        "log": inputs[1],
+        "tables": inputs,
         "sweeps": made_up.SWEEPS,
         "output_stem": tmp_path / "f",
         "style": {},
     }
     with pytest.raises(InputError, match=message):
-        plot(**right | {k: Path(v) if k == "measures" else v for k, v in change.items()})
+        plot(**right | change)
 
 
 def test_style_keys_change_the_picture_but_not_the_numbers(inputs, drawn, tmp_path):
     style = {"dpi": 60, "width_scale": 1.5, "font_size": 10}
-    plot("downstream", *inputs, made_up.SWEEPS, tmp_path / "wide", style)
+    plot("downstream", inputs, made_up.SWEEPS, tmp_path / "wide", style)
     width = [Image.open(path).width for path in (drawn / "downstream.png", tmp_path / "wide.png")]
     assert width == [420, 630]
     assert_frame_equal(numbers(tmp_path, "wide"), numbers(drawn, "downstream"))
@@ -279,8 +364,9 @@ def test_a_sweep_over_two_factors_gets_an_arm_for_each_value_of_the_other(tmp_pa
         made_up.cell(sweeps=["grid"], tau=tau, classes=c) for tau in (0.1, 1.0) for c in (2, 10)
     ]
     made_up.measures(grid, epochs=(0, 200)).write_parquet(tmp_path / "m.parquet")
+    table = {"measures": tmp_path / "m.parquet"}
     sweeps = {"grid": {"label": "grid", "factors": ["tau", "classes"]}}
-    plot("alignment_classes", tmp_path / "m.parquet", None, sweeps, tmp_path / "f", {})
+    plot("alignment_classes", table, sweeps, tmp_path / "f", {})
     assert set(numbers(tmp_path, "f")["arm"]) == {"τ = 0.1", "τ = 1"}
     assert set(numbers(tmp_path, "f")["seeds"]) == {1}
 
@@ -288,6 +374,7 @@ def test_a_sweep_over_two_factors_gets_an_arm_for_each_value_of_the_other(tmp_pa
 def test_cells_that_only_a_hidden_setting_tells_apart_are_not_averaged(tmp_path):
     grid = [made_up.cell(sweeps=["t"], tau=0.1, lr=lr) for lr in (0.1, 0.3)]
     made_up.measures(grid, epochs=(0, 200)).write_parquet(tmp_path / "m.parquet")
+    table = {"measures": tmp_path / "m.parquet"}
     sweeps = {"t": {"label": "t", "factors": ["tau", "lr"]}}
     with pytest.raises(InputError, match="a figure cannot tell"):
-        plot("alignment_temperature", tmp_path / "m.parquet", None, sweeps, tmp_path / "f", {})
+        plot("alignment_temperature", table, sweeps, tmp_path / "f", {})

@@ -9,7 +9,7 @@ from cltools.durations import Duration
 from cltools.errors import InputError
 from cltools.estimates import Bench, Run, embed_needs, train_needs
 from cltools.experiment import load_experiment
-from cltools.figures import FIGURES
+from cltools.figures import FIGURES, TABLES, base_sweep
 from cltools.files import canonical_json
 from cltools.versions import VERSIONS
 
@@ -36,18 +36,40 @@ WITHOUT_CELLS = [
     for stage in ("surrogate", "minimise", "regularity")
     if stage in EXPERIMENT.config
 ]
+MERGED = EXPERIMENT.setting("merge").get("sweeps", ())
+# Stages whose work figures show where it is there.
+FURTHER_STAGES = [*WITHOUT_CELLS, *["merge"] * (base_sweep(EXPERIMENT.sweeps) in MERGED)]
+PAPERS = Path(workflow.basedir) / "config/paper/expected"
 
 
 def experiment_targets():
     name = EXPERIMENT.name
     figures = [
-        figure for figure, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)
+        figure
+        for figure, spec in FIGURES.items()
+        if spec.needs(EXPERIMENT.sweeps, FURTHER_STAGES)
     ]
     return [
         *expand("results/{name}/figures/{figure}.pdf", name=name, figure=figures),
         f"results/{name}/theory.parquet",
         *expand("results/{name}/{stage}.parquet", name=name, stage=WITHOUT_CELLS),
     ]
+
+
+def figure_tables(wildcards):
+    spec = FIGURES.get(wildcards.figure)
+    tables = spec.tables_of(FURTHER_STAGES) if spec else []
+    return {name: f"results/{wildcards.experiment}/{TABLES[name]}" for name in tables}
+
+
+def figure_papers(wildcards):
+    spec = FIGURES.get(wildcards.figure)
+    return [PAPERS / f"{name}.csv" for name in spec.papers] if spec else []
+
+
+def figure_options(wildcards, input):
+    tables = [f"--{name} {input[name]}" for name in figure_tables(wildcards)]
+    return [*tables, *(f"--papers {path}" for path in input.papers)]
 
 
 def stage_settings(stage, without=()):
