@@ -227,6 +227,27 @@ def merge(
 
 
 @app.command()
+def project(
+    manifest: Annotated[Path, typer.Argument(help="Training manifest (trained-*.json).")],
+    store: Store,
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Project features of some images to the plane, for every objective and checkpoint."""
+    limit_threads(threads)
+    from cltools.stages.project import run_project
+
+    chosen = _json_object(settings, "--settings")
+    run_project(manifest, store, output, chosen, device, threads, recalibrate)
+
+
+@app.command()
 def compare(
     files: Annotated[
         list[Path], typer.Argument(help="Two or more: .npy, .npz, .safetensors, .nc.")
@@ -270,6 +291,7 @@ def plot(
     surrogate: Table = None,
     minimise: Table = None,
     regularity: Table = None,
+    project: Table = None,
     papers: Annotated[
         list[Path] | None, typer.Option(help="File of the papers' numbers to draw beside (CSV).")
     ] = None,
@@ -287,6 +309,7 @@ def plot(
         "surrogate": surrogate,
         "minimise": minimise,
         "regularity": regularity,
+        "project": project,
     }
     tables = {table: path for table, path in given.items() if path is not None}
     sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}

@@ -18,6 +18,7 @@ from cltools.cells import (
 )
 from cltools.durations import Duration
 from cltools.errors import InputError
+from cltools.figures import base_sweep
 from cltools.files import canonical_json, sha256_text
 
 STOP_KEYS = ("epochs", "steps")
@@ -85,6 +86,12 @@ class Experiment:
         chosen = set(self.setting("merge").get("sweeps", ()))
         return self._in_batches([c for c, plan in self.plans.items() if chosen & set(plan.sweeps)])
 
+    @cached_property
+    def pictured_cell(self) -> str:
+        """The first cell of the base sweep, which stage `project` makes pictures of."""
+        base = base_sweep(self.sweeps)
+        return next(cell for cell, plan in self.plans.items() if base in plan.sweeps)
+
     def _in_batches(self, ids: list[str]) -> dict[str, list[str]]:
         size = self.setting("cells_per_job")
         if size == 1:
@@ -145,6 +152,11 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     unknown = sorted(set(config.get("merge", {}).get("sweeps", ())) - set(sweeps))
     if unknown:
         raise InputError(unknown_key(f"merge.sweeps.{unknown[0]}", sweeps))
+    if "project" in config and base_sweep(sweeps) is None:
+        raise InputError(
+            "config key project needs a sweep that varies only the seed, whose first cell it shows:"
+            " add one to sweeps"
+        )
     regularity = None
     if "regularity" in config:
         settings = {**config["base"], **config["regularity"].get("set", {})}

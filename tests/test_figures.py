@@ -1,5 +1,6 @@
 """Figures: their numbers, their bytes, and what they say when rows are missing."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from cltools.cells import cell_keys
 from cltools.errors import InputError
 from cltools.figures import FIGURES, base_sweep
 from cltools.figures.style import NEUTRAL, OBJECTIVES
-from cltools.stages.plot import plot
+from cltools.figures.tables import PAPERS
+from cltools.stages.plot import plot, read_papers
 
 SEEDS = 3
-STAGES = ("merge", "surrogate", "minimise", "regularity")
+STAGES = ("merge", "project", "surrogate", "minimise", "regularity")
 SUFFIXES = ("pdf", "png", "csv")
 
 
@@ -57,8 +59,11 @@ def test_needs_the_sweep_that_varies_the_factor():
 
 def test_needs_the_stages_whose_work_it_shows():
     without = {name for name, spec in FIGURES.items() if not spec.needs(made_up.SWEEPS)}
-    assert without == {"merging"}
+    assert without == {"merging", "umap_grid", "surrogate_drift", "collapse_order"}
     assert FIGURES["merging"].needs(made_up.SWEEPS, ["merge"])
+    assert FIGURES["surrogate_drift"].needs({}, ["surrogate"])
+    assert FIGURES["surrogate_drift"].tables_of(["surrogate"]) == ["surrogate"]
+    assert FIGURES["surrogate_drift"].tables_of(STAGES) == ["surrogate", "regularity"]
 
 
 @pytest.mark.parametrize("factors", [["seed"], []])
@@ -272,6 +277,132 @@ def test_nothing_merged_is_said(inputs, tmp_path):
         plot("merging", {"measures": tmp_path / "m.parquet"}, made_up.SWEEPS, tmp_path / "f", {})
 
 
+def test_alignment_architectures(drawn):
+    rows = numbers(drawn, "alignment_architectures", metric="cka", objective="nscl")
+    means = dict(rows.select("architecture", "mean").iter_rows())
+    assert means == pytest.approx(
+        {
+            name: made_up.alignment(made_up.cell(architecture=name), "nscl", 200)
+            for name in ("small_cnn", "small_vit")
+        }
+    )
+    assert rows["seeds"].to_list() == [SEEDS] * 2 * SEEDS
+
+
+def test_collapse_geometry(drawn):
+    """Networks, and free embeddings of the largest C and d at the networks' temperature."""
+    rows = numbers(drawn, "collapse_geometry", objective="scl")
+    angles = rows.filter(metric="class_mean_angle", epoch=200.0)
+    assert angles["mean"].to_list() == pytest.approx([made_up.SIMPLEX_ANGLE] * 2 * SEEDS)
+    start = rows.filter(metric="etf_deviation", epoch=0.0)
+    assert start["mean"].to_list() == pytest.approx([1.2] * SEEDS)
+    free = rows.filter(pl.col("iteration").is_not_null())
+    assert set(free.select("classes", "dimension", "tau").rows()) == {(10, 10, 0.5)}
+    assert free["within_class_spread"].to_list() == pytest.approx(
+        [0.9 * 0.499 ** (iteration / 2) for iteration in range(14)]
+    )
+
+
+def test_collapse_geometry_of_networks_alone(inputs, tmp_path):
+    plot("collapse_geometry", {"measures": inputs["measures"]}, made_up.SWEEPS, tmp_path / "f", {})
+    assert "iteration" not in numbers(tmp_path, "f").columns
+
+
+def test_collapse_order(drawn):
+    rows = numbers(drawn, "collapse_order", classes=10)
+    assert set(rows["dimension"]) == {10}
+    halved = rows.filter(pl.col("tau").is_null() | (pl.col("tau") == 0.5))
+    times = dict(halved.select("objective", "halved_time").iter_rows())
+    assert times.pop("dcl") is None
+    assert times == pytest.approx({"scl": 0.2, "nscl": 0.4, "ce": 0.8})
+    # From the start on, and as a share of it; the quasi-Newton method has no time.
+    ce = rows.filter(objective="ce")
+    assert ce["value"].to_list() == pytest.approx([0.499 ** (i / 8) for i in range(13)])
+
+
+def test_surrogate_drift(drawn):
+    rows = numbers(drawn, "surrogate_drift", of="surrogate", tau=0.5, sum_lr=100.0)
+    values = {row["quantity"]: row["value"] for row in rows.filter(batch_size=64).to_dicts()}
+    assert values == pytest.approx(
+        {"distance": 0.0, "bound, realised": 2.0, "bound, stated": math.log10(200)}
+    )
+    assert set(rows.filter(batch_size=16)["quantity"]) == {"distance", "bound, realised"}
+    of = numbers(drawn, "surrogate_drift", quantity="distance", step=2)
+    apart = {row["of"]: row["value"] for row in of.filter(pl.col("of") != "surrogate").to_dicts()}
+    assert apart == pytest.approx({"network": 1.0, "its surrogate": -2.0})
+    moved = numbers(drawn, "surrogate_drift", quantity="distance from the start", step=1)
+    assert dict(moved.select("of", "value").iter_rows()) == pytest.approx(
+        {"network": 1.0, "its surrogate": -1.0}
+    )
+
+
+def papers(tmp_path, **changes):
+    """A file of one of the papers' numbers: CKA 0.7 at epoch 20, like the made-up base cell's."""
+    row = dict.fromkeys(PAPERS.columns, "") | {
+        "figure": "P9 Fig. 1", "dataset": "digits", "architecture": "small_cnn",
+        "objective": "nscl", "metric": "cdnv", "variant": "pairs", "split": "test",
+        "features": "h", "epoch": 20, "value": 0.7, "tolerance": 0.1,
+    }  # fmt: skip
+    pl.DataFrame([row | changes]).write_csv(tmp_path / "p.csv")
+    return [tmp_path / "p.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, True),
+        ({"dataset": "cifar10"}, False),
+        ({"architecture": "resnet50 ×1"}, False),
+        ({"factor": "tau", "factor_value": "1"}, False),
+        ({"epoch": 300}, False),  # beyond the end of our runs
+        ({"epoch": ""}, False),
+        ({"metric": "cka"}, False),
+    ],
+)
+def test_numbers_of_the_papers_stand_beside_equal_cells_alone(change, shown, inputs, tmp_path):
+    table = {"measures": inputs["measures"]}
+    beside = papers(tmp_path, **change)
+    plot("cdnv_training", table, made_up.SWEEPS, tmp_path / "f", {"dpi": 60}, beside)
+    rows = numbers(tmp_path, "f")
+    assert ("figure" in rows.columns) == shown
+    if shown:
+        (theirs,) = rows.drop_nulls("figure").to_dicts()
+        assert (theirs["epoch"], theirs["value"], theirs["mean"]) == (20, 0.7, None)
+
+
+def test_numbers_of_the_papers_that_cannot_be_read(inputs, tmp_path):
+    with pytest.raises(InputError, match="the papers' numbers cannot be read"):
+        plot("cdnv_training", inputs, made_up.SWEEPS, tmp_path / "f", {}, [tmp_path / "no.csv"])
+
+
+def test_all_numbers_of_the_papers_can_be_read():
+    folder = Path(__file__).parents[1] / "config/paper/expected"
+    files = [folder / f"{paper}.csv" for spec in FIGURES.values() for paper in spec.papers]
+    for path in files:
+        table = read_papers([path])
+        assert len(table) == len(path.read_text().splitlines()) - 1
+        assert table.null_count().sum_horizontal().item() == 0
+
+
+def test_umap_grid(drawn):
+    """Six of seven checkpoints, the first and the last among them; points as they came."""
+    rows = numbers(drawn, "umap_grid", objective="ce")
+    epochs = rows["epoch"].unique().sort().to_list()
+    assert len(epochs) == 6
+    assert (epochs[0], epochs[-1]) == (0, 50)
+    last = rows.filter(epoch=50.0)
+    assert last["x"].to_list() == pytest.approx([-1, 0.9, -0.8, 0.7, -0.6, 0.5])
+    assert last["class"].to_list() == [0, 1] * 3
+
+
+def test_pictures_of_a_cell_without_measures(inputs, tmp_path):
+    other = pl.read_parquet(inputs["project"]).with_columns(cell=pl.lit("gone"))
+    other.write_parquet(tmp_path / "p.parquet")
+    tables = inputs | {"project": tmp_path / "p.parquet"}
+    with pytest.raises(InputError, match="run `cltools project` again"):
+        plot("umap_grid", tables, made_up.SWEEPS, tmp_path / "f", {})
+
+
 def test_one_seed_has_no_deviation(tmp_path):
     inputs = made_up.write(tmp_path, seeds=1)
     for name in ("downstream", "losses_training"):
@@ -300,6 +431,8 @@ def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
     ("name", "metric"),
     [
         ("nscl_losses", "authors_nscl_loss"),
+        ("alignment_architectures", "rsa"),
+        ("collapse_geometry", "class_mean_angle"),
         ("cdnv_training", "cdnv"),
         ("few_shot", "few_shot_linear_probe_two_way"),
         ("alignment_classes_epochs", "cka"),

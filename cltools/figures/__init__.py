@@ -28,6 +28,7 @@ TABLES = {
     "surrogate": "surrogate.parquet",
     "minimise": "minimise.parquet",
     "regularity": "regularity.parquet",
+    "project": "project.parquet",
 }
 OF_CELLS = ("measures", "log", "theory")
 
@@ -161,11 +162,27 @@ FIGURES: dict[str, FigureSpec] = {
         "merging",
         stages=("merge",),
     ),
+    "umap_grid": FigureSpec(
+        "What every objective makes of the same images, in the plane, checkpoint by checkpoint.",
+        "pictures",
+        tables=("measures", "project"),
+    ),
     "surrogate_drift": FigureSpec(
         "Drift of similarity descent with CL and NSCL beside the bound on it, and of networks.",
         "surrogate",
         tables=("surrogate",),
         optional=("regularity",),
+    ),
+    "collapse_geometry": FigureSpec(
+        "How near class means come to a simplex and images to class means: networks, and free "
+        "embeddings.",
+        "collapse",
+        optional=("minimise",),
+    ),
+    "collapse_order": FigureSpec(
+        "How soon each objective gathers free embeddings by class.",
+        "order",
+        tables=("minimise",),
     ),
 }
 

@@ -48,6 +48,7 @@ class Experiment:
     surrogate: pl.DataFrame | None = None
     minimise: pl.DataFrame | None = None
     regularity: pl.DataFrame | None = None
+    project: pl.DataFrame | None = None
     papers: pl.DataFrame = field(default_factory=PAPERS.clone)
 
     def base(self, table: pl.DataFrame) -> pl.DataFrame:

@@ -34,7 +34,7 @@ def plot(
     """
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
     read = {table: _read(tables.get(table), table) for table in used}
-    experiment = Experiment(sweeps, **read, papers=_read_papers(papers))
+    experiment = Experiment(sweeps, **read, papers=read_papers(papers))
     # Matplotlib reads some settings only when it draws, so saving belongs inside too.
     with rc_context(parameters(style)):
         figure, plotted = draw(name, experiment)
@@ -53,7 +53,8 @@ def _read(path: Path | None, name: str) -> pl.DataFrame:
         raise InputError(f"{path} is damaged: delete it and run `cltools {stage}` again") from None
 
 
-def _read_papers(paths: Sequence[Path]) -> pl.DataFrame:
+def read_papers(paths: Sequence[Path]) -> pl.DataFrame:
+    """The papers' numbers of some files, in the columns of `PAPERS`; text that is empty is ""."""
     try:
         found = [pl.read_csv(path, schema_overrides=PAPERS.schema) for path in paths]
         table = pl.concat([PAPERS, *(part.select(PAPERS.columns) for part in found)])

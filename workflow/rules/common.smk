@@ -38,7 +38,11 @@ WITHOUT_CELLS = [
 ]
 MERGED = EXPERIMENT.setting("merge").get("sweeps", ())
 # Stages whose work figures show where it is there.
-FURTHER_STAGES = [*WITHOUT_CELLS, *["merge"] * (base_sweep(EXPERIMENT.sweeps) in MERGED)]
+FURTHER_STAGES = [
+    *WITHOUT_CELLS,
+    *["merge"] * (base_sweep(EXPERIMENT.sweeps) in MERGED),
+    *["project"] * ("project" in EXPERIMENT.config),
+]
 PAPERS = Path(workflow.basedir) / "config/paper/expected"
 
 
@@ -107,6 +111,14 @@ def store_options_in(batches):
     return lambda wildcards: [
         f"--store {Path(path).parent}" for path in stores(wildcards)
     ]
+
+
+def pictured_manifest(wildcards):
+    return manifest_of(EXPERIMENT.pictured_cell)
+
+
+def pictured_store(wildcards):
+    return store_of(EXPERIMENT.pictured_cell)
 
 
 def regularity_store(wildcards):
