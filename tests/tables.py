@@ -153,7 +153,7 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
             for metric, less in (("nccc", 0.04), ("linear_probe", 0.0)):
                 value = 1 / c + (top - less - 1 / c) * done + 0.3 * off
                 yield here | accuracy | {"metric": metric, "value": value}
-            if split == "test":
+            if split == "test" and epoch == EPOCHS[-1]:
                 for metric, shots in product(FEW_SHOT, SHOTS):
                     value = 1 - few_shot_error(objective, shots) - 0.1 * off
                     few = {"metric": metric, "variant": f"shots_{shots}"}

@@ -38,7 +38,7 @@ def drawn(inputs, tmp_path_factory):
 
 
 def numbers(folder, name, **where):
-    return pl.read_csv(folder / f"{name}.csv").filter(**where)
+    return pl.read_csv(folder / f"{name}.csv", infer_schema_length=None).filter(**where)
 
 
 def test_registry_imports_neither_matplotlib_nor_polars():

@@ -81,6 +81,7 @@ FIGURES: dict[str, FigureSpec] = {
     "alignment_training": FigureSpec(
         "CKA and RSA of every objective with DCL against the epoch, on training and test images.",
         "alignment",
+        papers=("p2_alignment_training",),
     ),
     "alignment_classes": FigureSpec(
         "CKA and RSA with DCL at the end of training against the number of classes.",
@@ -142,6 +143,7 @@ FIGURES: dict[str, FigureSpec] = {
     "weights_representations": FigureSpec(
         "How far weights and representations of every objective drift from those of DCL.",
         "weights",
+        papers=("p2_weights",),
     ),
     "bound_tightness": FigureSpec(
         "How far each bound of the papers lies from what it bounds, and how often it is violated.",
@@ -151,6 +153,7 @@ FIGURES: dict[str, FigureSpec] = {
     "downstream": FigureSpec(
         "Accuracy of the nearest class centre and of a linear probe for every objective.",
         "downstream",
+        papers=("p2_downstream",),
     ),
     "few_shot": FigureSpec(
         "Few-shot error of every objective against the number of shots, and the bound on it.",

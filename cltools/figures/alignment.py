@@ -62,6 +62,9 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     )
     by = ["metric", "variant", "split", "objective", "epoch"]
     plotted = tables.spread(pl.concat([cells, debiased]), by)
+    papers = tables.papers_rows(
+        experiment, cells, metric=["cka", "rsa"], reference="dcl", split=splits
+    )
 
     figure, axes = style.panels(len(PANELS), 2, height=1.9, sharex=True, sharey="row")
     for row, (metric, title) in zip(axes, PANELS.items(), strict=True):
@@ -75,6 +78,9 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
                     means = thin.unique("epoch").sort("epoch")
                     colour = style.OBJECTIVES[name].colour
                     ax.plot(means["epoch"], means["mean"], "--", color=colour, linewidth=0.8)
+            for name in style.ordered(plotted["objective"]):
+                theirs = papers.filter(metric=metric, split=split, objective=name)
+                style.paper_curve(ax, theirs, "epoch", style.OBJECTIVES[name])
             ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["mean"])
@@ -84,12 +90,14 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     style.finish(
         figure,
         "Alignment of each objective with DCL during training",
-        [*_handles(plotted), thin],
+        [*_handles(plotted), thin, *style.paper_handles(papers)],
         f"{tables.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CKA: cosine similarities, biased estimator "
-        f"(the paper’s); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}",
+        f"(the paper’s); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}"
+        + " P2’s drawn CKA is of raw features."
+        * (not papers.is_empty()),
     )
-    return figure, plotted
+    return figure, tables.with_papers(plotted, papers)
 
 
 def _against(

@@ -158,13 +158,13 @@ def paper_curve(ax: Axes, table: pl.DataFrame, x: str, look: Look) -> None:
         ax.plot(table[x], table["value"], color=look.colour, **PAPER)
 
 
-def paper_handles(papers: pl.DataFrame) -> list[Line2D]:
+def paper_handles(papers: pl.DataFrame, **line: Any) -> list[Line2D]:
     """A legend entry that names the figures and networks of a paper's numbers; none for none."""
     if papers.is_empty():
         return []
     names = papers.select("figure", "architecture").unique(maintain_order=True).iter_rows()
     label = ", ".join(f"{figure} ({architecture})" for figure, architecture in names)
-    return [Line2D([], [], color=THEORY, label=label, **PAPER)]
+    return [Line2D([], [], label=label, **({"color": THEORY} | PAPER | line))]
 
 
 def handle(look: Look, label: str | None = None, **line: Any) -> Line2D:

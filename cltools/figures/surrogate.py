@@ -114,7 +114,8 @@ def _followed(table: pl.DataFrame) -> pl.DataFrame:
         )
     ]
     found = pl.concat([part.select(COLUMNS) for part in (*drifts, *moves)])
-    return found.filter(pl.col("value").is_finite())
+    order = ["of", "quantity", "objective", "step"]
+    return found.filter(pl.col("value").is_finite()).sort(order)
 
 
 def _lines(ax: Axes, run: pl.DataFrame, colour: str) -> None:

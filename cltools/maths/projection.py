@@ -41,7 +41,8 @@ def umap_plane(features: ArrayLike) -> Array:
     x = _checked(features)
     spread = x.std(axis=0)
     standard = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    return np.asarray(UMAP(n_components=2, random_state=UMAP_SEED).fit_transform(standard), float)
+    umap = UMAP(n_components=2, random_state=UMAP_SEED, n_jobs=1)
+    return np.asarray(umap.fit_transform(standard), dtype=np.float64)
 
 
 def turned(points: Array, onto: Array | None = None) -> Array:
