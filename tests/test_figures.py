@@ -15,7 +15,7 @@ from cltools.cells import cell_keys
 from cltools.errors import InputError
 from cltools.figures import FIGURES, base_sweep
 from cltools.figures.style import NEUTRAL, OBJECTIVES
-from cltools.figures.tables import PAPERS
+from cltools.figures.tables import PAPERS, Experiment, papers_rows
 from cltools.stages.plot import plot, read_papers
 
 SEEDS = 3
@@ -337,7 +337,7 @@ def test_surrogate_drift(drawn):
 
 
 def papers(tmp_path, **changes):
-    """A file of one of the papers' numbers: CKA 0.7 at epoch 20, like the made-up base cell's."""
+    """A file with one number of a paper, of the made-up base cell."""
     row = dict.fromkeys(PAPERS.columns, "") | {
         "figure": "P9 Fig. 1", "dataset": "digits", "architecture": "small_cnn",
         "objective": "nscl", "metric": "cdnv", "variant": "pairs", "split": "test",
@@ -359,15 +359,17 @@ def papers(tmp_path, **changes):
         ({"metric": "cka"}, False),
     ],
 )
-def test_numbers_of_the_papers_stand_beside_equal_cells_alone(change, shown, inputs, tmp_path):
-    table = {"measures": inputs["measures"]}
-    beside = papers(tmp_path, **change)
-    plot("cdnv_training", table, made_up.SWEEPS, tmp_path / "f", {"dpi": 60}, beside)
-    rows = numbers(tmp_path, "f")
-    assert ("figure" in rows.columns) == shown
-    if shown:
-        (theirs,) = rows.drop_nulls("figure").to_dicts()
-        assert (theirs["epoch"], theirs["value"], theirs["mean"]) == (20, 0.7, None)
+def test_numbers_of_the_papers_stand_beside_equal_cells_alone(change, shown, tmp_path):
+    cells = made_up.measures([made_up.cell()], epochs=(0, 200))
+    beside = Experiment(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
+    found = papers_rows(beside, cells, metric="cdnv")
+    assert found["epoch"].to_list() == [20] * shown
+
+
+def test_numbers_of_the_papers_are_in_the_csv(inputs, tmp_path):
+    plot("cdnv_training", inputs, made_up.SWEEPS, tmp_path / "f", {"dpi": 60}, papers(tmp_path))
+    (theirs,) = numbers(tmp_path, "f").drop_nulls("figure").to_dicts()
+    assert (theirs["epoch"], theirs["value"], theirs["mean"]) == (20, 0.7, None)
 
 
 def test_numbers_of_the_papers_that_cannot_be_read(inputs, tmp_path):
