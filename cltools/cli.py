@@ -28,6 +28,7 @@ CONFIG_HELP = "Config file (YAML), or its content as JSON."
 Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
 Stores = Annotated[list[Path], typer.Option(help="Image store; one for each data set.")]
 Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
+Table = Annotated[Path | None, typer.Option(help="Tidy table of an experiment (parquet).")]
 Tables = Annotated[Path, typer.Option(help="List of the tables made, to write at the end.")]
 Settings = Annotated[str, typer.Option(help="JSON or a file with it; keys as in the config.")]
 EmbeddingType = Literal["float32", "float16"]
@@ -297,6 +298,27 @@ def merge(
 
 
 @app.command()
+def project(
+    manifest: Annotated[Path, typer.Argument(help="Training manifest (trained-*.json).")],
+    store: Store,
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Project features of some images to the plane, for every objective and checkpoint."""
+    limit_threads(threads)
+    from cltools.stages.project import run_project
+
+    chosen = _json_object(settings, "--settings")
+    run_project(manifest, store, output, chosen, device, threads, recalibrate)
+
+
+@app.command()
 def compare(
     files: Annotated[
         list[Path], typer.Argument(help="Two or more: .npy, .npz, .safetensors, .nc.")
@@ -334,18 +356,35 @@ def plot(
     name: Annotated[str, typer.Argument(help="Name of the figure.")],
     output: Annotated[Path, typer.Option(help="Path without ending: .pdf, .png, .csv are added.")],
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
-    measures: Annotated[Path, typer.Option(help="measures.parquet of an experiment.")],
-    log: Annotated[Path | None, typer.Option(help="training_log.parquet.")] = None,
-    theory: Annotated[Path | None, typer.Option(help="theory.parquet.")] = None,
+    measures: Table = None,
+    log: Table = None,
+    theory: Table = None,
+    surrogate: Table = None,
+    minimise: Table = None,
+    regularity: Table = None,
+    project: Table = None,
+    papers: Annotated[
+        list[Path] | None, typer.Option(help="File of the papers' numbers to draw beside (CSV).")
+    ] = None,
     style: Annotated[str, typer.Option(help='JSON, e.g. {"dpi": 300}.')] = "{}",
 ) -> None:
-    """Draw one figure of an experiment."""
+    """Draw one figure of an experiment from its tables."""
     limit_threads(1)
     from cltools.files import read_json
     from cltools.stages.plot import plot as run_stage
 
+    given = {
+        "measures": measures,
+        "log": log,
+        "theory": theory,
+        "surrogate": surrogate,
+        "minimise": minimise,
+        "regularity": regularity,
+        "project": project,
+    }
+    tables = {table: path for table, path in given.items() if path is not None}
     sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
-    run_stage(name, measures, log, sweeps, output, _json_object(style, "--style"), theory)
+    run_stage(name, tables, sweeps, output, _json_object(style, "--style"), papers or ())
 
 
 @app.command()

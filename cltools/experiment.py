@@ -18,6 +18,7 @@ from cltools.cells import (
 )
 from cltools.durations import Duration
 from cltools.errors import InputError
+from cltools.figures import FIGURES, base_sweep
 from cltools.files import canonical_json, sha256_text
 
 STOP_KEYS = ("epochs", "steps")
@@ -75,6 +76,24 @@ class Experiment:
         }
 
     @cached_property
+    def without_cells(self) -> list[str]:
+        """The stages of this experiment that need no trained cell: it has those that it names."""
+        return [s for s in ("surrogate", "minimise", "regularity") if s in self.config]
+
+    @cached_property
+    def further_stages(self) -> list[str]:
+        """The stages that not every experiment has, and whose work figures show."""
+        merged = base_sweep(self.sweeps) in self.setting("merge").get("sweeps", ())
+        others = {"merge": merged, "project": "project" in self.config}
+        return [*self.without_cells, *(stage for stage, there in others.items() if there)]
+
+    @cached_property
+    def figures(self) -> list[str]:
+        """The figures that this experiment has cells and stages for."""
+        needs = (self.sweeps, self.further_stages)
+        return [name for name, spec in FIGURES.items() if spec.needs(*needs)]
+
+    @cached_property
     def batches(self) -> dict[str, list[str]]:
         """Cell ids by job of the short stages (`cells_per_job`); a batch of one is its cell."""
         return self._in_batches(list(self.plans))
@@ -84,6 +103,12 @@ class Experiment:
         """The same of the cells whose weights are merged."""
         chosen = set(self.setting("merge").get("sweeps", ()))
         return self._in_batches([c for c, plan in self.plans.items() if chosen & set(plan.sweeps)])
+
+    @cached_property
+    def pictured_cell(self) -> str:
+        """The first cell of the base sweep, which stage `project` makes pictures of."""
+        base = base_sweep(self.sweeps)
+        return next(cell for cell, plan in self.plans.items() if base in plan.sweeps)
 
     def _in_batches(self, ids: list[str]) -> dict[str, list[str]]:
         size = self.setting("cells_per_job")
@@ -149,6 +174,11 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     unknown = sorted(set(config.get("merge", {}).get("sweeps", ())) - set(sweeps))
     if unknown:
         raise InputError(unknown_key(f"merge.sweeps.{unknown[0]}", sweeps))
+    if "project" in config and base_sweep(sweeps) is None:
+        raise InputError(
+            "config key project needs a sweep that varies only the seed, whose first cell it shows:"
+            " add one to sweeps"
+        )
     regularity = None
     if "regularity" in config:
         settings = {**config["base"], **config["regularity"].get("set", {})}

@@ -15,6 +15,7 @@ VERSIONS = {
     "surrogate": 1,
     "theory": 1,
     "merge": 1,
+    "project": 1,
     "minimise": 1,
     "regularity": 1,
     "claims": 1,

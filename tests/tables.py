@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from cltools.figures import TABLES
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "base": {"label": "base", "factors": ["seed"]},
@@ -14,6 +17,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "temperature": {"label": "temperature", "factors": ["tau", "seed"]},
     "batch": {"label": "batch size", "factors": ["batch_size", "lr_rule", "seed"]},
     "coupling": {"label": "coupling", "factors": ["coupling", "seed"]},
+    "networks": {"label": "networks", "factors": ["architecture", "seed"]},
 }
 OBJECTIVES = ("dcl", "nscl", "scl", "ce")
 EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -23,6 +27,21 @@ SPREAD = 0.015  # one seed further is this much more
 # How far each objective has left DCL when training ends, and its accuracy at the base cell.
 DRIFT = {"nscl": 0.12, "scl": 0.55, "ce": 0.42}
 ACCURACY = {"dcl": 0.86, "nscl": 0.93, "scl": 0.955, "ce": 0.945}
+COLLAPSE = {  # before training
+    ("cdnv", "pairs"): 2.0,
+    ("cdnv", "directional"): 0.3,
+    ("etf_deviation", "gram"): 1.2,
+    ("within_class_spread", "share"): 0.8,
+}
+SIMPLEX_ANGLE = math.degrees(math.acos(-1 / 9))
+ANGLES = {"smallest": -50.0, "largest": 50.0}  # off that of a simplex, before training
+SHOTS = (1, 10, 100)
+FEW_SHOT = [
+    f"few_shot_{probe}_{ways}"
+    for probe in ("nccc", "linear_probe")
+    for ways in ("all_way", "two_way")
+]
+LINE = (0.0, 0.5, 1.0)  # of merged networks
 
 
 def cell(**changed: Any) -> dict[str, Any]:
@@ -50,8 +69,8 @@ def cells(seeds: int = 5) -> list[dict[str, Any]]:
     """A whole experiment: the base sweep, C in two arms, three τ, three B under two rules."""
     found = []
     for seed in range(seeds):
-        shared = ["base", "classes_steps", "classes_epochs", "temperature", "batch", "coupling"]
-        found.append(cell(seed=seed, sweeps=shared))
+        found.append(cell(seed=seed, sweeps=list(SWEEPS)))
+        found.append(cell(seed=seed, sweeps=["networks"], architecture="small_vit"))
         found += [
             cell(seed=seed, sweeps=["coupling"], coupling=level) for level in ("init", "nothing")
         ]
@@ -77,9 +96,20 @@ def progress(epoch: float) -> float:
 def alignment(one: dict[str, Any], objective: str, epoch: float) -> float:
     """The mean over seeds of the made-up CKA with DCL (1 − RSA is 0.8 of 1 − CKA)."""
     harder = 1 - 0.4 * math.log10(one["tau"] / 0.5) + 0.02 * (10 - one["classes"])
+    harder += 0.25 * (one["architecture"] == "small_vit")
     harder += {"init": 0.5, "nothing": 1.0}.get(one["coupling"], 0.0)
     harder += 0.1 * math.log2(one["batch_size"] / 256) * (one["lr_rule"] == "linear")
     return 1 - DRIFT[objective] * progress(epoch) * harder
+
+
+def nscl_loss(objective: str, epoch: float) -> float:
+    """The mean over seeds of the made-up NSCL loss in the authors' way."""
+    return 5.0 - (1.2 if objective == "nscl" else 1.0) * progress(epoch)
+
+
+def few_shot_error(objective: str, shots: int) -> float:
+    """The mean over seeds of the made-up error, of either probe and at any number of classes."""
+    return (1 - ACCURACY[objective]) * (1 + 2 / shots)
 
 
 def measures(
@@ -112,11 +142,22 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
             here = {"objective": objective, "split": split, "features": "h"}
             moved = {"metric": "cka_to_init", "variant": "cosine_biased"}
             yield here | moved | {"value": 1 - 0.7 * done + off}
+            for (metric, variant), start in COLLAPSE.items():
+                value = start * (1 - ACCURACY[objective] * done) * math.exp(off)
+                yield here | {"metric": metric, "variant": variant, "value": value}
+            for variant, open_by in ANGLES.items():
+                value = SIMPLEX_ANGLE + open_by * (1 - done) + off
+                yield here | {"metric": "class_mean_angle", "variant": variant, "value": value}
             accuracy = {"variant": "accuracy", "n": 1440 if split == "train" else 360}
             top = ACCURACY[objective] + 0.03 * (split == "train")
             for metric, less in (("nccc", 0.04), ("linear_probe", 0.0)):
                 value = 1 / c + (top - less - 1 / c) * done + 0.3 * off
                 yield here | accuracy | {"metric": metric, "value": value}
+            if split == "test" and epoch == EPOCHS[-1]:
+                for metric, shots in product(FEW_SHOT, SHOTS):
+                    value = 1 - few_shot_error(objective, shots) - 0.1 * off
+                    few = {"metric": metric, "variant": f"shots_{shots}"}
+                    yield here | few | {"value": value}
             if objective != "dcl":
                 cka = alignment(one, objective, epoch) + off
                 to = here | {"reference": "dcl"}
@@ -127,23 +168,58 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
                 ):
                     value = cka - less * done
                     yield to | {"metric": "cka", "variant": variant, "value": value}
-                yield to | {
-                    "metric": "rsa",
-                    "variant": "pearson_cosine",
-                    "value": 1 - 0.8 * (1 - cka),
-                }
+                rsa = 1 - 0.8 * (1 - cka)
+                for metric, variant, value in (
+                    ("rsa", "pearson_cosine", rsa),
+                    ("rsa", "residual_pearson", rsa - 0.1 * done),
+                    ("cka_null", "cosine_biased", 0.5 * cka),
+                    ("rsa_null", "pearson_cosine", 0.5 * rsa),
+                ):
+                    yield to | {"metric": metric, "variant": variant, "value": value}
             if objective in ("dcl", "nscl"):
                 for variant, tau in (("training_tau", one["tau"]), ("tau_1", 1.0)):
                     bound = math.log1p(math.exp(2 / tau) / (c - 1))
                     untrained = math.log(c / (c - 1))
                     gap = untrained + 0.4 * (bound - untrained) * done * (1 + off)
-                    loss = {"dcl_loss": 3 + gap, "nscl_loss": 3.0, "gap": gap, "gap_bound": bound}
+                    loss = {
+                        "dcl_loss": 3 - done + gap,
+                        "nscl_loss": 3.0 - done,
+                        "gap": gap,
+                        "gap_bound": bound,
+                    }
                     for metric, value in loss.items():
-                        yield here | {"metric": metric, "variant": variant, "value": value}
+                        about = {"features": "z", "metric": metric, "variant": variant}
+                        yield here | about | {"value": value}
+                about = {"features": "z", "metric": "authors_nscl_loss", "variant": "tau_1"}
+                yield here | about | {"value": nscl_loss(objective, epoch) + off}
         if objective != "dcl":
             gap = {"nscl": 0.88, "scl": 0.97, "ce": 1.1}[objective] * done + off
             to = {"objective": objective, "reference": "dcl", "split": ""}
             yield to | {"metric": "weight_gap", "variant": "mean_layer", "value": gap}
+
+
+def merged(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
+    """Rows of `measures.parquet` that stage `merge` makes of the base cells among `of`.
+
+    Accuracy has its maximum at the midpoint.
+    """
+    found = []
+    for one in cells() if of is None else of:
+        if "base" not in one["sweeps"]:
+            continue
+        at = {"step": one["total_steps"], "epoch": float(EPOCHS[-1]), "objective": "nscl"}
+        for split, weight in product(("train", "test"), LINE):
+            middle = 1 - abs(2 * weight - 1)
+            values = {
+                "merged_nccc": 0.8 + 0.1 * middle,
+                "merged_linear_probe": 0.85 + 0.05 * middle,
+                "merged_cka": 1 - 0.2 * weight,
+            }
+            about = {"split": split, "reference": "dcl", "features": "h"}
+            about["variant"] = f"lambda_{weight:.2f}"
+            for metric, value in values.items():
+                found.append(one | at | about | {"metric": metric, "value": value, "n": 360})
+    return pl.DataFrame(found)
 
 
 def training_log(of: Iterable[dict[str, Any]] | None = None, every: int = 1) -> pl.DataFrame:
@@ -200,18 +276,144 @@ def theory(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
                 "holds": measured <= bound,
             }
             found.append(here | about | row)
+        for ways, shots in product(("all_way", "two_way"), SHOTS):
+            few_shot = {
+                "objective": "nscl",
+                "source": "P1 Proposition 1",
+                "quantity": f"few_shot_error_{ways}",
+                "variant": f"best_shots_{shots}",
+                "kind": "bound",
+                "side": "upper",
+                "bound": 10 / shots,
+                "log10_bound": 1 - math.log10(shots),
+                "measured": few_shot_error("nscl", shots),
+                "vacuous_orders": 1 - math.log10(shots),
+                "holds": True,
+            }
+            found.append(here | few_shot)
     return pl.DataFrame(found)
 
 
-def write(folder: Path, seeds: int = 5) -> tuple[Path, Path]:
-    """Write the tables of a whole experiment; returns the paths of measures and log.
+def surrogate() -> pl.DataFrame:
+    """The table `surrogate.parquet`: distance Ση / 100, bounds Ση and 2 Ση (none at B = 16)."""
+    found = []
+    for tau, size, total, step in product((0.5, 1.0), (16, 64), (1.0, 100.0), (1, 2, 4)):
+        sum_lr = total * step / 4
+        found.append(
+            {
+                "classes": 10,
+                "tau": tau,
+                "batch_size": size,
+                "total_lr": total,
+                "seed": 0,
+                "images": 200,
+                "step": step,
+                "distance": sum_lr / 100,
+                "sum_lr": sum_lr,
+                "log10_bound": math.inf if size == 16 else math.log10(2 * sum_lr),
+                "log10_bound_realised": math.log10(sum_lr),
+            }
+        )
+    return pl.DataFrame(found)
 
-    Beside them lies theory.parquet.
-    """
+
+def regularity() -> pl.DataFrame:
+    """The table `regularity.parquet`: networks 1,000 times further apart than their surrogates."""
+    found = []
+    for step, objective in product((1, 2, 3), ("dcl", "nscl")):
+        found.append(
+            {
+                "tau": 0.5,
+                "batch_size": 32,
+                "images": 64,
+                "seed": 0,
+                "step": step,
+                "objective": objective,
+                "sum_lr": 0.1 * step,
+                "displacement": 10.0 * step,
+                "surrogate_displacement": 0.1 * step,
+                "real_distance": 5.0 * step,
+                "surrogate_distance": 0.005 * step,
+                "log10_bound": math.log10(20 * step),
+                "log10_bound_realised": math.log10(10 * step),
+            }
+        )
+    return pl.DataFrame(found)
+
+
+def minimise() -> pl.DataFrame:
+    """The table `minimise.parquet`: spread is halved after 2 (SCL), 4 (NSCL) and 8 (CE) steps."""
+    halving = {"dcl": math.inf, "nscl": 4, "scl": 2, "ce": 8}
+    found = []
+    for objective, classes in product(halving, (4, 10)):
+        for dimension, tau in product((classes - 1, classes), (0.1, 0.5)):
+            if objective == "ce" and tau == 0.1:
+                continue
+            for iteration in range(14):
+                # A little beyond the half at that step: the first step below it is meant.
+                left = 0.499 ** (iteration / halving[objective])
+                last = iteration == 13
+                found.append(
+                    {
+                        "objective": objective,
+                        "classes": classes,
+                        "dimension": dimension,
+                        "tau": None if objective == "ce" else tau,
+                        "seed": 0,
+                        "per_class": 5,
+                        "iteration": iteration,
+                        "phase": "newton" if last else "descent" if iteration else "start",
+                        "minimum_loss": None,
+                        "time": None if last else 0.1 * iteration,
+                        "loss": 1.0,
+                        "etf_deviation": left,
+                        "within_class_spread": 0.9 * left,
+                        "view_distance": 2 * left,
+                    }
+                )
+    return pl.DataFrame(found, infer_schema_length=None)
+
+
+def project(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
+    """The table `project.parquet` of the first cell: two classes at seven checkpoints."""
+    one = next(iter(cells() if of is None else of))
+    found = []
+    for objective, epoch in product(OBJECTIVES, EPOCHS[:7]):
+        for sample in range(6):
+            side = 1 if sample % 2 else -1
+            found.append(
+                {
+                    "cell": one["cell"],
+                    "step": epoch * STEPS_PER_EPOCH,
+                    "epoch": float(epoch),
+                    "objective": objective,
+                    "method": "pca",
+                    "split": "test",
+                    "features": "h",
+                    "share": 0.5,
+                    "sample": sample,
+                    "class": sample % 2,
+                    "x": side * (1 - 0.1 * sample),
+                    "y": 0.1 * epoch / 50,
+                }
+            )
+    return pl.DataFrame(found)
+
+
+def write(folder: Path, seeds: int = 5) -> dict[str, Path]:
+    """Write all tables of a whole experiment; returns their paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
     made = cells(seeds)
-    paths = folder / "measures.parquet", folder / "training_log.parquet"
-    measures(made).write_parquet(paths[0])
-    training_log(made).write_parquet(paths[1])
-    theory(made).write_parquet(folder / "theory.parquet")
+    found = {
+        "measures": pl.concat([measures(made), merged(made)], how="diagonal"),
+        "log": training_log(made),
+        "theory": theory(made),
+        "surrogate": surrogate(),
+        "minimise": minimise(),
+        "regularity": regularity(),
+        "project": project(made),
+    }
+    paths = {name: folder / TABLES[name] for name in found}
+    for name, table in found.items():
+        table.write_parquet(paths[name])
     return paths

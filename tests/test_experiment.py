@@ -221,7 +221,7 @@ def test_every_key_is_documented():
     keys = {*schema()["properties"], *definitions["cell"]["properties"]}
     keys |= {*definitions["recipe"]["properties"], *definitions["dataset"]["properties"]}
     keys |= {*schema()["properties"]["figures"]["properties"]}
-    for stage in ("theory", "merge", "surrogate", "minimise", "regularity"):
+    for stage in ("theory", "merge", "project", "surrogate", "minimise", "regularity"):
         keys |= {*definitions[stage]["properties"]}
     missing = [key for key in sorted(keys) if f"`{key}" not in text and f".{key}`" not in text]
     assert missing == []

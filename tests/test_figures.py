@@ -1,5 +1,6 @@
 """Figures: their numbers, their bytes, and what they say when rows are missing."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ from cltools.cells import cell_keys
 from cltools.errors import InputError
 from cltools.figures import FIGURES, base_sweep
 from cltools.figures.style import NEUTRAL, OBJECTIVES
-from cltools.stages.plot import plot
+from cltools.figures.tables import PAPERS, Experiment, papers_rows
+from cltools.stages.plot import plot, read_papers
 
 SEEDS = 3
+STAGES = ("merge", "project", "surrogate", "minimise", "regularity")
 SUFFIXES = ("pdf", "png", "csv")
 
 
@@ -30,16 +33,12 @@ def drawn(inputs, tmp_path_factory):
     """Every figure, drawn once; returns the folder."""
     folder = tmp_path_factory.mktemp("figures")
     for name in FIGURES:
-        plot(name, *inputs, made_up.SWEEPS, folder / name, {"dpi": 60}, theory_of(inputs))
+        plot(name, inputs, made_up.SWEEPS, folder / name, {"dpi": 60})
     return folder
 
 
-def theory_of(inputs):
-    return inputs[0].with_name("theory.parquet")
-
-
 def numbers(folder, name, **where):
-    return pl.read_csv(folder / f"{name}.csv").filter(**where)
+    return pl.read_csv(folder / f"{name}.csv", infer_schema_length=None).filter(**where)
 
 
 def test_registry_imports_neither_matplotlib_nor_polars():
@@ -54,8 +53,17 @@ def test_needs_the_sweep_that_varies_the_factor():
     assert [name for name, spec in FIGURES.items() if spec.needs(sweeps)] == [
         "alignment_temperature"
     ]
-    assert all(spec.needs(made_up.SWEEPS) for spec in FIGURES.values())
+    assert all(spec.needs(made_up.SWEEPS, STAGES) for spec in FIGURES.values())
     assert not any(spec.needs({}) for spec in FIGURES.values())
+
+
+def test_needs_the_stages_whose_work_it_shows():
+    without = {name for name, spec in FIGURES.items() if not spec.needs(made_up.SWEEPS)}
+    assert without == {"merging", "umap_grid", "surrogate_drift", "collapse_order"}
+    assert FIGURES["merging"].needs(made_up.SWEEPS, ["merge"])
+    assert FIGURES["surrogate_drift"].needs({}, ["surrogate"])
+    assert FIGURES["surrogate_drift"].tables_of(["surrogate"]) == ["surrogate"]
+    assert FIGURES["surrogate_drift"].tables_of(STAGES) == ["surrogate", "regularity"]
 
 
 @pytest.mark.parametrize("factors", [["seed"], []])
@@ -74,15 +82,15 @@ def test_palette_has_a_colour_and_a_marker_of_its_own_for_every_objective():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_drawn_again_gives_the_same_bytes(name, inputs, drawn, tmp_path):
-    measures, log = inputs
     # Neither the order of the rows nor a table that the figure does not need may matter.
-    shuffled = tmp_path / "shuffled.parquet"
-    pl.read_parquet(measures).sample(fraction=1, shuffle=True, seed=1).write_parquet(shuffled)
-    theory = tmp_path / "theory.parquet"
-    pl.read_parquet(theory_of(inputs)).sample(fraction=1, shuffle=True, seed=1).write_parquet(
-        theory
-    )
-    plot(name, shuffled, log, made_up.SWEEPS, tmp_path / "again", {"dpi": 60}, theory)
+    again = {}
+    for table in FIGURES[name].tables_of(inputs):
+        again[table] = tmp_path / f"{table}.parquet"
+        rows = pl.read_parquet(inputs[table])
+        if table != "log":
+            rows = rows.sample(fraction=1, shuffle=True, seed=1)
+        rows.write_parquet(again[table])
+    plot(name, again, made_up.SWEEPS, tmp_path / "again", {"dpi": 60})
     for suffix in SUFFIXES:
         first = (drawn / f"{name}.{suffix}").read_bytes()
         assert first == (tmp_path / f"again.{suffix}").read_bytes()
@@ -194,24 +202,228 @@ def test_bound_tightness(drawn):
     assert rows["drift"]["median_orders"] == pytest.approx(-1)
 
 
+def test_nscl_losses(drawn):
+    rows = numbers(drawn, "nscl_losses", metric="authors_nscl_loss", split="test", epoch=50.0)
+    means = dict(rows.select("objective", "mean").iter_rows())
+    assert means == pytest.approx({o: made_up.nscl_loss(o, 50) for o in ("dcl", "nscl")})
+
+
+def test_cdnv_training(drawn):
+    rows = numbers(drawn, "cdnv_training", split="train", epoch=200.0, variant="directional")
+    middle = rows.filter(seed=1)  # of three seeds, the one without deviation
+    values = dict(middle.select("objective", "value").iter_rows())
+    assert values == pytest.approx({o: 0.3 * (1 - a) for o, a in made_up.ACCURACY.items()})
+
+
+def test_few_shot_error_bound_and_limit(drawn):
+    """Two classes: bound 10 / shots, limit 4 times the directional CDNV; all ten: 9 times that."""
+    rows = numbers(drawn, "few_shot", objective="nscl", seed=1)
+    two = rows.filter(ways="two_way", probe="few_shot_nccc")
+    errors = dict(two.filter(quantity="error").select("shots", "value").iter_rows())
+    assert errors == pytest.approx({m: made_up.few_shot_error("nscl", m) for m in made_up.SHOTS})
+    bounds = dict(two.filter(quantity="bound").select("shots", "value").iter_rows())
+    assert bounds == pytest.approx({m: 10 / m for m in made_up.SHOTS})
+    limits = rows.filter(quantity="bound, limit")
+    limit = 4 * 0.3 * (1 - made_up.ACCURACY["nscl"])
+    assert dict(limits.select("ways", "value").iter_rows()) == pytest.approx(
+        {"two_way": limit, "all_way": 9 * limit}
+    )
+    # A linear probe has no such bound.
+    assert set(rows.filter(probe="few_shot_linear_probe")["quantity"]) == {"error"}
+
+
+def test_alignment_classes_epochs(drawn):
+    rows = numbers(drawn, "alignment_classes_epochs", arm="matched epochs", split="test", epoch=50)
+    means = dict(rows.select("classes", "mean").iter_rows())
+    assert means == pytest.approx(
+        {c: made_up.alignment(made_up.cell(classes=c), "nscl", 50) for c in (2, 4, 6, 8, 10)}
+    )
+
+
+def test_a_heat_map_of_equally_long_runs_counts_steps(tmp_path):
+    """And shows no checkpoint that one number of classes alone has."""
+    of_2, of_10 = (made_up.cell(sweeps=["c"], classes=c) for c in (2, 10))
+    long = made_up.measures([of_2], (0, 400)).with_columns(step=pl.col("step") // 2)
+    pl.concat([long, made_up.measures([of_10], (0, 20, 200))]).write_parquet(tmp_path / "m.parquet")
+    table = {"measures": tmp_path / "m.parquet"}
+    sweeps = {"c": {"label": "equal steps", "factors": ["classes"]}}
+    plot("alignment_classes_epochs", table, sweeps, tmp_path / "f", {})
+    assert set(numbers(tmp_path, "f")["step"]) == {0, 1200}
+
+
+def test_residual_alignment(drawn):
+    rows = numbers(drawn, "residual_alignment", split="test", objective="ce")
+    means = dict(rows.select(pl.concat_str("measure", "kind", separator=" "), "mean").iter_rows())
+    cka = 1 - made_up.DRIFT["ce"]
+    rsa = 1 - 0.8 * made_up.DRIFT["ce"]
+    assert means == pytest.approx(
+        {"CKA plain": cka, "CKA residual": cka - 0.1, "CKA null": cka / 2,
+         "RSA plain": rsa, "RSA residual": rsa - 0.1, "RSA null": rsa / 2}
+    )  # fmt: skip
+
+
+def test_merging(drawn):
+    rows = numbers(drawn, "merging", split="test", metric="merged_nccc")
+    assert dict(rows.select("weight", "mean").iter_rows()) == pytest.approx(
+        {0.0: 0.8, 0.5: 0.9, 1.0: 0.8}
+    )
+
+
+def test_nothing_merged_is_said(inputs, tmp_path):
+    measures = pl.read_parquet(inputs["measures"])
+    unmerged = ~pl.col("metric").str.starts_with("merged")
+    measures.filter(unmerged).write_parquet(tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"add it to merge\.sweeps"):
+        plot("merging", {"measures": tmp_path / "m.parquet"}, made_up.SWEEPS, tmp_path / "f", {})
+
+
+def test_alignment_architectures(drawn):
+    rows = numbers(drawn, "alignment_architectures", metric="cka", objective="nscl")
+    means = dict(rows.select("architecture", "mean").iter_rows())
+    assert means == pytest.approx(
+        {
+            name: made_up.alignment(made_up.cell(architecture=name), "nscl", 200)
+            for name in ("small_cnn", "small_vit")
+        }
+    )
+    assert rows["seeds"].to_list() == [SEEDS] * 2 * SEEDS
+
+
+def test_collapse_geometry(drawn):
+    """Networks, and free embeddings of the largest C and d at the networks' temperature."""
+    rows = numbers(drawn, "collapse_geometry", objective="scl")
+    angles = rows.filter(metric="class_mean_angle", epoch=200.0)
+    assert angles["mean"].to_list() == pytest.approx([made_up.SIMPLEX_ANGLE] * 2 * SEEDS)
+    start = rows.filter(metric="etf_deviation", epoch=0.0)
+    assert start["mean"].to_list() == pytest.approx([1.2] * SEEDS)
+    free = rows.filter(pl.col("iteration").is_not_null())
+    assert set(free.select("classes", "dimension", "tau").rows()) == {(10, 10, 0.5)}
+    assert free["within_class_spread"].to_list() == pytest.approx(
+        [0.9 * 0.499 ** (iteration / 2) for iteration in range(14)]
+    )
+
+
+def test_collapse_geometry_of_networks_alone(inputs, tmp_path):
+    plot("collapse_geometry", {"measures": inputs["measures"]}, made_up.SWEEPS, tmp_path / "f", {})
+    assert "iteration" not in numbers(tmp_path, "f").columns
+
+
+def test_collapse_order(drawn):
+    rows = numbers(drawn, "collapse_order", classes=10)
+    assert set(rows["dimension"]) == {10}
+    halved = rows.filter(pl.col("tau").is_null() | (pl.col("tau") == 0.5))
+    times = dict(halved.select("objective", "halved_time").iter_rows())
+    assert times.pop("dcl") is None
+    assert times == pytest.approx({"scl": 0.2, "nscl": 0.4, "ce": 0.8})
+    # From the start on, and as a share of it; the quasi-Newton method has no time.
+    ce = rows.filter(objective="ce")
+    assert ce["value"].to_list() == pytest.approx([0.499 ** (i / 8) for i in range(13)])
+
+
+def test_surrogate_drift(drawn):
+    rows = numbers(drawn, "surrogate_drift", of="surrogate", tau=0.5, sum_lr=100.0)
+    values = {row["quantity"]: row["value"] for row in rows.filter(batch_size=64).to_dicts()}
+    assert values == pytest.approx(
+        {"distance": 0.0, "bound, realised": 2.0, "bound, stated": math.log10(200)}
+    )
+    assert set(rows.filter(batch_size=16)["quantity"]) == {"distance", "bound, realised"}
+    of = numbers(drawn, "surrogate_drift", quantity="distance", step=2)
+    apart = {row["of"]: row["value"] for row in of.filter(pl.col("of") != "surrogate").to_dicts()}
+    assert apart == pytest.approx({"network": 1.0, "its surrogate": -2.0})
+    moved = numbers(drawn, "surrogate_drift", quantity="distance from the start", step=1)
+    assert dict(moved.select("of", "value").iter_rows()) == pytest.approx(
+        {"network": 1.0, "its surrogate": -1.0}
+    )
+
+
+def papers(tmp_path, **changes):
+    """A file with one number of a paper, of the made-up base cell."""
+    row = dict.fromkeys(PAPERS.columns, "") | {
+        "figure": "P9 Fig. 1", "dataset": "digits", "architecture": "small_cnn",
+        "objective": "nscl", "metric": "cdnv", "variant": "pairs", "split": "test",
+        "features": "h", "epoch": 20, "value": 0.7, "tolerance": 0.1,
+    }  # fmt: skip
+    pl.DataFrame([row | changes]).write_csv(tmp_path / "p.csv")
+    return [tmp_path / "p.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, True),
+        ({"dataset": "cifar10"}, False),
+        ({"architecture": "resnet50 ×1"}, False),
+        ({"factor": "tau", "factor_value": "1"}, False),
+        ({"epoch": 300}, False),  # beyond the end of our runs
+        ({"epoch": ""}, False),
+        ({"metric": "cka"}, False),
+    ],
+)
+def test_numbers_of_the_papers_stand_beside_equal_cells_alone(change, shown, tmp_path):
+    cells = made_up.measures([made_up.cell()], epochs=(0, 200))
+    beside = Experiment(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
+    found = papers_rows(beside, cells, metric="cdnv")
+    assert found["epoch"].to_list() == [20] * shown
+
+
+def test_numbers_of_the_papers_are_in_the_csv(inputs, tmp_path):
+    plot("cdnv_training", inputs, made_up.SWEEPS, tmp_path / "f", {"dpi": 60}, papers(tmp_path))
+    (theirs,) = numbers(tmp_path, "f").drop_nulls("figure").to_dicts()
+    assert (theirs["epoch"], theirs["value"], theirs["mean"]) == (20, 0.7, None)
+
+
+def test_numbers_of_the_papers_that_cannot_be_read(inputs, tmp_path):
+    with pytest.raises(InputError, match="the papers' numbers cannot be read"):
+        plot("cdnv_training", inputs, made_up.SWEEPS, tmp_path / "f", {}, [tmp_path / "no.csv"])
+
+
+def test_all_numbers_of_the_papers_can_be_read():
+    folder = Path(__file__).parents[1] / "config/paper/expected"
+    files = [folder / f"{paper}.csv" for spec in FIGURES.values() for paper in spec.papers]
+    for path in files:
+        table = read_papers([path])
+        assert len(table) == len(path.read_text().splitlines()) - 1
+        assert table.null_count().sum_horizontal().item() == 0
+
+
+def test_umap_grid(drawn):
+    """Six of seven checkpoints, the first and the last among them; points as they came."""
+    rows = numbers(drawn, "umap_grid", objective="ce")
+    epochs = rows["epoch"].unique().sort().to_list()
+    assert len(epochs) == 6
+    assert (epochs[0], epochs[-1]) == (0, 50)
+    last = rows.filter(epoch=50.0)
+    assert last["x"].to_list() == pytest.approx([-1, 0.9, -0.8, 0.7, -0.6, 0.5])
+    assert last["class"].to_list() == [0, 1] * 3
+
+
+def test_pictures_of_a_cell_without_measures(inputs, tmp_path):
+    other = pl.read_parquet(inputs["project"]).with_columns(cell=pl.lit("gone"))
+    other.write_parquet(tmp_path / "p.parquet")
+    tables = inputs | {"project": tmp_path / "p.parquet"}
+    with pytest.raises(InputError, match="run `cltools project` again"):
+        plot("umap_grid", tables, made_up.SWEEPS, tmp_path / "f", {})
+
+
 def test_one_seed_has_no_deviation(tmp_path):
     inputs = made_up.write(tmp_path, seeds=1)
     for name in ("downstream", "losses_training"):
-        plot(name, *inputs, made_up.SWEEPS, tmp_path / name, {"dpi": 60})
+        plot(name, inputs, made_up.SWEEPS, tmp_path / name, {"dpi": 60})
         rows = numbers(tmp_path, name)
         assert rows["sd"].null_count() == len(rows)
         assert set(rows["seeds"]) == {1}
 
 
 def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
-    measures = pl.read_parquet(inputs[0])
+    measures = pl.read_parquet(inputs["measures"])
     gone = (pl.col("objective") == "scl") & (pl.col("seed") == 2)
     nan = (pl.col("objective") == "ce") & (pl.col("seed") == 1)
     partial = measures.filter(~gone).with_columns(
         value=pl.when(nan).then(float("nan")).otherwise("value")
     )
     partial.write_parquet(tmp_path / "partial.parquet")
-    plot("downstream", tmp_path / "partial.parquet", None, made_up.SWEEPS, tmp_path / "f", {})
+    table = {"measures": tmp_path / "partial.parquet"}
+    plot("downstream", table, made_up.SWEEPS, tmp_path / "f", {})
     rows = numbers(tmp_path, "f").unique("objective")
     seeds = dict(rows.select("objective", "seeds").iter_rows())
     assert seeds == {"dcl": 3, "nscl": 3, "scl": 2, "ce": 2}
@@ -220,6 +432,13 @@ def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("name", "metric"),
     [
+        ("nscl_losses", "authors_nscl_loss"),
+        ("alignment_architectures", "rsa"),
+        ("collapse_geometry", "class_mean_angle"),
+        ("cdnv_training", "cdnv"),
+        ("few_shot", "few_shot_linear_probe_two_way"),
+        ("alignment_classes_epochs", "cka"),
+        ("residual_alignment", "rsa_null"),
         ("alignment_training", "rsa"),
         ("alignment_classes", "cka_to_init"),
         ("gap_classes", "gap_bound"),
@@ -228,25 +447,27 @@ def test_missing_seeds_and_nan_are_drawn_without(inputs, tmp_path):
     ],
 )
 def test_a_missing_metric_is_named(name, metric, inputs, tmp_path):
-    measures = pl.read_parquet(inputs[0]).filter(pl.col("metric") != metric)
+    measures = pl.read_parquet(inputs["measures"]).filter(pl.col("metric") != metric)
     measures.write_parquet(tmp_path / "less.parquet")
+    less = inputs | {"measures": tmp_path / "less.parquet"}
     with pytest.raises(InputError, match=f"metric {metric}"):
-        plot(name, tmp_path / "less.parquet", inputs[1], made_up.SWEEPS, tmp_path / "f", {})
+        plot(name, less, made_up.SWEEPS, tmp_path / "f", {})
     assert [path.name for path in tmp_path.iterdir()] == ["less.parquet"]
 
 
 def test_a_missing_network_is_named(inputs, tmp_path):
-    log = pl.read_parquet(inputs[1]).filter(pl.col("model") != "nscl")
+    log = pl.read_parquet(inputs["log"]).filter(pl.col("model") != "nscl")
     log.write_parquet(tmp_path / "log.parquet")
     with pytest.raises(InputError, match="nscl network"):
-        plot("losses_training", inputs[0], tmp_path / "log.parquet", made_up.SWEEPS, tmp_path, {})
+        plot("losses_training", {"log": tmp_path / "log.parquet"}, made_up.SWEEPS, tmp_path, {})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "portrait"}, "no figure is called 'portrait'"),
-        ({"measures": "nowhere.parquet"}, "run `cltools measure` first"),
+        ({"tables": {"measures": Path("nowhere.parquet")}}, "run `cltools measure` first"),
+        ({"tables": {}}, "needs the table of `cltools measure`: give it by --measures"),
         ({"sweeps": {}}, "needs a sweep that varies only the seed"),
         ({"sweeps": {"new": {"label": "", "factors": ["seed"]}}}, "no cell of sweep 'new'"),
         ({"style": {"colour": 1}}, "unknown figure style key 'colour'"),
@@ -256,19 +477,18 @@ def test_a_missing_network_is_named(inputs, tmp_path):
 def test_wrong_requests(change, message, inputs, tmp_path):
     right = {
         "name": "downstream",
-        "measures": inputs[0],
-        "log": inputs[1],
+        "tables": inputs,
         "sweeps": made_up.SWEEPS,
         "output_stem": tmp_path / "f",
         "style": {},
     }
     with pytest.raises(InputError, match=message):
-        plot(**right | {k: Path(v) if k == "measures" else v for k, v in change.items()})
+        plot(**right | change)
 
 
 def test_style_keys_change_the_picture_but_not_the_numbers(inputs, drawn, tmp_path):
     style = {"dpi": 60, "width_scale": 1.5, "font_size": 10}
-    plot("downstream", *inputs, made_up.SWEEPS, tmp_path / "wide", style)
+    plot("downstream", inputs, made_up.SWEEPS, tmp_path / "wide", style)
     width = [Image.open(path).width for path in (drawn / "downstream.png", tmp_path / "wide.png")]
     assert width == [420, 630]
     assert_frame_equal(numbers(tmp_path, "wide"), numbers(drawn, "downstream"))
@@ -279,8 +499,9 @@ def test_a_sweep_over_two_factors_gets_an_arm_for_each_value_of_the_other(tmp_pa
         made_up.cell(sweeps=["grid"], tau=tau, classes=c) for tau in (0.1, 1.0) for c in (2, 10)
     ]
     made_up.measures(grid, epochs=(0, 200)).write_parquet(tmp_path / "m.parquet")
+    table = {"measures": tmp_path / "m.parquet"}
     sweeps = {"grid": {"label": "grid", "factors": ["tau", "classes"]}}
-    plot("alignment_classes", tmp_path / "m.parquet", None, sweeps, tmp_path / "f", {})
+    plot("alignment_classes", table, sweeps, tmp_path / "f", {})
     assert set(numbers(tmp_path, "f")["arm"]) == {"τ = 0.1", "τ = 1"}
     assert set(numbers(tmp_path, "f")["seeds"]) == {1}
 
@@ -288,6 +509,7 @@ def test_a_sweep_over_two_factors_gets_an_arm_for_each_value_of_the_other(tmp_pa
 def test_cells_that_only_a_hidden_setting_tells_apart_are_not_averaged(tmp_path):
     grid = [made_up.cell(sweeps=["t"], tau=0.1, lr=lr) for lr in (0.1, 0.3)]
     made_up.measures(grid, epochs=(0, 200)).write_parquet(tmp_path / "m.parquet")
+    table = {"measures": tmp_path / "m.parquet"}
     sweeps = {"t": {"label": "t", "factors": ["tau", "lr"]}}
     with pytest.raises(InputError, match="a figure cannot tell"):
-        plot("alignment_temperature", tmp_path / "m.parquet", None, sweeps, tmp_path / "f", {})
+        plot("alignment_temperature", table, sweeps, tmp_path / "f", {})

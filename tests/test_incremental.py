@@ -16,7 +16,6 @@ from snakemake.settings.enums import Quietness
 from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
 from typer.testing import CliRunner
 
-from cltools import figures
 from cltools.cli import app
 from cltools.experiment import load_experiment
 from cltools.versions import VERSIONS
@@ -39,9 +38,10 @@ CONFIG = {
     "merge": {"sweeps": ["temperature"], "points": 2},
     "surrogate": {"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
 }
-FIGURES = sum(spec.needs(load_experiment(CONFIG).sweeps) for spec in figures.FIGURES.values())
+FIGURES = len(load_experiment(CONFIG).figures)
 SHORT = {"embed": 2, "measure": 2, "theory": 2}
-TABLES = {"collect": 1, "plot": FIGURES}
+DRAWN = {"plot": FIGURES, "report": 1}
+TABLES = {"collect": 1, "claims": 1, **DRAWN}
 PLAN = {"plan": 1, **TABLES}
 
 
@@ -110,6 +110,9 @@ def dataset(**settings):
     return {"datasets": {"photos": CONFIG["datasets"]["photos"] | settings}}
 
 
+OF_SURROGATE = {"surrogate": 1, "claims": 1, "plot": 1, "report": 1}
+# Two of the figures exist for this table alone, a third shows it beside.
+OF_MINIMISE = {"minimise": 1, "claims": 1, "plot": 1, "report": 1}
 OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
 
 
@@ -125,15 +128,15 @@ OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
         ({"base": {"horizon": 5}}, OF_NEW_CELLS),
         ({"base": {"lr": 0.2}}, OF_NEW_CELLS),
         ({"base": {"threads": 2}}, OF_NEW_CELLS),
-        ({"figures": {"dpi": 60}}, {"plot": FIGURES}),
-        ({"figures": {"font_size": 9, "width_scale": 0.9}}, {"plot": FIGURES}),
+        ({"figures": {"dpi": 60}}, DRAWN),
+        ({"figures": {"font_size": 9, "width_scale": 0.9}}, DRAWN),
         ({"measure": {"full_at": "all"}}, {**SHORT, **TABLES}),
         ({"embedding_type": "float16"}, {**SHORT, **TABLES}),
         ({"recalibrate_batchnorm": True}, {**SHORT, **TABLES}),
         ({"theory": {"delta": 0.1}}, {"theory": 2, **TABLES}),
         ({"merge": {"sweeps": ["temperature"], "points": 3}}, {"merge": 2, **TABLES}),
-        ({"surrogate": CONFIG["surrogate"] | {"steps": 4}}, {"surrogate": 1}),
-        ({"minimise": {"seeds": [0]}}, {"minimise": 1}),
+        ({"surrogate": CONFIG["surrogate"] | {"steps": 4}}, OF_SURROGATE),
+        ({"minimise": {"seeds": [0]}}, OF_MINIMISE),
         (dataset(path="elsewhere"), {}),
         (dataset(seed=1), {"prepare": 1, **OF_NEW_CELLS}),
         ({"experiment": "other"}, {**SHORT, "merge": 2, "surrogate": 1, **PLAN}),
@@ -162,10 +165,13 @@ AFTER = {
     "measure": {**SHORT, **TABLES},
     "theory": {"theory": 2, **TABLES},
     "merge": {"merge": 2, **TABLES},
-    "surrogate": {"surrogate": 1},
+    "surrogate": OF_SURROGATE,
     "plan": PLAN,
     "collect": TABLES,
-    "plot": {"plot": FIGURES},
+    "plot": DRAWN,
+    "claims": {"claims": 1, "report": 1},
+    "report": {"report": 1},
+    "project": {},
     "minimise": {},  # not in this experiment, as is regularity
     "regularity": {},
 }
@@ -199,7 +205,7 @@ def test_touched_and_deleted_files(finished):
         kept.rename(elsewhere)
         jobs = planned(finished, changed())
         elsewhere.rename(kept)
-        assert jobs == ({"plot": 1} if kept.suffix == ".pdf" else {})
+        assert jobs == ({"plot": 1, "report": 1} if kept.suffix == ".pdf" else {})
 
 
 def test_measured_cells_are_not_embedded_again(finished):

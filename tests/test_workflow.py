@@ -78,7 +78,8 @@ def test_all_is_there(finished):
     names = {path.stem for path in figures.iterdir()}
     assert names == {
         "alignment_training", "alignment_temperature", "losses_training",
-        "weights_representations", "bound_tightness", "downstream",
+        "weights_representations", "bound_tightness", "downstream", "residual_alignment",
+        "nscl_losses", "cdnv_training", "few_shot", "collapse_geometry",
     }  # fmt: skip
     for name in names:
         assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))
@@ -111,7 +112,7 @@ def test_a_dropped_temperature_trains_nothing(finished):
 
 def test_a_figure_style_replots_only(finished):
     jobs = planned(finished, changed(figures={"dpi": 60}))
-    assert jobs == {"plot": 6}
+    assert jobs == {"plot": 11}
 
 
 def test_the_order_of_keys_changes_nothing(finished):
@@ -132,18 +133,21 @@ def test_other_settings_of_the_theory_train_and_measure_nothing(finished):
 def test_merging_and_simulations_are_added_to_what_is_there(finished):
     more = {
         "merge": {"sweeps": ["base"], "points": 2},
+        "project": {"images_per_class": 5},
         "surrogate": {"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
         "minimise": {"seeds": [0], "classes": [2], "taus": [1.0], "objectives": ["nscl"]},
         "regularity": {"set": {"batch_size": 16}, "steps": 2, "reference_images": 16},
     }
     assert planned(finished, changed(**more)) == {
-        "merge": 1, "surrogate": 1, "minimise": 1, "regularity": 1, "collect": 1, "plot": 6,
-        "claims": 1,
+        "merge": 1, "project": 1, "surrogate": 1, "minimise": 1, "regularity": 1, "collect": 1,
+        "plot": 15, "claims": 1, "report": 1,
     }  # fmt: skip
     snakemake(finished, config=changed(**more))
     folder = finished / "results/tiny"
     for stage in ("surrogate", "minimise", "regularity", "theory"):
         assert pl.read_parquet(folder / f"{stage}.parquet").height > 0
+    for figure in ("merging", "umap_grid", "surrogate_drift", "collapse_order"):
+        assert (folder / f"figures/{figure}.pdf").exists()
     merged = pl.read_parquet(folder / "measures.parquet").filter(metric="merged_nccc")
     assert set(merged["variant"]) == {"lambda_0.00", "lambda_1.00"}
     assert planned(finished, changed(**more)) == {}

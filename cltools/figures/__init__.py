@@ -4,7 +4,7 @@ This registry imports neither matplotlib nor polars, so that the Snakefile can l
 no time; `draw` imports the module that draws.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,75 +19,131 @@ if TYPE_CHECKING:
 
 Sweeps = Mapping[str, Mapping[str, Any]]
 
+# The tables that figures are drawn from, by their file names. Every experiment has the first three;
+# each of the others is of the stage of its name, which runs where the config names it.
+TABLES = {
+    "measures": "measures.parquet",
+    "log": "training_log.parquet",
+    "theory": "theory.parquet",
+    "surrogate": "surrogate.parquet",
+    "minimise": "minimise.parquet",
+    "regularity": "regularity.parquet",
+    "project": "project.parquet",
+}
+OF_CELLS = ("measures", "log", "theory")
+
 
 def base_sweep(sweeps: Sweeps) -> str | None:
     """The first sweep that varies nothing but the seed (or nothing at all), if there is one."""
     return next((name for name, sweep in sweeps.items() if set(sweep["factors"]) <= {"seed"}), None)
 
 
-def sweeps_over(sweeps: Sweeps, factor: str) -> list[str]:
-    """The sweeps that vary `factor`, in the order of the config."""
-    return [name for name, sweep in sweeps.items() if factor in sweep["factors"]]
+def sweeps_over(sweeps: Sweeps, *factors: str) -> list[str]:
+    """The sweeps that vary one of `factors`, in the order of the config."""
+    return [name for name, sweep in sweeps.items() if set(factors) & set(sweep["factors"])]
 
 
 @dataclass(frozen=True)
 class FigureSpec:
     """One figure: the function named like it in `cltools.figures.<module>` draws it.
 
-    `factor` is what the figure's sweeps must vary; None stands for the base sweep.
+    `factors`: a sweep must vary one of them; none stand for the base sweep, which a figure without
+    a table of cells does not need. `stages`: further stages of the config whose work it shows.
+    `optional`: tables that it shows beside where they are. `papers`: files of the papers' numbers
+    (`config/paper/expected`) that it shows beside cells of the same data set.
     """
 
     description: str
     module: str
-    factor: str | None = None
+    factors: tuple[str, ...] = ()
     tables: tuple[str, ...] = ("measures",)
+    stages: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    papers: tuple[str, ...] = ()
 
-    def needs(self, sweeps: Sweeps) -> bool:
-        """Whether `sweeps` hold the cells that this figure needs."""
-        if self.factor is None:
-            return base_sweep(sweeps) is not None
-        return bool(sweeps_over(sweeps, self.factor))
+    def swept(self, sweeps: Sweeps) -> bool:
+        """Whether `sweeps` hold the cells that this figure shows."""
+        if self.factors:
+            return bool(sweeps_over(sweeps, *self.factors))
+        return not set(self.tables) & set(OF_CELLS) or base_sweep(sweeps) is not None
+
+    def needs(self, sweeps: Sweeps, stages: Collection[str] = ()) -> bool:
+        """Whether an experiment with these sweeps and further stages has all that it needs."""
+        further = {*self.stages, *self.tables} - set(OF_CELLS)
+        return further <= set(stages) and self.swept(sweeps)
+
+    def tables_of(self, stages: Collection[str]) -> list[str]:
+        """The tables that it is drawn from in an experiment with these further stages."""
+        return [*self.tables, *(table for table in self.optional if table in stages)]
 
 
 FIGURES: dict[str, FigureSpec] = {
     "alignment_training": FigureSpec(
         "CKA and RSA of every objective with DCL against the epoch, on training and test images.",
         "alignment",
+        papers=("p2_alignment_training",),
     ),
     "alignment_classes": FigureSpec(
         "CKA and RSA with DCL at the end of training against the number of classes.",
         "alignment",
-        factor="classes",
+        factors=("classes",),
+    ),
+    "alignment_classes_epochs": FigureSpec(
+        "CKA of NSCL with DCL against the number of classes and the epoch, as heat maps.",
+        "alignment",
+        factors=("classes",),
+        papers=("p2_classes",),
     ),
     "alignment_temperature": FigureSpec(
         "CKA and RSA with DCL at the end of training against the temperature.",
         "alignment",
-        factor="tau",
+        factors=("tau",),
     ),
     "alignment_batch_size": FigureSpec(
         "CKA and RSA with DCL at the end of training against the batch size, per learning-rate "
         "rule.",
         "alignment",
-        factor="batch_size",
+        factors=("batch_size",),
     ),
     "alignment_coupling": FigureSpec(
         "Alignment with DCL at the end of training by what randomness the objectives share.",
         "coupling",
-        factor="coupling",
+        factors=("coupling",),
+    ),
+    "alignment_architectures": FigureSpec(
+        "CKA and RSA with DCL at the end of training by data set and architecture.",
+        "architectures",
+        factors=("architecture", "dataset"),
+        papers=("p2_architectures",),
+    ),
+    "residual_alignment": FigureSpec(
+        "Alignment with DCL beside what is left without class means, and without anything else.",
+        "residual",
     ),
     "losses_training": FigureSpec(
         "DCL and NSCL loss during training beside the bound on their gap.",
         "losses",
         tables=("log",),
     ),
+    "nscl_losses": FigureSpec(
+        "NSCL loss of the DCL-trained and of the NSCL-trained network during training.",
+        "losses",
+        papers=("p1_nscl_loss",),
+    ),
     "gap_classes": FigureSpec(
         "Loss gap DCL − NSCL against the number of classes beside its bound.",
         "losses",
-        factor="classes",
+        factors=("classes",),
+    ),
+    "cdnv_training": FigureSpec(
+        "Variance within classes over the distance between them, CDNV, during training.",
+        "collapse",
+        papers=("p1_cdnv", "p2_cdnv"),
     ),
     "weights_representations": FigureSpec(
         "How far weights and representations of every objective drift from those of DCL.",
         "weights",
+        papers=("p2_weights",),
     ),
     "bound_tightness": FigureSpec(
         "How far each bound of the papers lies from what it bounds, and how often it is violated.",
@@ -97,6 +153,39 @@ FIGURES: dict[str, FigureSpec] = {
     "downstream": FigureSpec(
         "Accuracy of the nearest class centre and of a linear probe for every objective.",
         "downstream",
+        papers=("p2_downstream",),
+    ),
+    "few_shot": FigureSpec(
+        "Few-shot error of every objective against the number of shots, and the bound on it.",
+        "few_shot",
+        tables=("measures", "theory"),
+    ),
+    "merging": FigureSpec(
+        "Accuracy and alignment on the line between the weights of DCL and of another objective.",
+        "merging",
+        stages=("merge",),
+    ),
+    "umap_grid": FigureSpec(
+        "What every objective makes of the same images, in the plane, checkpoint by checkpoint.",
+        "pictures",
+        tables=("measures", "project"),
+    ),
+    "surrogate_drift": FigureSpec(
+        "Drift of similarity descent with CL and NSCL beside the bound on it, and of networks.",
+        "surrogate",
+        tables=("surrogate",),
+        optional=("regularity",),
+    ),
+    "collapse_geometry": FigureSpec(
+        "How near class means come to a simplex and images to class means: networks, and free "
+        "embeddings.",
+        "collapse",
+        optional=("minimise",),
+    ),
+    "collapse_order": FigureSpec(
+        "How soon each objective gathers free embeddings by class.",
+        "order",
+        tables=("minimise",),
     ),
 }
 
@@ -106,7 +195,7 @@ def draw(name: str, experiment: "Experiment") -> tuple["Figure", "pl.DataFrame"]
     if name not in FIGURES:
         raise InputError(f"no figure is called {name!r}: choose one of {', '.join(FIGURES)}")
     spec = FIGURES[name]
-    if not spec.needs(experiment.sweeps):
-        varied = spec.factor or "only the seed"
+    if not spec.swept(experiment.sweeps):
+        varied = " or ".join(spec.factors) or "only the seed"
         raise InputError(f"figure {name} needs a sweep that varies {varied}: add one to the config")
     return getattr(import_module(f"cltools.figures.{spec.module}"), name)(experiment)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from cltools.figures import style, tables
@@ -60,6 +62,9 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     )
     by = ["metric", "variant", "split", "objective", "epoch"]
     plotted = tables.spread(pl.concat([cells, debiased]), by)
+    papers = tables.papers_rows(
+        experiment, cells, metric=["cka", "rsa"], reference="dcl", split=splits
+    )
 
     figure, axes = style.panels(len(PANELS), 2, height=1.9, sharex=True, sharey="row")
     for row, (metric, title) in zip(axes, PANELS.items(), strict=True):
@@ -73,6 +78,9 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
                     means = thin.unique("epoch").sort("epoch")
                     colour = style.OBJECTIVES[name].colour
                     ax.plot(means["epoch"], means["mean"], "--", color=colour, linewidth=0.8)
+            for name in style.ordered(plotted["objective"]):
+                theirs = papers.filter(metric=metric, split=split, objective=name)
+                style.paper_curve(ax, theirs, "epoch", style.OBJECTIVES[name])
             ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["mean"])
@@ -82,12 +90,14 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     style.finish(
         figure,
         "Alignment of each objective with DCL during training",
-        [*_handles(plotted), thin],
+        [*_handles(plotted), thin, *style.paper_handles(papers)],
         f"{tables.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CKA: cosine similarities, biased estimator "
-        f"(the paper’s); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}",
+        f"(the paper’s); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}"
+        + " P2’s drawn CKA is of raw features."
+        * (not papers.is_empty()),
     )
-    return figure, plotted
+    return figure, tables.with_papers(plotted, papers)
 
 
 def _against(
@@ -141,3 +151,88 @@ def alignment_batch_size(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the batch size and learning-rate rule."""
     title = "Alignment of each objective with DCL against the batch size"
     return _against(experiment, "batch_size", "Batch size B", title)
+
+
+def alignment_classes_epochs(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Heat maps number of classes × epoch of CKA(DCL, NSCL), one row per sweep over C.
+
+    Where the runs of a sweep are equally long in steps and not in epochs, it is C × step.
+    """
+    splits = ["train", "test"]
+    wanted = {"metric": "cka", "objective": "nscl", "features": "h", "split": splits}
+    measures = tables.against_dcl(experiment.over(experiment.measures, "classes"))
+    cells = tables.rows(measures, variant=PAPER, **wanted)
+    by = ["panel", "arm", "split", "classes", "step", "epoch"]
+    plotted = tables.spread(cells, by)
+    papers = tables.papers_rows(experiment, cells, "classes", **wanted).with_columns(
+        classes=pl.col("factor_value").cast(pl.Int64)
+    )
+    maps = []
+    for arm in plotted["arm"].unique(maintain_order=True):
+        part = plotted.filter(arm=arm)
+        clock, label = _clock(part)
+        maps.append((arm, _comparable(part, clock), clock, label))
+    plotted = pl.concat([part for _, part, _, _ in maps])
+    if not papers.is_empty():
+        mean = papers.with_columns(mean=pl.col("value"))
+        maps.append((f"{papers['figure'][0]}, CKA of raw features", mean, "epoch", "Epoch"))
+    tall = max(part["classes"].n_unique() for _, part, _, _ in maps)
+    figure, axes = style.panels(len(maps), 2, height=0.24 * tall + 0.6, sharey="row")
+    image = None
+    for row, (title, part, clock, label) in zip(axes, maps, strict=True):
+        for ax, split in zip(row, splits, strict=True):
+            image = _heat_map(ax, part.filter(split=split), clock)
+            images = "training" if split == "train" else "test"
+            ax.set_title(f"{title}, {images} images" if len(maps) > 1 else f"{images} images")
+            ax.set(xlabel=label, ylabel="Number of classes C")
+            if ax is not row[0]:
+                ax.set_ylabel("")
+    figure.colorbar(image, ax=axes, label="CKA of NSCL with DCL", aspect=30, pad=0.01)
+    style.finish(
+        figure,
+        "CKA of NSCL with DCL by number of classes and epoch",
+        [],
+        f"{tables.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
+        f"estimator. Means over {_seed_range(plotted)}. White: no checkpoint there.",
+    )
+    return figure, tables.with_papers(plotted.drop("panel"), papers)
+
+
+def _clock(arm: pl.DataFrame) -> tuple[str, str]:
+    """The column in which most runs end together, steps or epochs, and its label."""
+    last = arm.group_by("classes").agg(pl.col("epoch").max(), pl.col("step").max())
+    if last["step"].n_unique() < last["epoch"].round(6).n_unique():
+        return "step", "Step"
+    return "epoch", "Epoch"
+
+
+def _comparable(arm: pl.DataFrame, clock: str) -> pl.DataFrame:
+    """The checkpoints that more than one number of classes has, if there is more than one."""
+    return arm.filter(
+        (pl.col("classes").n_unique().over(clock) > 1) | (pl.col("classes").n_unique() == 1)
+    )
+
+
+def _heat_map(ax: Axes, part: pl.DataFrame, clock: str) -> AxesImage:
+    """Means as coloured and numbered fields."""
+    part = part.unique(["classes", clock]).sort("classes", clock)
+    classes, times = (part[column].unique().sort().to_list() for column in ("classes", clock))
+    field = np.full((len(classes), len(times)), np.nan)
+    for c, time, mean in part.select("classes", clock, "mean").iter_rows():
+        field[classes.index(c), times.index(time)] = mean
+    image = ax.imshow(field, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
+    for (y, x), mean in np.ndenumerate(field):
+        if np.isfinite(mean):
+            colour = "white" if mean < 0.6 else "black"
+            ax.text(x, y, f"{mean:.2f}", ha="center", va="center", color=colour, fontsize="x-small")
+    ax.set_xticks(range(len(times)), [f"{time:g}" for time in times])
+    ax.set_yticks(range(len(classes)), classes)
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    return image
+
+
+def _seed_range(plotted: pl.DataFrame) -> str:
+    low, high = plotted["seeds"].min(), plotted["seeds"].max()
+    runs = f"{high}" if low == high else f"{low} to {high}"
+    return f"{runs} run{'s' * (high > 1)} (seeds and class draws)"

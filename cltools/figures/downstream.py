@@ -10,6 +10,8 @@ from cltools.figures.tables import Experiment
 
 PROBES = {"nccc": "Nearest class centre", "linear_probe": "Linear probe"}
 COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers and where they end
+# A number of a paper, in the line of its objective.
+THEIRS = {"linestyle": "", "marker": "|", "markersize": 10, "color": style.THEORY, "alpha": 0.6}
 
 
 def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
@@ -22,6 +24,8 @@ def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         ]
     )
     plotted = tables.spread(cells, ["metric", "split", "objective"])
+    papers = tables.papers_rows(experiment, cells, metric=list(PROBES), split="test")
+    papers = papers.filter(pl.col("epoch") == cells["epoch"].max())
     objectives = style.ordered(plotted["objective"])
 
     # One line for each probe's name and one for each of its objectives, from the top down.
@@ -41,6 +45,8 @@ def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             one = plotted.filter(metric=probe, split=split, objective=name)
             _dot(dots, one, y, style.OBJECTIVES[name], filled=split == "test")
             numbers.text(place, y, _number(one), **right)
+        theirs = 100 * papers.filter(metric=probe, objective=name or "")["value"]
+        dots.plot(theirs, [y] * len(theirs), **THEIRS)
     dots.set_ylim(len(lines) - 0.4, -0.6)
     for tick, (_, name) in zip(dots.set_yticks(range(len(lines)), labels), lines, strict=True):
         tick.label1.set_fontweight("normal" if name else "bold")
@@ -57,11 +63,12 @@ def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             style.handle(grey, "test images", linestyle=""),
             style.handle(grey, "training images", linestyle="", markerfacecolor="white"),
             style.handle(style.Look("chance, 1/C", style.THEORY, ""), linestyle=":", linewidth=0.9),
+            *style.paper_handles(papers, **THEIRS),
         ],
         f"{tables.setting(cells)}. Encoder features h, each run at its last step. "
         f"{tables.seeds_note(plotted, cells)}",
     )
-    return figure, plotted
+    return figure, tables.with_papers(plotted, papers)
 
 
 def _dot(dots: Axes, one: pl.DataFrame, y: float, look: style.Look, *, filled: bool) -> None:

@@ -166,3 +166,68 @@ def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         f"equal.",
     )
     return figure, plotted.drop("panel")
+
+
+def nscl_losses(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """NSCL loss of the DCL-trained and of the NSCL-trained network at every checkpoint.
+
+    Rows: of the whole set at the training τ, and as the authors evaluate it; columns: training and
+    test images; the base sweep.
+    """
+    measures = experiment.base(experiment.measures)
+    models, splits = ["dcl", "nscl"], ["train", "test"]
+    losses = {
+        ("nscl_loss", "training_tau"): "Whole set",
+        ("authors_nscl_loss", "tau_1"): "Authors’ way",
+    }
+    about = {"features": "z", "split": splits}
+    cells = pl.concat(
+        [
+            tables.rows(measures, metric=metric, variant=variant, objective=model, **about)
+            for metric, variant in losses
+            for model in models
+        ]
+    )
+    plotted = tables.spread(cells, ["metric", "variant", "split", "objective", "epoch"])
+    papers = tables.papers_rows(
+        experiment, cells, metric="authors_nscl_loss", objective=models, split=splits
+    )
+
+    figure, axes = style.panels(len(losses), 2, sharex=True, sharey="row")
+    for row, ((metric, variant), title) in zip(axes, losses.items(), strict=True):
+        for ax, split in zip(row, splits, strict=True):
+            panel = plotted.filter(metric=metric, variant=variant, split=split)
+            for model in models:
+                look = OBJECTIVES[model]
+                style.curve(ax, panel.filter(objective=model), "epoch", look)
+                if metric in papers["metric"]:
+                    theirs = papers.filter(split=split, objective=model)
+                    style.paper_curve(ax, theirs, "epoch", look)
+            images = "training" if split == "train" else "test"
+            ax.set_title(f"{title}, {images} images" + _correlation(panel))
+            style.epoch_axis(ax, plotted["epoch"])
+            ax.label_outer()
+        row[0].set_ylabel("NSCL loss (nats)")
+    handles = [
+        style.handle(OBJECTIVES[model], f"network trained with {OBJECTIVES[model].label}")
+        for model in models
+    ]
+    style.finish(
+        figure,
+        "NSCL loss of the DCL-trained and of the NSCL-trained network",
+        [*handles, *style.paper_handles(papers)],
+        f"{tables.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} r: Pearson "
+        "correlation of the two curves over the checkpoints. Whole set: all images are negatives, "
+        "τ as in training. Authors’ way: positive in the denominator, τ = 1, an augmented and a "
+        "plain view, batches of the training size.",
+    )
+    return figure, tables.with_papers(plotted, papers)
+
+
+def _correlation(panel: pl.DataFrame) -> str:
+    """ ", r = 0.99" for two curves of at least three checkpoints, which of fewer says nothing."""
+    curves = panel.unique(["objective", "epoch"]).pivot("objective", index="epoch", values="mean")
+    curves = curves.drop_nulls()
+    if len(curves) < 3 or not all(curves[model].std() for model in ("dcl", "nscl")):
+        return ""
+    return f", r = {np.corrcoef(curves['dcl'], curves['nscl'])[0, 1]:.2f}"

@@ -15,7 +15,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from cltools.errors import InputError
 from cltools.files import whole_file
@@ -46,6 +53,11 @@ NEUTRAL = Look("", "#7A7A7A", "x")
 THEORY = "#222222"
 FOOTNOTE = "#6B6B6B"
 SEED = {"markersize": 2, "alpha": 0.4, "markeredgewidth": 0, "zorder": 2}  # the point of one seed
+# The numbers of a paper beside ours.
+PAPER = {
+    "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "marker": ".", "markersize": 3, "alpha": 0.45,
+    "zorder": 1.5,
+}  # fmt: skip
 
 DEFAULTS: dict[str, float] = {"dpi": 150, "font_size": 8, "width_scale": 1}
 TEXT_WIDTH = 7.0  # inches: two columns of a paper
@@ -139,6 +151,22 @@ def curve(
         ax.plot(table[x], table["value"], "o", color=look.colour, **SEED)
 
 
+def paper_curve(ax: Axes, table: pl.DataFrame, x: str, look: Look) -> None:
+    """A paper's numbers, faint, beside the curve of the same look."""
+    if not table.is_empty():
+        table = table.sort(x)
+        ax.plot(table[x], table["value"], color=look.colour, **PAPER)
+
+
+def paper_handles(papers: pl.DataFrame, **line: Any) -> list[Line2D]:
+    """A legend entry that names the figures and networks of a paper's numbers; none for none."""
+    if papers.is_empty():
+        return []
+    names = papers.select("figure", "architecture").unique(maintain_order=True).iter_rows()
+    label = ", ".join(f"{figure} ({architecture})" for figure, architecture in names)
+    return [Line2D([], [], label=label, **({"color": THEORY} | PAPER | line))]
+
+
 def handle(look: Look, label: str | None = None, **line: Any) -> Line2D:
     """A legend entry in the look of a series."""
     line = {"marker": look.marker, "color": look.colour} | line
@@ -178,6 +206,18 @@ def factor_axis(ax: Axes, values: Iterable[float], label: str) -> None:
     _ticks(ax, values, np.log2(values), apart=0.06)
     ax.set_xlim(values[0] / 1.12, values[-1] * 1.12)
     ax.set_xlabel(f"{label} (log scale)")
+
+
+def log_axis(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of every decade, if there are few."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    decades = math.log10(high / low)
+    if decades > 4:
+        return
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def alignment_axis(ax: Axes, values: pl.Series) -> None:

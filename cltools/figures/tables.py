@@ -1,7 +1,7 @@
 """From tidy tables to what a figure plots: rows of a sweep, last steps, spread over seeds."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -20,6 +20,13 @@ COLUMNS = {
     "batch_size": "B = {}",
     "lr_rule": "{}",
 }
+# The papers' numbers, none of them (config/paper/expected/README.md says what they are).
+NUMBERS = ("value", "tolerance")
+TEXTS = (
+    "figure", "dataset", "architecture", "objective", "reference", "metric", "variant", "split",
+    "features", "epoch", "factor", "factor_value", "source", "note",
+)  # fmt: skip
+PAPERS = pl.DataFrame(schema=dict.fromkeys(TEXTS, pl.String) | dict.fromkeys(NUMBERS, pl.Float64))
 LR_RULES = {
     "linear": "learning rate ∝ B",
     "sqrt": "learning rate ∝ √B",
@@ -32,28 +39,34 @@ LR_RULES = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """The tidy tables of one experiment; a table that no figure asks for may be None."""
+    """The tidy tables of one experiment; None stands for a table that was not read."""
 
-    measures: pl.DataFrame | None
-    log: pl.DataFrame | None
     sweeps: Sweeps
+    measures: pl.DataFrame | None = None
+    log: pl.DataFrame | None = None
     theory: pl.DataFrame | None = None
+    surrogate: pl.DataFrame | None = None
+    minimise: pl.DataFrame | None = None
+    regularity: pl.DataFrame | None = None
+    project: pl.DataFrame | None = None
+    papers: pl.DataFrame = field(default_factory=PAPERS.clone)
 
     def base(self, table: pl.DataFrame) -> pl.DataFrame:
         """The rows of `table` that belong to the base sweep."""
         return in_sweep(table, base_sweep(self.sweeps))
 
-    def over(self, table: pl.DataFrame, factor: str) -> pl.DataFrame:
-        """The rows of every sweep over `factor`, with columns `panel` (rank) and `arm` (title).
+    def over(self, table: pl.DataFrame, *factors: str) -> pl.DataFrame:
+        """The rows of every sweep over `factors`, with columns `panel` (rank) and `arm` (title).
 
-        An arm is one line of a sweep: cells that differ in `factor` and in the seed alone. A sweep
-        that varies more than that has one arm for each value of the rest.
+        An arm is one line of a sweep: cells that differ in `factors` and in the seed alone. A
+        sweep that varies more than that has one arm for each value of the rest.
         """
         arms = []
-        names = sweeps_over(self.sweeps, factor)
+        names = sweeps_over(self.sweeps, *factors)
         for name in names:
-            rest = [c for c in COLUMNS if c in self.sweeps[name]["factors"] and c != factor]
-            if factor == "batch_size" and "lr_rule" not in rest:
+            varied = self.sweeps[name]["factors"]
+            rest = [c for c in COLUMNS if c in varied and c not in factors]
+            if "batch_size" in factors and "lr_rule" not in rest:
                 rest.append("lr_rule")  # what B does depends on the rule, so every panel says it
             cells = in_sweep(table, name)
             parts = cells.sort(rest).partition_by(rest, maintain_order=True) if rest else [cells]
@@ -92,6 +105,34 @@ def rows(table: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
 def against_dcl(table: pl.DataFrame) -> pl.DataFrame:
     """The rows that compare another objective with DCL."""
     return table.filter(pl.col("reference") == "dcl", pl.col("objective") != "dcl")
+
+
+def papers_rows(
+    experiment: Experiment, cells: pl.DataFrame, factor: str | None = None, **wanted: Any
+) -> pl.DataFrame:
+    """The papers' numbers that `cells` can be set beside; `wanted` as in `rows`.
+
+    They are of the cells' data set, architecture and epochs, which are numbers here, and of the
+    papers' base setting, or differ from it in `factor` alone. Often there are none.
+    """
+    last = cells["epoch"].max()
+    table = experiment.papers.with_columns(pl.col("epoch").cast(pl.Float64, strict=False)).filter(
+        pl.col("dataset").is_in(cells["dataset"].unique().implode()),
+        pl.col("architecture").is_in(cells["architecture"].unique().implode()),
+        pl.col("factor") == (factor or ""),
+        pl.col("epoch") <= last,
+    )
+    for column, value in wanted.items():
+        table = table.filter(pl.col(column).is_in(value if isinstance(value, list) else [value]))
+    return table
+
+
+def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
+    """The plotted numbers and, below them, those of the papers, told apart by `figure`."""
+    if papers.is_empty():
+        return plotted
+    shared = [column for column in ("figure", *plotted.columns) if column in papers.columns]
+    return pl.concat([plotted, papers.select(shared)], how="diagonal")
 
 
 def last_step(table: pl.DataFrame) -> pl.DataFrame:

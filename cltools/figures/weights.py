@@ -17,6 +17,9 @@ def weights_representations(experiment: Experiment) -> tuple[Figure, pl.DataFram
     gaps = {"weight gap": weights, "1 - CKA": cka.with_columns(value=1 - pl.col("value"))}
     cells = pl.concat([rows.with_columns(quantity=pl.lit(name)) for name, rows in gaps.items()])
     plotted = tables.spread(cells, ["quantity", "objective", "epoch"])
+    papers = tables.papers_rows(
+        experiment, cells, metric="weight_gap", variant="mean_layer"
+    ).with_columns(quantity=pl.lit("weight gap"))
 
     figure, (row,) = style.panels(1, 2, height=2.4, sharex=True)
     objectives = style.ordered(plotted["objective"])
@@ -24,6 +27,8 @@ def weights_representations(experiment: Experiment) -> tuple[Figure, pl.DataFram
         for name in objectives:
             one = plotted.filter(quantity=quantity, objective=name)
             style.curve(ax, one, "epoch", style.OBJECTIVES[name])
+            theirs = papers.filter(quantity=quantity, objective=name)
+            style.paper_curve(ax, theirs, "epoch", style.OBJECTIVES[name])
         style.epoch_axis(ax, plotted["epoch"])
         # The same limits in both panels, so that a steeper curve is a larger gap.
         ax.set_ylim(0, 1.05 * max(1.0, plotted["value"].max()))
@@ -32,9 +37,12 @@ def weights_representations(experiment: Experiment) -> tuple[Figure, pl.DataFram
     style.finish(
         figure,
         "Distance of each objective from DCL: weights against representations",
-        [style.handle(style.OBJECTIVES[name]) for name in objectives],
+        [
+            *(style.handle(style.OBJECTIVES[name]) for name in objectives),
+            *style.paper_handles(papers),
+        ],
         f"{tables.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "
         f"‖W − W′‖ over the mean of ‖W‖ and ‖W′‖, mean over layers; two independent random layers "
         f"have √2. CKA: encoder features h, cosine similarities, biased estimator.",
     )
-    return figure, plotted
+    return figure, tables.with_papers(plotted, papers)

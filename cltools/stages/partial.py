@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cltools.errors import InputError
 from cltools.experiment import Experiment
-from cltools.figures import FIGURES
+from cltools.figures import FIGURES, OF_CELLS, TABLES
 from cltools.files import write_json
 from cltools.stages.collect import collect
 from cltools.stages.plot import plot
@@ -47,17 +47,15 @@ def draw_partial(experiment: Experiment, results: Path, output: Path) -> Iterato
     lists = [output / f"{stage}.json" for stage in LISTED]
     for stage, path in zip(LISTED, lists, strict=True):
         write_json(path, {"stage": stage, "tables": tables[stage]})
-    measures, log, theory = (
-        output / f"{name}.parquet" for name in ("measures", "training_log", "theory")
-    )
-    collect(plan_file, lists, measures, log, theory)
+    tables_made = {name: output / TABLES[name] for name in OF_CELLS}
+    collect(plan_file, lists, *tables_made.values())
     sweeps = {sweep["name"]: sweep for sweep in summary["sweeps"]}
     for name, spec in FIGURES.items():
         if not spec.needs(experiment.sweeps):
             continue
         stem = output / "figures" / name
         try:
-            plot(name, measures, log, sweeps, stem, experiment.setting("figures"), theory)
+            plot(name, tables_made, sweeps, stem, experiment.setting("figures"))
             yield f"{stem}.pdf"
         except InputError as error:
             yield f"{name}: not yet ({error})"

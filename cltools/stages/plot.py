@@ -1,6 +1,6 @@
 """Stage `plot`: one figure from the tidy tables, as PDF, PNG and the plotted numbers as CSV."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -9,43 +9,55 @@ from matplotlib import rc_context
 from cltools.errors import InputError
 from cltools.figures import FIGURES, Sweeps, draw
 from cltools.figures.style import parameters, save
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import PAPERS, Experiment
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["plot"]
+# The stage that makes a table, where it is not of the table's name.
+MADE_BY = {"measures": "measure", "log": "train"}
 
 
 def plot(
     name: str,
-    measures: Path,
-    log: Path | None,
+    tables: Mapping[str, Path],
     sweeps: Sweeps,
     output_stem: Path,
     style: Mapping[str, float],
-    theory: Path | None = None,
+    papers: Sequence[Path] = (),
 ) -> None:
     """Write `<output_stem>.pdf`, `.png` and `.csv` of figure `name`, a key of `FIGURES`.
 
-    Only the tables that the figure needs are read. `style` may set the keys of
-    `cltools.figures.style.DEFAULTS`. Raises InputError when a table or the rows are missing.
+    Of `tables`, keys of `cltools.figures.TABLES`, only those that the figure shows are read.
+    `style` may set the keys of `cltools.figures.style.DEFAULTS`. `papers` are files of the papers'
+    numbers, drawn beside where they are of the same data set. Raises InputError when a table or the
+    rows are missing.
     """
-    used = FIGURES[name].tables if name in FIGURES else ()
-    experiment = Experiment(
-        measures=_read(measures, "measure") if "measures" in used else None,
-        log=_read(log, "train") if "log" in used else None,
-        sweeps=sweeps,
-        theory=_read(theory, "theory") if "theory" in used else None,
-    )
+    used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
+    read = {table: _read(tables.get(table), table) for table in used}
+    experiment = Experiment(sweeps, **read, papers=read_papers(papers))
     # Matplotlib reads some settings only when it draws, so saving belongs inside too.
     with rc_context(parameters(style)):
         figure, plotted = draw(name, experiment)
         save(figure, plotted, output_stem)
 
 
-def _read(table: Path | None, stage: str) -> pl.DataFrame:
-    if table is None or not Path(table).exists():
-        raise InputError(f"{table} does not exist: run `cltools {stage}` first")
+def _read(path: Path | None, name: str) -> pl.DataFrame:
+    stage = MADE_BY.get(name, name)
+    if path is None:
+        raise InputError(f"this figure needs the table of `cltools {stage}`: give it by --{name}")
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist: run `cltools {stage}` first")
     try:
-        return pl.read_parquet(table)
+        return pl.read_parquet(path)
     except pl.exceptions.PolarsError:
-        raise InputError(f"{table} is damaged: delete it and run `cltools {stage}` again") from None
+        raise InputError(f"{path} is damaged: delete it and run `cltools {stage}` again") from None
+
+
+def read_papers(paths: Sequence[Path]) -> pl.DataFrame:
+    """The papers' numbers of some files, in the columns of `PAPERS`; text that is empty is ""."""
+    try:
+        found = [pl.read_csv(path, schema_overrides=PAPERS.schema) for path in paths]
+        table = pl.concat([PAPERS, *(part.select(PAPERS.columns) for part in found)])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"the papers' numbers cannot be read: {error}") from None
+    return table.fill_null("")

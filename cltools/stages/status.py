@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cltools.experiment import Experiment, Plan
-from cltools.figures import FIGURES
 from cltools.tables import tables_of
 from cltools.versions import VERSIONS
 
@@ -56,13 +55,12 @@ def status(experiment: Experiment, results: Path) -> dict[str, Any]:
         for stage, found in stages.items():
             counts.setdefault(stage, Counter())[found["state"]] += 1
     folder = results / experiment.name
-    figures = [name for name, spec in FIGURES.items() if spec.needs(experiment.sweeps)]
     return {
         "experiment": experiment.name,
         "counts": {stage: dict(found) for stage, found in counts.items()},
         "cells": cells,
         "tables": sorted(path.name for path in folder.glob("*.parquet")),
-        "figures": {name: (folder / f"figures/{name}.pdf").exists() for name in figures},
+        "figures": {name: (folder / f"figures/{name}.pdf").exists() for name in experiment.figures},
     }
 
 

@@ -6,7 +6,7 @@ rule claims:
         log="results/{experiment}/training_log.parquet",
         theory="results/{experiment}/theory.parquet",
         without_cells=expand(
-            "results/{{experiment}}/{stage}.parquet", stage=WITHOUT_CELLS
+            "results/{{experiment}}/{stage}.parquet", stage=EXPERIMENT.without_cells
         ),
     output:
         table="results/{experiment}/claims.parquet",

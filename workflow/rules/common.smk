@@ -21,7 +21,7 @@ from cltools.estimates import (
     train_needs,
 )
 from cltools.experiment import identity_of, load_experiment
-from cltools.figures import FIGURES
+from cltools.figures import FIGURES, TABLES
 from cltools.files import canonical_json, sha256_file
 from cltools.versions import VERSIONS
 
@@ -43,27 +43,38 @@ wildcard_constraints:
     figure="[a-z_]+",
 
 
-# Stages that need no trained cell; an experiment has them when its config names them.
-WITHOUT_CELLS = [
-    stage
-    for stage in ("surrogate", "minimise", "regularity")
-    if stage in EXPERIMENT.config
-]
-
-
-# The figures that an experiment has the cells for.
-DRAWN = [figure for figure, spec in FIGURES.items() if spec.needs(EXPERIMENT.sweeps)]
+PAPERS = Path(workflow.basedir) / "config/paper/expected"
 
 
 def experiment_targets():
     name = EXPERIMENT.name
     return [
         f"results/{name}/report.html",
-        *expand("results/{name}/figures/{figure}.pdf", name=name, figure=DRAWN),
+        *expand(
+            "results/{name}/figures/{figure}.pdf", name=name, figure=EXPERIMENT.figures
+        ),
         f"results/{name}/theory.parquet",
         f"results/{name}/claims.parquet",
-        *expand("results/{name}/{stage}.parquet", name=name, stage=WITHOUT_CELLS),
+        *expand(
+            "results/{name}/{stage}.parquet", name=name, stage=EXPERIMENT.without_cells
+        ),
     ]
+
+
+def figure_tables(wildcards):
+    spec = FIGURES.get(wildcards.figure)
+    tables = spec.tables_of(EXPERIMENT.further_stages) if spec else []
+    return {name: f"results/{wildcards.experiment}/{TABLES[name]}" for name in tables}
+
+
+def figure_papers(wildcards):
+    spec = FIGURES.get(wildcards.figure)
+    return [PAPERS / f"{name}.csv" for name in spec.papers] if spec else []
+
+
+def figure_options(wildcards, input):
+    tables = [f"--{name} {input[name]}" for name in figure_tables(wildcards)]
+    return [*tables, *(f"--papers {path}" for path in input.papers)]
 
 
 def stage_settings(stage, without=()):
@@ -101,6 +112,14 @@ def store_options_in(batches):
     return lambda wildcards: [
         f"--store {Path(path).parent}" for path in stores(wildcards)
     ]
+
+
+def pictured_manifest(wildcards):
+    return manifest_of(EXPERIMENT.pictured_cell)
+
+
+def pictured_store(wildcards):
+    return store_of(EXPERIMENT.pictured_cell)
 
 
 def regularity_store(wildcards):
@@ -217,3 +236,13 @@ def plan_config(wildcards):
         for name in config["sweeps"]
     }
     return json.dumps({**json.loads(canonical_json(used)), "sweeps": sweeps})
+
+
+def shown_config(wildcards):
+    # What the report shows of the config: all that its numbers depend on.
+    others = {
+        key: value
+        for key, value in config.items()
+        if key not in ("bench", "cells_per_job", "figures", "gpus_per_cell")
+    }
+    return json.dumps({**others, **json.loads(plan_config(wildcards))}, sort_keys=True)

@@ -114,6 +114,33 @@ rule merge:
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
+rule project:
+    input:
+        manifest=pictured_manifest,
+        store=pictured_store,
+    output:
+        "results/{experiment}/project.parquet",
+    log:
+        "results/logs/project/{experiment}.log",
+    benchmark:
+        "results/benchmarks/project/{experiment}.tsv"
+    resources:
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=grows(16000),
+        runtime=grows(120),
+    params:
+        settings=stage_settings("project"),
+        store=subpath(input.store, parent=True),
+        recalibrate=(
+            "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
+        ),
+        version=VERSIONS["project"],
+    shell:
+        "cltools project {input.manifest} --store {params.store} {params.recalibrate} "
+        "--settings {params.settings:q} --output {output} --threads {threads} "
+        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
+
+
 rule plan:
     output:
         "results/{experiment}/plan.json",

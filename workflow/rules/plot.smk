@@ -1,9 +1,8 @@
 rule plot:
     input:
+        unpack(figure_tables),
+        papers=figure_papers,
         plan="results/{experiment}/plan.json",
-        measures="results/{experiment}/measures.parquet",
-        log="results/{experiment}/training_log.parquet",
-        theory="results/{experiment}/theory.parquet",
     output:
         multiext("results/{experiment}/figures/{figure}", ".pdf", ".png", ".csv"),
     log:
@@ -15,10 +14,11 @@ rule plot:
         mem_mb=grows(2000),
         runtime=grows(30),
     params:
+        tables=figure_options,
         stem=subpath(output[0], strip_suffix=".pdf"),
         style=canonical_json(EXPERIMENT.setting("figures")),
         version=VERSIONS["plot"],
     shell:
-        "cltools plot {wildcards.figure} --plan {input.plan} --measures {input.measures} "
-        "--log {input.log} --theory {input.theory} --style {params.style:q} --output {params.stem} "
+        "cltools plot {wildcards.figure} --plan {input.plan} {params.tables} "
+        "--style {params.style:q} --output {params.stem} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

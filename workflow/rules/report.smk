@@ -4,7 +4,9 @@ rule report:
         plan="results/{experiment}/plan.json",
         measures="results/{experiment}/measures.parquet",
         claims="results/{experiment}/claims.parquet",
-        figures=expand("results/{{experiment}}/figures/{figure}.png", figure=DRAWN),
+        figures=expand(
+            "results/{{experiment}}/figures/{figure}.png", figure=EXPERIMENT.figures
+        ),
         manifests=[manifest_of(cell) for cell in EXPERIMENT.plans],
     output:
         "results/{experiment}/report.html",
@@ -17,7 +19,7 @@ rule report:
         mem_mb=grows(4000),
         runtime=grows(30),
     params:
-        config=canonical_json(config),
+        config=shown_config,
         figures="results/{experiment}/figures",
         version=VERSIONS["report"],
     shell:

@@ -1,0 +1,167 @@
+"""Collapse onto class means and a simplex: of networks, and of embeddings that are free to move."""
+
+import math
+from collections.abc import Sequence
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cltools.figures import style, tables
+from cltools.figures.tables import Experiment
+
+CDNV = {"pairs": "CDNV", "directional": "Directional CDNV"}
+
+
+def cdnv_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Rows CDNV and directional CDNV, columns training and test images; the base sweep."""
+    measures = experiment.base(experiment.measures)
+    splits = ["train", "test"]
+    wanted = {"metric": "cdnv", "variant": list(CDNV), "split": splits}
+    cells = tables.rows(measures, features="h", **wanted)
+    plotted = tables.spread(cells, ["variant", "split", "objective", "epoch"])
+    papers = tables.papers_rows(experiment, cells, **wanted)
+    objectives = style.ordered(plotted["objective"])
+
+    figure, axes = style.panels(len(CDNV), 2, sharex=True, sharey="row")
+    for row, (variant, title) in zip(axes, CDNV.items(), strict=True):
+        for ax, split in zip(row, splits, strict=True):
+            for name in objectives:
+                one = {"variant": variant, "split": split, "objective": name}
+                look = style.OBJECTIVES[name]
+                style.curve(ax, plotted.filter(**one), "epoch", look)
+                style.paper_curve(ax, papers.filter(**one), "epoch", look)
+            ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
+            style.epoch_axis(ax, plotted["epoch"])
+            style.log_axis(ax)
+            ax.label_outer()
+        row[0].set_ylabel(f"{title}\n(log scale)")
+    style.finish(
+        figure,
+        "Variance within classes over the distance between them during training",
+        [*(style.handle(style.OBJECTIVES[o]) for o in objectives), *style.paper_handles(papers)],
+        f"{tables.setting(cells)}. Encoder features h. "
+        f"{tables.seeds_note(plotted, cells, 'band')} CDNV: mean over pairs of classes of (v + v′) "
+        "/ (2 d²), v being a class’s variance and d the distance of the two means; 0 is collapse. "
+        "Directional: the variance along the line between the two means only."
+        + " P1 does not say whether its CDNV is of h or z."
+        * ("P1 CDNV" in papers["figure"]),
+    )
+    return figure, tables.with_papers(plotted, papers)
+
+
+# Panels on networks and on free embeddings: (metric, variant) or column -> title.
+OF_NETWORKS = {
+    ("etf_deviation", "gram"): "Deviation from a simplex",
+    ("within_class_spread", "share"): "Spread within classes",
+    ("class_mean_angle", "smallest"): "Angles between class means",
+}
+OF_FREE = {
+    "etf_deviation": "Deviation from a simplex",
+    "within_class_spread": "Spread within classes",
+    "view_distance": "Distance of views",
+}
+ANGLES = ["smallest", "largest"]  # their mean is that of a simplex, but for means of unlike norm
+COLLAPSED = 1e-4  # what is below has no place on the axes of free embeddings
+
+
+def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """How near class means are to a simplex ETF, and images to their class means.
+
+    First row: the networks of the base sweep on training images. With the table of stage
+    `minimise`, a second row: free embeddings with the most classes and dimensions of its grid, at
+    the temperature of its grid that is nearest to the networks'.
+    """
+    measures = experiment.base(experiment.measures)
+    about = {"features": "h", "split": "train"}
+    cells = pl.concat(
+        [
+            tables.rows(
+                measures,
+                metric=metric,
+                variant=ANGLES if metric == "class_mean_angle" else variant,
+                **about,
+            )
+            for metric, variant in OF_NETWORKS
+        ]
+    )
+    networks = tables.spread(cells, ["metric", "variant", "objective", "epoch"])
+    plotted, free = networks, None
+    if experiment.minimise is not None:
+        free = _free(experiment.minimise, cells["tau"].mode().min())
+        columns = ["objective", "classes", "dimension", "tau", "seed", "iteration", *OF_FREE]
+        plotted = pl.concat([networks, free.select(columns)], how="diagonal_relaxed")
+    objectives = style.ordered(plotted["objective"])
+
+    figure, axes = style.panels(1 + (free is not None), 3, height=2.1)
+    for ax, ((metric, variant), title) in zip(axes[0], OF_NETWORKS.items(), strict=True):
+        for name in style.ordered(networks["objective"]):
+            look = style.OBJECTIVES[name]
+            one = networks.filter(metric=metric, objective=name)
+            style.curve(ax, one.filter(variant=variant), "epoch", look)
+            if metric == "class_mean_angle":
+                line = {"linestyle": ":", "markerfacecolor": "white"}
+                style.curve(ax, one.filter(variant="largest"), "epoch", look, **line)
+        ax.set_title(title)
+        style.epoch_axis(ax, networks["epoch"])
+        ax.set_xlabel("Epoch (log in epoch + 1)")
+        if metric != "class_mean_angle":
+            ax.set_ylim(bottom=0)
+    for classes in cells["classes"].unique():
+        simplex = math.degrees(math.acos(-1 / (classes - 1)))
+        axes[0, 2].axhline(simplex, color=style.THEORY, linewidth=0.9, linestyle="--")
+    for ax, label in zip(axes[0], ("Networks", "Share of variance", "Degrees"), strict=True):
+        ax.set_ylabel(label)
+    note = ""
+    if free is not None:
+        note = _draw_free(axes[1], free)
+    style.finish(
+        figure,
+        "Collapse onto a simplex: networks" + " and free embeddings" * (free is not None),
+        [
+            *(style.handle(style.OBJECTIVES[name]) for name in objectives),
+            style.handle(
+                style.Look("angle of a simplex", style.THEORY, ""), linestyle="--", linewidth=0.9
+            ),
+        ],
+        f"Networks: {tables.setting(cells)}; training images, encoder features h. "
+        f"{tables.seeds_note(networks, cells, 'band')} Deviation: ‖G − "
+        "G_ETF‖ / ‖G_ETF‖, G the cosines of the centred class means. Angles between these: the "
+        f"smallest, and dotted the largest, over pairs of classes.{note}",
+    )
+    return figure, plotted
+
+
+def _free(table: pl.DataFrame, tau: float) -> pl.DataFrame:
+    """The runs of one setting of the grid; CE, which has no τ, among them."""
+    table = table.filter(pl.col("classes") == pl.col("classes").max())
+    table = table.filter(pl.col("dimension") == pl.col("dimension").max())
+    taus = table["tau"].drop_nulls().unique().sort().to_list()
+    nearest = min(taus, key=lambda t: abs(math.log(t / tau)), default=None)
+    return table.filter(pl.col("tau").is_null() | (pl.col("tau") == nearest)).sort(
+        "objective", "seed", "iteration"
+    )
+
+
+def _draw_free(row: Sequence[Axes], free: pl.DataFrame) -> str:
+    """The panels of free embeddings, a line a run; returns what the footnote says of them."""
+    newton = free.filter(phase="newton")["iteration"].min()
+    for ax, (column, title) in zip(row, OF_FREE.items(), strict=True):
+        for run in free.partition_by("objective", "seed", maintain_order=True):
+            look = style.OBJECTIVES[run["objective"][0]]
+            ax.plot(run["iteration"], run[column], color=look.colour, linewidth=1.1)
+        ax.set_yscale("log")
+        ax.set_ylim(COLLAPSED, 2 * max(1.0, free[column].max()))
+        ax.set(title=title, xlabel="Iteration")
+        if newton is not None:
+            ax.axvline(newton - 0.5, color=style.THEORY, linewidth=0.8, linestyle=":")
+    row[0].set_ylabel("Free embeddings\n(log scale)")
+    setting = free.filter(pl.col("tau").is_not_null()) if free["tau"].count() else free
+    one = setting.row(0, named=True)
+    tau = f", τ = {one['tau']:g}" if one["tau"] else ""
+    return (
+        f" Free embeddings: C = {one['classes']}, {one['per_class']} images each, d = "
+        f"{one['dimension']}{tau}, {free['seed'].n_unique()} seed(s), a line a run; gradient "
+        "descent up to the dotted line, then a quasi-Newton method; what leaves a panel at the "
+        "bottom has collapsed."
+    )

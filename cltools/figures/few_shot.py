@@ -1,0 +1,120 @@
+"""Error of classifiers that see few labels, and P1's bound on it."""
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cltools.figures import style, tables
+from cltools.figures.style import THEORY, Look
+from cltools.figures.tables import Experiment
+
+WAYS = {"all_way": "all classes", "two_way": "two classes"}
+PROBES = {"few_shot_nccc": "Nearest class centre", "few_shot_linear_probe": "Linear probe"}
+SHOTS = pl.col("variant").str.extract(r"shots_(\d+)$").cast(pl.Int64)
+ERROR, BOUND, LIMIT = "error", "bound", "bound, limit"
+# How far above the largest error the axis reaches; a bound beyond has no place on it.
+ROOM = 40.0
+
+
+def _errors(ended: pl.DataFrame) -> pl.DataFrame:
+    found = [
+        tables.rows(ended, metric=f"{probe}_{ways}", features="h", split="test").with_columns(
+            quantity=pl.lit(ERROR), probe=pl.lit(probe), ways=pl.lit(ways), shots=SHOTS
+        )
+        for probe in PROBES
+        for ways in WAYS
+    ]
+    return pl.concat(found).with_columns(value=1 - pl.col("value"))
+
+
+def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
+    """P1's Proposition 1 with its best constant, and 4 (C' - 1) times the directional CDNV.
+
+    The second is its limit for many shots. Both are of the nearest class centre.
+    """
+    columns = ["cell", "class_draw", "seed", "objective", "quantity", "probe", "ways", "shots",
+               "value"]  # fmt: skip
+    about = {"probe": pl.lit("few_shot_nccc"), "quantity": pl.lit(BOUND)}
+    proved = theory.filter(
+        pl.col("source") == "P1 Proposition 1",
+        pl.col("split") == "test",
+        pl.col("variant").str.starts_with("best_"),
+        pl.col("bound").is_finite(),
+    ).with_columns(
+        **about,
+        ways=pl.col("quantity").str.strip_prefix("few_shot_error_"),
+        shots=SHOTS,
+        value=pl.col("bound"),
+    )
+    limits = []
+    cdnv = {"metric": "cdnv", "variant": "directional", "features": "h", "split": "test"}
+    for ways, others in (("all_way", pl.col("classes") - 1), ("two_way", pl.lit(1))):
+        limits.append(
+            tables.rows(ended, **cdnv).with_columns(
+                probe=about["probe"],
+                quantity=pl.lit(LIMIT),
+                ways=pl.lit(ways),
+                shots=pl.lit(None, pl.Int64),
+                value=4 * others * pl.col("value"),
+            )
+        )
+    return pl.concat([table.select(columns) for table in (proved, *limits)])
+
+
+def few_shot(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Rows: all classes, two of them; columns: nearest class centre with its bound, linear probe.
+
+    The base sweep at its last step, test images.
+    """
+    ended = tables.last_step(experiment.base(experiment.measures))
+    cells = _errors(ended)
+    theory = tables.last_step(experiment.base(experiment.theory))
+    both = [cells, _bounds(ended, theory)]
+    plotted = tables.spread(
+        pl.concat(both, how="diagonal"), ["ways", "probe", "quantity", "objective", "shots"]
+    )
+    objectives = style.ordered(plotted["objective"])
+
+    figure, axes = style.panels(len(WAYS), len(PROBES), height=2.4, sharex=True, sharey="row")
+    for row, (ways, classes) in zip(axes, WAYS.items(), strict=True):
+        for ax, (probe, title) in zip(row, PROBES.items(), strict=True):
+            panel = plotted.filter(ways=ways, probe=probe)
+            for name in objectives:
+                _draw(ax, panel.filter(objective=name), style.OBJECTIVES[name])
+            ax.set_title(f"{title}, {classes}")
+            shots = plotted["shots"].drop_nulls()
+            style.factor_axis(ax, shots, "Labelled images per class")
+            ax.label_outer()
+        errors = plotted.filter(ways=ways, quantity=ERROR)["mean"]
+        above_0 = errors.filter(errors > 0)
+        if not above_0.is_empty():  # else no error has a place on a logarithmic axis
+            row[0].set_ylim(above_0.min() / 2, min(ROOM, ROOM * above_0.max()))
+        style.log_axis(row[0])
+        row[0].axhspan(1, 1e9, color="#F0F0F0", zorder=0, linewidth=0)
+        row[0].set_ylabel("Test error (log scale)")
+    grey = Look("", THEORY, "")
+    style.finish(
+        figure,
+        "Few-shot error of each objective beside the bound of P1",
+        [
+            *(style.handle(style.OBJECTIVES[name]) for name in objectives),
+            style.handle(grey, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
+            style.handle(grey, "its limit for many shots", linestyle=":", linewidth=1),
+        ],
+        f"{tables.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tables.seeds_note(plotted.filter(quantity=ERROR), cells)} Errors: means over draws of "
+        "the labelled images (and of the two classes). The bound is of the nearest class centre, "
+        "with its best constant and the variances of the test images; in the grey region, above "
+        "1, it says nothing. Limit: 4 (C′ − 1) × directional CDNV, C′ classes at a time.",
+    )
+    return figure, plotted
+
+
+def _draw(ax: Axes, one: pl.DataFrame, look: Look) -> None:
+    style.curve(ax, one.filter(quantity=ERROR), "shots", look, bars=True)
+    bound = one.filter(quantity=BOUND)
+    if not bound.is_empty():
+        means = bound.unique("shots", keep="first").sort("shots")
+        ax.plot(means["shots"], means["mean"], "--", color=look.colour, linewidth=1)
+    for limit in one.filter(quantity=LIMIT)["mean"].unique():
+        ax.axhline(limit, color=look.colour, linestyle=":", linewidth=1)

@@ -1,0 +1,64 @@
+"""Networks on the line between the weights of DCL and of another objective."""
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from cltools.errors import InputError
+from cltools.figures import style, tables
+from cltools.figures.style import OBJECTIVES, Look
+from cltools.figures.tables import Experiment
+
+PANELS = {
+    "merged_nccc": "Nearest class centre",
+    "merged_linear_probe": "Linear probe",
+    "merged_cka": "CKA with DCL",
+}
+
+
+def merging(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Accuracies and CKA with DCL against the weight λ of the other objective; the base sweep."""
+    measures = experiment.base(experiment.measures)
+    if "merged_nccc" not in measures["metric"]:
+        raise InputError("the base sweep has no merged networks: add it to merge.sweeps")
+    splits = {"test": "-", "train": ":"}
+    cells = pl.concat(
+        [
+            tables.rows(measures, metric=metric, features="h", split=list(splits))
+            for metric in PANELS
+        ]
+    ).with_columns(weight=pl.col("variant").str.strip_prefix("lambda_").cast(pl.Float64))
+    plotted = tables.spread(cells, ["metric", "split", "objective", "weight"])
+    objectives = style.ordered(plotted["objective"])
+
+    figure, (row,) = style.panels(1, len(PANELS), height=2.3)
+    for ax, (metric, title) in zip(row, PANELS.items(), strict=True):
+        for name in objectives:
+            for split, dash in splits.items():
+                one = plotted.filter(metric=metric, split=split, objective=name)
+                face = OBJECTIVES[name].colour if split == "test" else "white"
+                line = {"linestyle": dash, "markerfacecolor": face, "points": split == "test"}
+                style.curve(ax, one, "weight", OBJECTIVES[name], **line)
+        ax.set(title=title, xlabel="λ, weight of the other objective")
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0\nDCL", "0.25", "0.5", "0.75", "1"])
+        ax.set_ylabel("CKA" if metric == "merged_cka" else "Accuracy")
+    if len(objectives) == 1:
+        for ax in row:
+            ax.set_xticks(ax.get_xticks(), ["0\nDCL", "", "0.5", "", f"1\n{_label(objectives)}"])
+    grey = Look("", style.FOOTNOTE, "o")
+    style.finish(
+        figure,
+        "Networks on the line between the weights of DCL and of another objective",
+        [
+            *(style.handle(OBJECTIVES[name], f"DCL to {_label([name])}") for name in objectives),
+            style.handle(grey, "test images"),
+            style.handle(grey, "training images", linestyle=":", markerfacecolor="white"),
+        ],
+        f"{tables.setting(cells)}. Weights (1 − λ) · DCL + λ · other, each run at its last step; "
+        "batch statistics worked out anew from training images all along the line. Encoder "
+        f"features h. {tables.seeds_note(plotted, cells, 'band')}",
+    )
+    return figure, plotted
+
+
+def _label(objectives: list[str]) -> str:
+    return OBJECTIVES[objectives[0]].label

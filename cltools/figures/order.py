@@ -1,0 +1,77 @@
+"""Which objective collapses first? Free embeddings under gradient descent."""
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cltools.figures import style
+from cltools.figures.tables import Experiment
+from cltools.stages.minimise import summary
+
+
+def collapse_order(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Spread within classes of free embeddings against the time of gradient descent.
+
+    Rows: numbers of classes, with the most dimensions of the grid; columns: temperatures. A marker
+    where the spread is below half of its start, in the median of the runs.
+    """
+    table = experiment.minimise.filter(
+        pl.col("dimension") == pl.col("dimension").max().over("classes"),
+        pl.col("phase") != "newton",
+    ).sort("classes", "objective", "tau", "seed", "iteration", nulls_last=True)
+    run = ["objective", "classes", "tau", "seed"]
+    spread = table.filter(pl.col("within_class_spread").is_finite()).select(
+        *run,
+        "dimension",
+        "time",
+        value=pl.col("within_class_spread") / pl.col("within_class_spread").first().over(run),
+    )
+    halved = (
+        summary(table)
+        .filter(pl.col("halved_time").is_not_null())
+        .select("objective", "classes", "dimension", "tau", halved_time="halved_time")
+    )
+    plotted = spread.join(
+        halved, on=["objective", "classes", "dimension", "tau"], how="left", nulls_equal=True,
+        maintain_order="left",
+    )  # fmt: skip
+    classes = plotted["classes"].unique().sort().to_list()
+    taus = plotted["tau"].drop_nulls().unique().sort().to_list() or [None]
+    objectives = style.ordered(plotted["objective"])
+
+    figure, axes = style.panels(len(classes), len(taus), height=1.7, sharex=True, sharey=True)
+    for row, count in zip(axes, classes, strict=True):
+        for ax, tau in zip(row, taus, strict=True):
+            panel = plotted.filter(
+                pl.col("classes") == count, pl.col("tau").is_null() | (pl.col("tau") == tau)
+            )
+            first = _draw_order(ax, panel)
+            at = f", τ = {tau:g}" if tau is not None else ""
+            ax.set_title(f"C = {count}, d = {panel['dimension'][0]}{at}: {first}")
+            ax.label_outer()
+        row[0].set_ylabel("Spread / start")
+    style.finish(
+        figure,
+        "Order of collapse: how soon free embeddings gather by class",
+        [style.handle(style.OBJECTIVES[name]) for name in objectives],
+        f"Free embeddings under gradient descent from the same start, "
+        f"{experiment.minimise['per_class'][0]} images a class, {plotted['seed'].n_unique()} "
+        "seed(s), a line a run. Time: sum of learning rates. Spread within classes: their share of "
+        "the variance. Marker and title: where it is below half of its start, objectives in that "
+        "order; those that never get there are not named. CE has no τ and is the same in all "
+        "columns.",
+    )
+    return figure, plotted
+
+
+def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:
+    """A line for each run, a marker at each halving; returns the objectives in that order."""
+    for line in panel.filter(pl.col("time") > 0).partition_by("objective", "seed"):
+        look = style.OBJECTIVES[line["objective"][0]]
+        ax.plot(line["time"], line["value"], color=look.colour, linewidth=1.1)
+    halved = panel.unique("objective").drop_nulls("halved_time").sort("halved_time", "objective")
+    for name, time in halved.select("objective", "halved_time").iter_rows():
+        ax.plot(time, 0.5, style.OBJECTIVES[name].marker, color=style.OBJECTIVES[name].colour)
+    ax.axhline(0.5, color=style.THEORY, linewidth=0.8, linestyle=":")
+    ax.set(xscale="log", xlabel="Time of gradient descent (log scale)", ylim=(0, 1.08))
+    return ", ".join(style.OBJECTIVES[name].label for name in halved["objective"]) or "none"

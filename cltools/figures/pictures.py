@@ -1,0 +1,75 @@
+"""Pictures of features: the same images under every objective, checkpoint by checkpoint."""
+
+import numpy as np
+import polars as pl
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from cltools.errors import InputError
+from cltools.figures import style, tables
+from cltools.figures.tables import Experiment
+
+MOST_EPOCHS = 6  # more columns would be too small to tell anything
+# Ten of Tol's and Tableau's colours: classes are not objectives and have none of their meaning.
+CLASSES = (
+    "#4E79A7", "#F28E2B", "#59A14F", "#E15759", "#B07AA1", "#9C755F", "#FF9DA7", "#76B7B2",
+    "#EDC948", "#79706E",
+)  # fmt: skip
+METHODS = {"pca": "Two principal components", "umap": "UMAP"}
+HOW = {
+    "pca": "principal components (percent: their share of the variance)",
+    "umap": "UMAP of standardised features",
+}
+
+
+def umap_grid(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Rows objectives, columns checkpoints; a point an image, a colour a class."""
+    pictures = experiment.project.sort("objective", "step", "sample")
+    cell = experiment.base(experiment.measures).filter(pl.col("cell") == pictures["cell"][0])
+    if cell.is_empty():
+        raise InputError("the pictures are of a cell without measures: run `cltools project` again")
+    epochs = pictures["epoch"].unique().sort().to_list()
+    kept = np.linspace(0, len(epochs) - 1, min(len(epochs), MOST_EPOCHS)).round().astype(int)
+    epochs = [epochs[i] for i in kept]
+    plotted = pictures.filter(pl.col("epoch").is_in(epochs)).select(
+        "objective", "epoch", "method", "share", "sample", "class", "x", "y"
+    )
+    objectives = style.ordered(plotted["objective"])
+    method, split, features = pictures.select("method", "split", "features").row(0)
+    classes = plotted["class"].unique().sort().to_list()
+    colours = {c: CLASSES[i % len(CLASSES)] for i, c in enumerate(classes)}
+    reach = 1.05 * plotted.select(pl.max_horizontal(pl.col("x", "y").abs())).max().item()
+
+    width = rcParams["figure.figsize"][0] / len(epochs)
+    figure, axes = style.panels(len(objectives), len(epochs), height=width)
+    for row, name in zip(axes, objectives, strict=True):
+        for ax, epoch in zip(row, epochs, strict=True):
+            panel = plotted.filter(objective=name, epoch=epoch)
+            at = [colours[c] for c in panel["class"]]
+            ax.scatter(panel["x"], panel["y"], c=at, s=3, linewidths=0, alpha=0.8)
+            if ax in axes[0]:
+                ax.set_title(f"epoch {epoch:g}", loc="center")
+            share = panel["share"].first()
+            if share is not None and np.isfinite(share):
+                ax.text(
+                    0.97, 0.03, f"{share:.0%}", transform=ax.transAxes, ha="right", va="bottom",
+                    fontsize="x-small", color=style.FOOTNOTE,
+                )  # fmt: skip
+            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect=1)
+            ax.spines[:].set_visible(True)
+        row[0].set_ylabel(style.OBJECTIVES[name].label)
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=4, color=colours[c], label=f"class {c}")
+        for c in classes
+    ]
+    style.finish(
+        figure,
+        f"{METHODS[method]} of the features of the same images",
+        handles if len(classes) <= len(CLASSES) else [],
+        f"{tables.setting(cell)}, seed {cell['seed'][0]}. {plotted['sample'].n_unique()} "
+        f"{'training' if split == 'train' else 'test'} images, features {features}. Each panel has "
+        f"its own {HOW[method]}, brought to one size and turned or mirrored: in the first row onto "
+        "the next panel, in the others onto the first row. Axes have no meaning of their own.",
+    )
+    return figure, plotted

@@ -1,0 +1,94 @@
+"""How much of the alignment is more than a clustering into the same classes?"""
+
+import polars as pl
+from matplotlib.figure import Figure
+
+from cltools.figures import style, tables
+from cltools.figures.alignment import PAPER, RSA
+from cltools.figures.style import Look
+from cltools.figures.tables import Experiment
+
+# What stands beside the alignment itself, and how: name -> label, marker, filled, height in a row.
+KINDS = {
+    "plain": ("alignment with DCL", "o", True, -0.22),
+    "null": ("class means alone (images shuffled within classes)", "|", True, -0.22),
+    "residual": ("alignment with class means removed", "s", False, 0.22),
+}
+MEASURES = {
+    "CKA": {
+        "plain": ("cka", PAPER),
+        "null": ("cka_null", PAPER),
+        "residual": ("cka", "residual_biased"),
+    },
+    "RSA": {
+        "plain": ("rsa", RSA),
+        "null": ("rsa_null", RSA),
+        "residual": ("rsa", "residual_pearson"),
+    },
+}
+
+
+def residual_alignment(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Rows training and test images, columns CKA and RSA, a line per objective; the base sweep."""
+    ended = tables.last_step(experiment.base(experiment.measures))
+    others = tables.against_dcl(ended)
+    splits = {"test": "test images", "train": "training images"}
+    cells = pl.concat(
+        [
+            tables.rows(
+                others, metric=metric, variant=variant, features="h", split=list(splits)
+            ).with_columns(measure=pl.lit(measure), kind=pl.lit(kind))
+            for measure, kinds in MEASURES.items()
+            for kind, (metric, variant) in kinds.items()
+        ]
+    )
+    plotted = tables.spread(cells, ["measure", "split", "objective", "kind"])
+    objectives = style.ordered(plotted["objective"])
+
+    figure, axes = style.panels(
+        len(splits), len(MEASURES), height=0.42 * len(objectives) + 0.5, sharex=True, sharey=True
+    )
+    for row, (split, images) in zip(axes, splits.items(), strict=True):
+        for ax, measure in zip(row, MEASURES, strict=True):
+            for y, name in enumerate(objectives):
+                colour = style.OBJECTIVES[name].colour
+                for kind, (_, marker, filled, shift) in KINDS.items():
+                    one = plotted.filter(measure=measure, split=split, objective=name, kind=kind)
+                    if one.is_empty():
+                        continue
+                    ax.errorbar(
+                        one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=marker,
+                        color=colour, markerfacecolor=colour if filled else "white",
+                        markersize=9 if marker == "|" else 5, elinewidth=0.9,
+                    )  # fmt: skip
+                    values = one["value"]
+                    if len(one) > 1:
+                        places = [y + shift + 0.16] * len(one)
+                        ax.plot(values, places, "o", color=colour, **style.SEED)
+            ax.set_title(f"{measure}, {images}")
+            ax.set_yticks(range(len(objectives)), [style.OBJECTIVES[o].label for o in objectives])
+            ax.set_ylim(len(objectives) - 0.4, -0.6)
+            ax.grid(axis="y", visible=False)
+            ax.set_xlabel("Similarity with DCL")
+            ax.label_outer()
+    lowest = min(0.0, float(plotted["value"].min()))
+    axes[0, 0].set_xlim(lowest - 0.05 if lowest < 0 else 0, 1.03)
+    grey = style.FOOTNOTE
+    style.finish(
+        figure,
+        "Alignment with DCL beyond the classes",
+        [
+            style.handle(
+                Look(label, grey, marker),
+                linestyle="",
+                markerfacecolor=grey if filled else "white",
+                markersize=9 if marker == "|" else 5,
+            )
+            for label, marker, filled, _ in KINDS.values()
+        ],
+        f"{tables.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tables.seeds_note(plotted, cells)} Class means removed: CKA and RSA of each image’s "
+        "difference from the mean of its class. Shuffled: the mean over random orders of the "
+        "images within every class, which keep class means and break all else.",
+    )
+    return figure, plotted

@@ -1,0 +1,161 @@
+"""How far similarity descent with two losses comes apart, and what P2's Theorem 1 allows."""
+
+import math
+from collections.abc import Sequence
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from cltools.figures import style
+from cltools.figures.style import OBJECTIVES, THEORY, Look
+from cltools.figures.tables import Experiment
+
+# Of batches, smallest first: none of the objectives' colours.
+SIZES = ("#440154", "#21918C", "#8FD744", "#31688E", "#35B779")
+NETWORK = Look("two networks under plain SGD", THEORY, "")
+OWN = Look("their surrogates", style.FOOTNOTE, "")
+DISTANCE, REALISED, STATED = "distance", "bound, realised", "bound, stated"
+MOVED = "distance from the start"
+DASHES = {DISTANCE: "-", REALISED: "--", STATED: ":"}
+RUN = ["classes", "tau", "batch_size", "total_lr", "images", "seed"]
+COLUMNS = ["of", *RUN, "objective", "quantity", "step", "sum_lr", "value"]
+# Orders of magnitude of a bound beyond what is possible that still have a place.
+BEYOND = 3.0
+
+
+def surrogate_drift(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """A panel per number of classes and τ: distance and bounds against Ση, a colour per B.
+
+    With the table of stage `regularity`, a last row on two networks under plain SGD: their distance
+    and how far each has moved, beside their surrogates. All values are log10 of distances.
+    """
+    runs = _drifts(experiment.surrogate, "distance", "surrogate")
+    parts = [runs]
+    if experiment.regularity is not None:
+        parts.append(_followed(experiment.regularity))
+    plotted = pl.concat(part.select(COLUMNS) for part in parts)
+
+    classes, taus = (runs[column].unique().sort().to_list() for column in ("classes", "tau"))
+    networks = len(parts) > 1
+    figure, axes = style.panels(
+        len(taus) + networks, max(len(classes), 2), height=1.75, sharey="row"
+    )
+    sizes = runs["batch_size"].unique().sort().to_list()
+    looks = {size: Look(f"B = {size}", SIZES[i % len(SIZES)], "") for i, size in enumerate(sizes)}
+    for row, tau in zip(axes, taus, strict=False):
+        for ax, count in zip(row, classes, strict=False):
+            panel = runs.filter(classes=count, tau=tau)
+            for run in panel.partition_by("batch_size", "total_lr", "seed", maintain_order=True):
+                _lines(ax, run, looks[run["batch_size"][0]].colour)
+            ax.set_title(f"C = {count}, τ = {tau:g}")
+        _distance_axes(row[: len(classes)], runs.filter(tau=tau))
+        for ax in row[len(classes) :]:
+            ax.axis("off")
+    if networks:
+        _draw_networks(axes[-1], parts[1])
+    style.finish(
+        figure,
+        "Drift of similarity descent with CL and NSCL beside Theorem 1 of P2",
+        [
+            *(style.handle(look) for look in looks.values()),
+            style.handle(Look("distance", THEORY, "")),
+            style.handle(Look("bound as stated", THEORY, ""), linestyle=":"),
+            style.handle(
+                Look("bound with the batches’ real fractions", THEORY, ""), linestyle="--"
+            ),
+            *[style.handle(look) for look in (NETWORK, OWN) if networks],
+            *[
+                style.handle(OBJECTIVES[name], f"network trained with {OBJECTIVES[name].label}")
+                for name in ("dcl", "nscl")
+                if networks
+            ],
+        ],
+        f"Distance: ‖Σ_CL − Σ_NSCL‖ of the similarities of {_listed(runs['images'])} images, one "
+        f"line a run: Ση = {_listed(runs['total_lr'])} in {runs['step'].max()} steps, "
+        f"{runs['seed'].n_unique()} seed{'s' * (runs['seed'].n_unique() > 1)}. Grey: more than "
+        "any two matrices of cosines can differ. Where the stated bound is not drawn, it claims "
+        "nothing (class fraction + ε ≥ 1) or lies above the panel."
+        + " Networks: DCL and NSCL from one start, on the same batches and views of "
+        f"{parts[-1]['images'][0]} images; the theorem is about their surrogates." * networks,
+    )
+    return figure, plotted
+
+
+def _drifts(table: pl.DataFrame, distance: str, of: str) -> pl.DataFrame:
+    """log10 of the distance and of both bounds, one below the other; infinite ones left out."""
+    values = {
+        DISTANCE: pl.col(distance).log10(),
+        REALISED: pl.col("log10_bound_realised"),
+        STATED: pl.col("log10_bound"),
+    }
+    about = {"of": pl.lit(of), "objective": pl.lit("")}
+    parts = [
+        table.with_columns(quantity=pl.lit(name), value=value, **about)
+        for name, value in values.items()
+    ]
+    return pl.concat(parts).filter(pl.col("value").is_finite()).sort(*RUN, "quantity", "step")
+
+
+def _followed(table: pl.DataFrame) -> pl.DataFrame:
+    """The same of networks (`of` network) and their surrogates, and both of their movements."""
+    table = table.with_columns(classes=pl.lit(None, pl.Int64), total_lr=pl.col("sum_lr").max())
+    once = table.filter(objective="dcl")
+    drifts = [
+        _drifts(once, "real_distance", "network"),
+        _drifts(once, "surrogate_distance", "its surrogate").filter(quantity=DISTANCE),
+    ]
+    moves = [
+        table.with_columns(of=pl.lit(of), quantity=pl.lit(MOVED), value=pl.col(column).log10())
+        for of, column in (
+            ("network", "displacement"),
+            ("its surrogate", "surrogate_displacement"),
+        )
+    ]
+    found = pl.concat([part.select(COLUMNS) for part in (*drifts, *moves)])
+    order = ["of", "quantity", "objective", "step"]
+    return found.filter(pl.col("value").is_finite()).sort(order)
+
+
+def _lines(ax: Axes, run: pl.DataFrame, colour: str) -> None:
+    for quantity, dash in DASHES.items():
+        one = run.filter(quantity=quantity).sort("step")
+        ax.plot(one["sum_lr"], one["value"], dash, color=colour, linewidth=1.1)
+
+
+def _distance_axes(row: Sequence[Axes], shown: pl.DataFrame) -> None:
+    """Logarithmic x; y in powers of ten, with what is impossible in grey."""
+    possible = math.log10(2 * math.sqrt(2) * shown["images"].max())  # entries are in [-1, 1]
+    highest = min(shown["value"].max(), possible + BEYOND)
+    for ax in row:
+        ax.set_xscale("log")
+        ax.axhspan(possible, possible + 1e3, color="#F0F0F0", zorder=0, linewidth=0)
+        ax.set_ylim(shown["value"].min() - 0.3, highest + 0.3)
+        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
+        ax.set_xlabel("Ση")
+    row[0].set_ylabel("Distance (log scale)")
+
+
+def _draw_networks(row: Sequence[Axes], found: pl.DataFrame) -> None:
+    drift, moved = row[:2]
+    for ax in row[2:]:
+        ax.axis("off")
+    network, surrogate = found.filter(of="network"), found.filter(of="its surrogate")
+    _lines(drift, network, NETWORK.colour)
+    _lines(drift, surrogate, OWN.colour)
+    for name in style.ordered(found.filter(quantity=MOVED)["objective"]):
+        for part, colour in ((network, OBJECTIVES[name].colour), (surrogate, OWN.colour)):
+            one = part.filter(quantity=MOVED, objective=name).sort("step")
+            moved.plot(one["sum_lr"], one["value"], color=colour, linewidth=1.1)
+            if colour != OWN.colour:
+                end = one["sum_lr"][-1], one["value"][-1]
+                moved.plot(*end, OBJECTIVES[name].marker, color=colour)
+    drift.set_title(f"Networks: distance, τ = {found['tau'][0]:g}, B = {found['batch_size'][0]}")
+    moved.set_title("Networks: distance from their start")
+    _distance_axes([drift, moved], found)
+
+
+def _listed(values: pl.Series) -> str:
+    return ", ".join(f"{value:g}" for value in values.unique().sort())

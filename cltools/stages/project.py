@@ -1,0 +1,147 @@
+"""Stage `project`: what the networks of a cell make of some images, in the plane.
+
+The same images for every objective and checkpoint. Every panel has a projection of its own, since
+the directions that matter change in training; all are then brought to one size and turned onto one
+another, so that what differs between panels is more than their orientation: DCL's onto its next
+checkpoint, every other objective's onto DCL's of the same checkpoint.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from cltools.cells import read_manifest, with_defaults
+from cltools.engine import recalibration
+from cltools.engine.data import ImageSet, trained_images, with_stores
+from cltools.engine.models import Network
+from cltools.engine.tensors import choose_device
+from cltools.errors import InputError
+from cltools.files import whole_file
+from cltools.maths.projection import principal_plane, turned, umap_plane
+from cltools.progress import track
+from cltools.stages.embed import BLOCK, load_network
+from cltools.stages.train import saved_weights, weights_file
+from cltools.versions import VERSIONS
+
+VERSION = VERSIONS["project"]
+
+
+def run_project(
+    manifest_path: Path,
+    store_folder: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    device_name: str = "auto",
+    threads: int = 1,
+    recalibrate: bool = False,
+) -> None:
+    """Project features of one trained cell and write a tidy parquet, one row a point, to `output`.
+
+    Columns: cell, step, epoch, objective, method, split, features, share
+    (of the variance in the plane; null but for principal components), sample (position in the
+    split), class, x, y. A picture has a root mean square radius of 1.
+
+    Args:
+        manifest_path: the cell's training manifest.
+        store_folder: image store of its data set.
+        output: the parquet file.
+        settings: keys of the config schema's `project`, in the place of their defaults.
+        device_name, threads, recalibrate: as in `embed_cells`.
+
+    Raises:
+        InputError: settings that the schema refuses, no umap-learn, weights or images that are not
+            the manifest's, features that are not finite.
+    """
+    chosen = with_defaults(settings, "project")
+    torch.set_num_threads(threads)
+    manifest = read_manifest(manifest_path)
+    ((_, store),) = with_stores([manifest_path], [store_folder])
+    sets = trained_images(store, manifest, manifest_path, choose_device(device_name))
+    data = sets[chosen["split"]]
+    data = data.chosen(some_images(data.labels, chosen["classes"], chosen["images_per_class"]))
+    planes, shares = {}, {}
+    for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "projecting"):
+        for objective, sha in hashes.items():
+            file = weights_file(manifest_path.parent / "run", objective, step)
+            network = load_network(
+                file, sha, manifest["cell"], sets["train"], objective, data.device
+            )
+            if recalibrate:
+                recalibration.recalibrate(network, sets["train"], BLOCK)
+            features = _features(network, data, chosen["features"])
+            try:
+                plane, share = _plane(features, chosen["method"])
+            except ValueError as error:
+                raise InputError(f"{file}: {error}: train this cell again") from None
+            planes[objective, step], shares[objective, step] = plane, share
+    labels, samples = data.labels.numpy(), data.samples.numpy()
+    tables = [
+        pl.DataFrame(
+            {"sample": samples, "class": labels, "x": points[:, 0], "y": points[:, 1]}
+        ).select(
+            pl.lit(manifest["id"]).alias("cell"),
+            pl.lit(step, pl.Int64).alias("step"),
+            pl.lit(step / manifest["steps_per_epoch"], pl.Float64).alias("epoch"),
+            pl.lit(objective).alias("objective"),
+            pl.lit(chosen["method"]).alias("method"),
+            pl.lit(chosen["split"]).alias("split"),
+            pl.lit(chosen["features"]).alias("features"),
+            pl.lit(shares[objective, step], pl.Float64).alias("share"),
+            "sample",
+            "class",
+            "x",
+            "y",
+        )
+        for (objective, step), points in all_turned(planes).items()
+    ]
+    with whole_file(output) as scratch:
+        pl.concat(tables).write_parquet(scratch)
+
+
+def some_images(labels: Tensor, classes: int, per_class: int) -> Tensor:
+    """Positions of the first images of each of the first classes, in ascending order."""
+    found = [(labels == c).nonzero()[:per_class, 0] for c in labels.unique()[:classes]]
+    return torch.cat(found).sort().values
+
+
+def all_turned(
+    planes: Mapping[tuple[str, int], np.ndarray],
+) -> dict[tuple[str, int], np.ndarray]:
+    """(objective, step) -> points: of the first objective, turned onto its next step.
+
+    Those of the others are turned onto the first objective's of the same step, so that equal
+    features look equal.
+    """
+    first = next(iter(planes))[0]
+    reference: dict[int, np.ndarray] = {}
+    onto = None
+    for step in sorted((s for o, s in planes if o == first), reverse=True):
+        onto = reference[step] = turned(planes[first, step], onto)
+    return {
+        (objective, step): reference[step] if objective == first else turned(plane, reference[step])
+        for (objective, step), plane in planes.items()
+    }
+
+
+@torch.inference_mode()
+def _features(network: Network, data: ImageSet, which: str) -> np.ndarray:
+    blocks = data.plain(torch.arange(len(data.labels)).split(BLOCK))
+    made = [network(data.normalise(pixels))[("h", "z").index(which)] for pixels in blocks]
+    return torch.cat(made).float().cpu().numpy()
+
+
+def _plane(features: np.ndarray, method: str) -> tuple[np.ndarray, float | None]:
+    if method == "pca":
+        return principal_plane(features)
+    try:
+        return umap_plane(features), None
+    except ModuleNotFoundError:
+        raise InputError(
+            "config key project.method is 'umap', but umap-learn is not installed: "
+            "run `uv sync --extra umap`, or take 'pca'"
+        ) from None
