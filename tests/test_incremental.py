@@ -41,8 +41,9 @@ CONFIG = {
 FIGURES = len(load_experiment(CONFIG).figures)
 SHORT = {"embed": 2, "measure": 2, "theory": 2}
 DRAWN = {"plot": FIGURES, "report": 1}
-TABLES = {"collect": 1, "claims": 1, **DRAWN}
-PLAN = {"plan": 1, **TABLES}
+# One figure is of the surrogate alone, and every figure is of the plan.
+TABLES = {"collect": 1, "claims": 1, "plot": FIGURES - 1, "report": 1}
+PLAN = {"plan": 1, **TABLES, **DRAWN}
 
 
 def planned(folder, text, **resources):
