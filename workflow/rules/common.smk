@@ -27,6 +27,8 @@ from cltools.versions import VERSIONS
 try:
     EXPERIMENT = load_experiment(config)
     BENCH = Bench(EXPERIMENT.config.get("bench"))
+    THEORY = with_defaults(EXPERIMENT.setting("theory"), "theory")
+    MERGE = with_defaults(EXPERIMENT.setting("merge"), "merge")
     SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
@@ -174,13 +176,11 @@ def minutes_of(needs, batches):
 
 
 def theory_estimate(work, attempt):
-    settings = with_defaults(EXPERIMENT.setting("theory"), "theory")
-    return theory_needs(work, settings, attempt)
+    return theory_needs(work, THEORY, attempt)
 
 
 def merge_estimate(work, attempt):
-    settings = with_defaults(EXPERIMENT.setting("merge"), "merge")
-    return merge_needs(work, settings, attempt)
+    return merge_needs(work, MERGE, attempt)
 
 
 def work_in(batches, wildcards):
@@ -203,7 +203,10 @@ def plan_config(wildcards):
         name: {**identity_of(about), "recipe": about["recipe"]}
         for name, about in config["datasets"].items()
     }
-    used = {**{key: config[key] for key in ("experiment", "base")}, "datasets": datasets}
+    used = {
+        **{key: config[key] for key in ("experiment", "base")},
+        "datasets": datasets,
+    }
     sweeps = {
         name: json.loads(canonical_json(config["sweeps"][name]))
         for name in config["sweeps"]
