@@ -9,6 +9,7 @@ Every cell is a job of its own in every stage, as on a cluster. The results are 
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from cltools.experiment import load_experiment
-from cltools.figures import FIGURES
-
 ROOT = Path(__file__).parents[1]
-STAGES = ("embedded", "measured", "theory")
 
 
 def config_of(cells: int) -> dict:
@@ -37,23 +34,12 @@ def config_of(cells: int) -> dict:
     }
 
 
-def make_results(config: dict, folder: Path) -> None:
-    """Empty files in the place of all that the experiment would make."""
-    experiment = load_experiment(config)
-    results = folder / "results"
-    mine = results / experiment.name
-    files = [results / "stores" / store / "store.json" for store in experiment.stores]
-    for cell, plan in experiment.plans.items():
-        files.append(results / "cells" / cell / f"trained-{plan.until.slug}.json")
-        files += [mine / stage / f"{cell}.json" for stage in STAGES]
-    names = ["plan.json", "measures.parquet", "training_log.parquet", "theory.parquet"]
-    files += [mine / name for name in names]
-    for figure, spec in FIGURES.items():
-        if spec.needs(experiment.sweeps):
-            files += [mine / f"figures/{figure}.{ending}" for ending in ("pdf", "png", "csv")]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+def make_results(dry_run: str, folder: Path) -> None:
+    """Empty files in the place of all outputs that a dry run told of."""
+    for outputs in re.findall(r"^ *output: (.*)$", dry_run, re.M):
+        for file in outputs.split(", "):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
 
 
 def timed(what: str, folder: Path, *arguments: str) -> str:
@@ -79,7 +65,7 @@ def main() -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         jobs = timed("everything to be done", folder, "--dry-run")
         print(next(line for line in jobs.splitlines() if line.startswith("total")))
-        make_results(config, folder)
+        make_results(jobs, folder)
         timed("touching the results", folder, "--touch", "--forceall", "--quiet")
         assert "Nothing to be done" in timed("nothing to be done", folder)
 

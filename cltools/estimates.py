@@ -248,7 +248,7 @@ class Bench:
 
     def of(self, cell: Mapping[str, Any]) -> Costs | None:
         """The costs of a cell's kind, None where it was not measured."""
-        return self._costs.get(canonical_json(kind_of(cell)))
+        return self._costs.get(canonical_json(kind_of(cell))) if self._costs else None
 
 
 def _costs(entry: Mapping[str, Any]) -> Costs:

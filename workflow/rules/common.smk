@@ -28,6 +28,8 @@ from cltools.versions import VERSIONS
 try:
     EXPERIMENT = load_experiment(config)
     BENCH = Bench(EXPERIMENT.config.get("bench"))
+    THEORY = with_defaults(EXPERIMENT.setting("theory"), "theory")
+    MERGE = with_defaults(EXPERIMENT.setting("merge"), "merge")
     SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
@@ -198,13 +200,11 @@ def minutes_of(needs, batches):
 
 
 def theory_estimate(work, attempt):
-    settings = with_defaults(EXPERIMENT.setting("theory"), "theory")
-    return theory_needs(work, settings, attempt)
+    return theory_needs(work, THEORY, attempt)
 
 
 def merge_estimate(work, attempt):
-    settings = with_defaults(EXPERIMENT.setting("merge"), "merge")
-    return merge_needs(work, settings, attempt)
+    return merge_needs(work, MERGE, attempt)
 
 
 def work_in(batches, wildcards):
