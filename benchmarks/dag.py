@@ -1,6 +1,6 @@
 """What Snakemake takes to plan 1,000 cells, and to find that nothing is to be done.
 
-    python benchmarks/dag.py                  # a minute
+    python benchmarks/dag.py                  # two minutes
     python benchmarks/dag.py --cells 5000
 
 Every cell is a job of its own in every stage, as on a cluster. The results are empty files that
