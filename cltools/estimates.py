@@ -105,13 +105,17 @@ def training_seconds(costs: Costs, run: Run) -> float:
 def disk_mb(costs: Costs, run: Run, embedding_bytes: int = 0) -> float:
     """MB that a trained cell's folder holds: weights, resume state and log.
 
-    `embedding_bytes` is the size of a stored number (4 or 2) where embeddings are kept, else 0.
+    At its horizon the state is without the slots of the optimisers: the networks, nearly. While the
+    cell trains there are two whole ones. `embedding_bytes` is the size of a stored number (4 or 2)
+    where embeddings are kept, else 0.
     """
     checkpoints = len(checkpoint_steps(run, costs.steps_per_epoch))
     rows = run.until.in_steps(costs.steps_per_epoch) * len(run.cell["objectives"])
     log = rows * LOG_COLUMNS * 8 / 1e6
     per_checkpoint = costs.weights_mb + costs.embedding_mb * embedding_bytes / 4
-    return checkpoints * per_checkpoint + costs.state_mb + log
+    at_horizon = run.until == Duration.parse(run.cell["horizon"])
+    state = min(costs.state_mb, costs.weights_mb) if at_horizon else costs.state_mb
+    return checkpoints * per_checkpoint + state + log
 
 
 def train_needs(costs: Costs | None, run: Run, attempt: int = 1) -> Needs:

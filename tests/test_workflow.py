@@ -112,7 +112,7 @@ def test_a_dropped_temperature_trains_nothing(finished):
 
 def test_a_figure_style_replots_only(finished):
     jobs = planned(finished, changed(figures={"dpi": 60}))
-    assert jobs == {"plot": 11}
+    assert jobs == {"plot": 11, "report": 1}
 
 
 def test_the_order_of_keys_changes_nothing(finished):
@@ -122,12 +122,12 @@ def test_the_order_of_keys_changes_nothing(finished):
 
 def test_measuring_more_trains_nothing(finished):
     jobs = planned(finished, changed(measure={"full_at": "all"}))
-    assert jobs.keys() == {"embed", "measure", "theory", "collect", "plot", "claims"}
+    assert jobs.keys() == {"embed", "measure", "theory", "collect", "plot", "claims", "report"}
 
 
 def test_other_settings_of_the_theory_train_and_measure_nothing(finished):
     jobs = planned(finished, changed(theory={"delta": 0.1}))
-    assert jobs.keys() == {"theory", "collect", "plot", "claims"}
+    assert jobs.keys() == {"theory", "collect", "plot", "claims", "report"}
 
 
 def test_merging_and_simulations_are_added_to_what_is_there(finished):
@@ -155,6 +155,7 @@ def test_merging_and_simulations_are_added_to_what_is_there(finished):
         "collect",
         "plot",
         "claims",
+        "report",
     }  # for the ones that come next
     snakemake(finished, config=CONFIG)
 

@@ -238,7 +238,7 @@ def _part(test: Test, arm: Arm) -> Part:
     epochs = rows["epoch"].max() if "epoch" in rows.columns else math.inf
     if not len(found.values):
         # With one side of a comparison there is nothing to compare.
-        enough = found.levels >= test.needs.get("levels", 1)
+        enough = found.levels >= test.needs.get("levels", 0)
         part.rows, part.reason = (0, NO_ROWS) if enough else (found.rows, _too_few(test, found))
     elif epochs < test.needs.get("epochs", 0):
         part.reason = f"{epochs:g} of {test.needs['epochs']:g} epochs"

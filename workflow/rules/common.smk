@@ -238,6 +238,10 @@ def plan_config(wildcards):
     return json.dumps({**json.loads(canonical_json(used)), "sweeps": sweeps})
 
 
+def figures_folder(wildcards):
+    return f"results/{wildcards.experiment}/figures"
+
+
 def shown_config(wildcards):
     # What the report shows of the config: all that its numbers depend on.
     others = {

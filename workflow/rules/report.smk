@@ -20,7 +20,7 @@ rule report:
         runtime=grows(30),
     params:
         config=shown_config,
-        figures="results/{experiment}/figures",
+        figures=figures_folder,
         version=VERSIONS["report"],
     shell:
         "cltools report {input.manifests} --plan {input.plan} --measures {input.measures} "
