@@ -11,6 +11,16 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: the tests of Slurm mostly wait for it."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with those tests, so that the others run while they wait."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """The store of the real digits, as the default experiment makes it."""
