@@ -25,6 +25,9 @@ if not workflow.configfiles:
 shell.prefix("set -euo pipefail; trap : TERM USR1; ")
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/train.smk"

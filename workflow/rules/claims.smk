@@ -20,9 +20,7 @@ rule claims:
         mem_mb=grows(4000),
         runtime=grows(30),
     params:
-        without_cells=lambda wildcards, input: [
-            f"--{Path(path).stem} {path}" for path in input.without_cells
-        ],
+        without_cells=options_of_tables,
         claims=sha256_file(CLAIMS),
         version=VERSIONS["claims"],
     shell:

@@ -79,6 +79,10 @@ def figure_options(wildcards, input):
     return [*tables, *(f"--papers {path}" for path in input.papers)]
 
 
+def options_of_tables(wildcards, input):
+    return [f"--{Path(path).stem} {path}" for path in input.without_cells]
+
+
 def stage_settings(stage, without=()):
     """A stage's own settings, defaults included: a default that changes is a change."""
     settings = with_defaults(EXPERIMENT.setting(stage), stage)

@@ -4,7 +4,14 @@ rule plot:
         papers=figure_papers,
         plan="results/{experiment}/plan.json",
     output:
-        multiext("results/{experiment}/figures/{figure}", ".pdf", ".png", ".csv"),
+        "results/{experiment}/figures/{figure}.pdf",
+        report(
+            "results/{experiment}/figures/{figure}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        "results/{experiment}/figures/{figure}.csv",
     log:
         "results/logs/plot/{experiment}-{figure}.log",
     benchmark:

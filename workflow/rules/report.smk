@@ -9,7 +9,12 @@ rule report:
         ),
         manifests=[manifest_of(cell) for cell in EXPERIMENT.plans],
     output:
-        "results/{experiment}/report.html",
+        report(
+            "results/{experiment}/report.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"experiment": "{experiment}"},
+        ),
     log:
         "results/logs/report/{experiment}.log",
     benchmark:
