@@ -16,9 +16,13 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+# The files that take longest, which are begun first: the tests of Slurm mostly wait.
+LONGEST = ("test_slurm", "test_workflow", "test_incremental", "test_faults", "test_figures")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with those tests, so that the others run while they wait."""
-    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -578,7 +578,8 @@ def test_a_folder_that_is_closed_to_us(digits, tmp_path):
 
 def test_too_little_memory(digits, tmp_path):
     little = resource.RLIMIT_AS, 150_000_000
-    large = cell(images_per_class=None, batch_size=1024, width=8, checkpoints=[])
+    # The masks of 16 x 1,024 views by themselves are too large: no library is asked before them.
+    large = cell(images_per_class=None, batch_size=1024, views=16, checkpoints=[])
     code, said = within(little, command, *train_command(large, digits, tmp_path))
     assert code == 2, said
     assert "Error: out of memory (" in said
