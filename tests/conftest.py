@@ -17,7 +17,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 # The files that take longest, which are begun first: the tests of Slurm mostly wait.
-LONGEST = ("test_slurm", "test_workflow", "test_incremental", "test_faults", "test_figures")
+LONGEST = (
+    "test_slurm", "test_workflow", "test_incremental", "test_faults", "test_figures", "test_stages",
+    "test_distributed", "test_report", "test_extending",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
