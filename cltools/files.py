@@ -9,10 +9,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cltools.errors import InputError
 from cltools.faults import disk_fault
+
+if TYPE_CHECKING:
+    import polars as pl
 
 log = logging.getLogger("cltools")
 
@@ -124,6 +127,21 @@ def read_json(path: Path, made_by: str) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: run `{made_by}` first") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{path} is damaged: delete it and run `{made_by}` again") from None
+
+
+def read_table(path: Path, made_by: str) -> "pl.DataFrame":
+    """A parquet table of an experiment; `made_by` as in `read_json`.
+
+    Raises InputError when the file is missing or damaged.
+    """
+    import polars as pl
+
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run `{made_by}` first") from None
+    except pl.exceptions.PolarsError:
         raise InputError(f"{path} is damaged: delete it and run `{made_by}` again") from None
 
 

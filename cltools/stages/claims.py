@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import polars as pl
-
 from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.claims.report import markdown
-from cltools.errors import InputError
-from cltools.files import read_json, whole_file
+from cltools.files import read_json, read_table, whole_file
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["claims"]
@@ -25,19 +22,12 @@ def run_claims(plan: Path, tables: Mapping[str, Path | None], claims: Path, outp
     chosen = load_claims(claims)
     planned = read_json(plan, made_by="cltools plan")
     sweeps = {sweep["name"]: sweep for sweep in planned["sweeps"]}
-    found = {name: _read(path) for name, path in tables.items() if path is not None}
+    found = {
+        name: read_table(path, "snakemake") for name, path in tables.items() if path is not None
+    }
     table = evaluate(chosen, found, sweeps)
     text = markdown(planned["experiment"], table, chosen.error_rate)
     with whole_file(output.with_suffix(".md")) as scratch:
         scratch.write_text(text)
     with whole_file(output) as scratch:
         table.write_parquet(scratch)
-
-
-def _read(path: Path) -> pl.DataFrame:
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: make it, or leave it out")
-    try:
-        return pl.read_parquet(path)
-    except pl.exceptions.PolarsError:
-        raise InputError(f"{path} is damaged: delete it and make it again") from None

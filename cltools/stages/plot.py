@@ -10,6 +10,7 @@ from cltools.errors import InputError
 from cltools.figures import FIGURES, Sweeps, draw
 from cltools.figures.style import parameters, save
 from cltools.figures.tables import PAPERS, Experiment
+from cltools.files import read_table
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["plot"]
@@ -45,12 +46,7 @@ def _read(path: Path | None, name: str) -> pl.DataFrame:
     stage = MADE_BY.get(name, name)
     if path is None:
         raise InputError(f"this figure needs the table of `cltools {stage}`: give it by --{name}")
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist: run `cltools {stage}` first")
-    try:
-        return pl.read_parquet(path)
-    except pl.exceptions.PolarsError:
-        raise InputError(f"{path} is damaged: delete it and run `cltools {stage}` again") from None
+    return read_table(path, f"cltools {stage}")
 
 
 def read_papers(paths: Sequence[Path]) -> pl.DataFrame:

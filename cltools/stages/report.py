@@ -14,7 +14,7 @@ import cltools
 from cltools.cells import read_manifest
 from cltools.errors import InputError
 from cltools.figures import FIGURES
-from cltools.files import read_json, whole_file
+from cltools.files import read_json, read_table, whole_file
 from cltools.report.page import Drawn, Material, page
 from cltools.versions import VERSIONS
 
@@ -54,8 +54,8 @@ def report(
     material = Material(
         name=planned["experiment"],
         plan=planned,
-        measures=_table(measures, "collect"),
-        claims=_table(claims, "claims"),
+        measures=read_table(measures, "cltools collect"),
+        claims=read_table(claims, "cltools claims"),
         figures=[figure for name in FIGURES if (figure := _drawn(figures, name))],
         cells={identity: cells[identity] for identity in planned["cells"]},
         config=json.dumps(config, indent=2, ensure_ascii=False),
@@ -64,15 +64,6 @@ def report(
     )
     with whole_file(output) as scratch:
         scratch.write_text(page(material), encoding="utf-8")
-
-
-def _table(path: Path, stage: str) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: run `cltools {stage}` first") from None
-    except pl.exceptions.PolarsError:
-        raise InputError(f"{path} is damaged: delete it and run `cltools {stage}` again") from None
 
 
 def _drawn(folder: Path, name: str) -> Drawn | None:
