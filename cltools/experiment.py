@@ -7,8 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cltools.cells import (
     cell_id,
     check,
@@ -19,7 +17,7 @@ from cltools.cells import (
 from cltools.durations import Duration
 from cltools.errors import InputError
 from cltools.figures import FIGURES, base_sweep
-from cltools.files import canonical_json, sha256_text
+from cltools.files import canonical_json, read_yaml, sha256_text
 
 STOP_KEYS = ("epochs", "steps")
 # What a data set's definition says that does not decide which images it holds.
@@ -130,14 +128,7 @@ def store_id(name: str, definition: Mapping[str, Any]) -> str:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A config file as a mapping. Raises InputError."""
-    try:
-        config = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"config file {path} does not exist: check its path") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise InputError(f"config file {path} is not valid YAML{line}: correct it") from None
+    config = read_yaml(path, "config file")
     if not isinstance(config, dict):
         raise InputError(f"config file {path} holds no settings: see config/README.md")
     return config

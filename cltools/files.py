@@ -130,6 +130,23 @@ def read_json(path: Path, made_by: str) -> Any:
         raise InputError(f"{path} is damaged: delete it and run `{made_by}` again") from None
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file; `what` says in a message what it is.
+
+    Raises InputError when the file is missing or is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{what} {path} does not exist: check its path") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise InputError(f"{what} {path} is not valid YAML{line}: correct it") from None
+
+
 def read_table(path: Path, made_by: str) -> "pl.DataFrame":
     """A parquet table of an experiment; `made_by` as in `read_json`.
 

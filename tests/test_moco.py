@@ -140,7 +140,7 @@ def test_what_the_queue_holds(digits):
         assert sorted(queued.tolist()) == sorted(torch.cat(order[-3:]).tolist())
         own = 24 * (step % 3)
         assert torch.equal(queued[own : own + 24], order[-1])
-        masks = key_masks(batches, step, 3, CPU)
+        masks = key_masks(queued, own, 24, one.data.labels, CPU)
         assert masks.own == own
         assert torch.equal(masks.other_image, order[-1][:, None] != queued)
         labels = one.data.labels

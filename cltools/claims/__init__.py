@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
 from cltools.errors import InputError
+from cltools.files import read_yaml
 
 FILE = Path(str(resources.files("cltools") / "claims" / "claims.yaml"))
 EXPRESSIONS = ("value", "lower", "upper")
@@ -98,14 +98,7 @@ def schema() -> dict[str, Any]:
 
 def load_claims(path: Path = FILE) -> Claims:
     """The claims of a file, checked. Raises InputError, one sentence that names the key."""
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"claims file {path} does not exist: check its path") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise InputError(f"claims file {path} is not valid YAML{line}: correct it") from None
+    found = read_yaml(path, "claims file")
     error = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema()).iter_errors(found)
     )

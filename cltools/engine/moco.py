@@ -74,15 +74,19 @@ def queued_positions(batches: Batches, step: int, length: int) -> Tensor:
     return batches.positions(steps).flatten()
 
 
-def key_masks(batches: Batches, step: int, length: int, device: torch.device) -> KeyMasks:
-    """Which keys of the queue are negatives of the queries of `step`, on the device."""
-    queued = queued_positions(batches, step, length)
-    anchors = batches.positions([step]).flatten()
-    labels = batches.data.labels
+def key_masks(
+    queued: Tensor, own: int, size: int, labels: Tensor, device: torch.device
+) -> KeyMasks:
+    """Which keys are negatives of the queries of a batch, on the device.
+
+    queued: (M,) `queued_positions`; those of the batch are `size` from number `own` on. labels: of
+    all images.
+    """
+    anchors = queued[own : own + size]
     ids = [to_device(positions, device) for positions in (anchors, queued)]
     classes = [to_device(labels[positions], device) for positions in (anchors, queued)]
     return KeyMasks(
-        own=len(anchors) * (step % length),
+        own=own,
         other_image=ids[0][:, None] != ids[1],
         other_class=classes[0][:, None] != classes[1],
     )

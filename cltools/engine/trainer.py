@@ -169,8 +169,10 @@ class CoupledTrainer:
         views, labels = batches.at(self.step)
         here, among = to_device(labels, self.device), labels
         if self.queues:
-            masks = key_masks(batches, self.step, self.queued, self.device)
-            among = self.data.labels[queued_positions(batches, self.step, self.queued)]
+            queued = queued_positions(batches, self.step, self.queued)
+            among = self.data.labels[queued]
+            own = self.step % self.queued * len(labels)
+            masks = key_masks(queued, own, len(labels), self.data.labels, self.device)
         else:
             masks = pair_masks(here, self.cell["views"])
         counts = torch.bincount(among)
