@@ -162,6 +162,8 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
             where = f"sweeps.{name}"
             for settings in _points(config["base"], part, where):
                 _add(plans, _plan(settings, config["datasets"], ids, name, where))
+        numbers = {plan.cell["classes"] for plan in plans.values() if name in plan.sweeps}
+        sweeps[name]["classes"] = sorted(n for n in numbers if isinstance(n, int))
     unknown = sorted(set(config.get("merge", {}).get("sweeps", ())) - set(sweeps))
     if unknown:
         raise InputError(unknown_key(f"merge.sweeps.{unknown[0]}", sweeps))

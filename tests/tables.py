@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,16 @@ from cltools.figures import TABLES
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "base": {"label": "base", "factors": ["seed"]},
-    "classes_steps": {"label": "matched steps", "factors": ["classes", "seed"]},
-    "classes_epochs": {"label": "matched epochs", "factors": ["classes", "seed"]},
+    "classes_steps": {
+        "label": "matched steps",
+        "factors": ["classes", "seed"],
+        "classes": [2, 4, 6, 8, 10],
+    },
+    "classes_epochs": {
+        "label": "matched epochs",
+        "factors": ["classes", "seed"],
+        "classes": [2, 4, 6, 8, 10],
+    },
     "temperature": {"label": "temperature", "factors": ["tau", "seed"]},
     "batch": {"label": "batch size", "factors": ["batch_size", "lr_rule", "seed"]},
     "coupling": {"label": "coupling", "factors": ["coupling", "seed"]},
@@ -34,6 +42,7 @@ COLLAPSE = {  # before training
     ("within_class_spread", "share"): 0.8,
 }
 SIMPLEX_ANGLE = math.degrees(math.acos(-1 / 9))
+SIMPLEX_COSINE = -1 / 3  # of four classes, whose cosines all start at one
 ANGLES = {"smallest": -50.0, "largest": 50.0}  # off that of a simplex, before training
 SHOTS = (1, 10, 100)
 FEW_SHOT = [
@@ -145,6 +154,11 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
             for (metric, variant), start in COLLAPSE.items():
                 value = start * (1 - ACCURACY[objective] * done) * math.exp(off)
                 yield here | {"metric": metric, "variant": variant, "value": value}
+            if c == 4:
+                value = 1 + (SIMPLEX_COSINE - 1) * done * ACCURACY[objective]
+                for i, j in combinations(range(4), 2):
+                    about = {"metric": "class_mean_cosine", "variant": f"classes_{i}_{j}"}
+                    yield here | about | {"value": value}
             for variant, open_by in ANGLES.items():
                 value = SIMPLEX_ANGLE + open_by * (1 - done) + off
                 yield here | {"metric": "class_mean_angle", "variant": variant, "value": value}

@@ -51,7 +51,8 @@ def test_sweeps_share_cells():
         ("classes",),
         ("temperature",),
     ]
-    assert experiment.sweeps["temperature"] == {"label": "τ", "factors": ["seed", "tau"]}
+    of_tau = {"label": "τ", "factors": ["seed", "tau"], "classes": []}
+    assert experiment.sweeps["temperature"] == of_tau
 
 
 def test_full_grid():

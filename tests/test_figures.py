@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import tables as made_up
@@ -15,7 +16,7 @@ from cltools.cells import cell_keys
 from cltools.errors import InputError
 from cltools.figures import FIGURES, base_sweep
 from cltools.figures.style import NEUTRAL, OBJECTIVES
-from cltools.figures.tables import PAPERS, Experiment, papers_rows
+from cltools.figures.tables import PAPERS, Experiment, evenly, papers_rows
 from cltools.stages.plot import plot, read_papers
 
 SEEDS = 3
@@ -306,6 +307,32 @@ def test_collapse_geometry(drawn):
 def test_collapse_geometry_of_networks_alone(inputs, tmp_path):
     plot("collapse_geometry", {"measures": inputs["measures"]}, made_up.SWEEPS, tmp_path / "f", {})
     assert "iteration" not in numbers(tmp_path, "f").columns
+
+
+def test_class_means_space(drawn):
+    """Directions whose cosines are those of the table, with no third axis more than needed."""
+    rows = numbers(drawn, "class_means_space", objective="nscl", epoch=200.0).sort("class")
+    cosine = 1 + (made_up.SIMPLEX_COSINE - 1) * made_up.ACCURACY["nscl"]
+    points = rows.select("x", "y", "z").to_numpy()
+    # Four equal cosines off -1/3 need a fourth dimension: the common direction, which is left out.
+    common = (1 + 3 * cosine) / 4
+    assert points @ points.T == pytest.approx((1 - cosine) * np.eye(4) + cosine - common)
+    deviation = made_up.COLLAPSE["etf_deviation", "gram"] * (1 - made_up.ACCURACY["nscl"])
+    assert set(rows["deviation"].round(9)) == {round(deviation * math.exp(-made_up.SPREAD), 9)}
+
+
+def test_class_means_space_needs_four_classes():
+    spec = FIGURES["class_means_space"]
+    sweep = {"label": "C", "factors": ["classes"]}
+    assert not spec.needs({"c": {**sweep, "classes": [2, 10]}})
+    assert spec.needs({"c": {**sweep, "classes": [2, 4]}})
+    assert not spec.needs({"base": {"label": "", "factors": ["seed"], "classes": [4]}})
+
+
+def test_evenly():
+    assert evenly([3, 1, 2, 1], 4) == [1, 2, 3]
+    assert evenly(range(10), 4) == [0, 3, 6, 9]
+    assert evenly([5], 4) == [5]
 
 
 def test_collapse_order(drawn):

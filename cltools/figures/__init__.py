@@ -48,7 +48,9 @@ class FigureSpec:
     """One figure: the function named like it in `cltools.figures.<module>` draws it.
 
     `factors`: a sweep must vary one of them; none stand for the base sweep, which a figure without
-    a table of cells does not need. `stages`: further stages of the config whose work it shows.
+    a table of cells does not need. `classes`: one of those sweeps must have cells of so many
+    classes, as the figure shows no others. `stages`: further stages of the config whose work it
+    shows.
     `optional`: tables that it shows beside where they are. `papers`: files of the papers' numbers
     (`config/paper/expected`) that it shows beside cells of the same data set.
     """
@@ -56,6 +58,7 @@ class FigureSpec:
     description: str
     module: str
     factors: tuple[str, ...] = ()
+    classes: int | None = None
     tables: tuple[str, ...] = ("measures",)
     stages: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -64,7 +67,10 @@ class FigureSpec:
     def swept(self, sweeps: Sweeps) -> bool:
         """Whether `sweeps` hold the cells that this figure shows."""
         if self.factors:
-            return bool(sweeps_over(sweeps, *self.factors))
+            names = sweeps_over(sweeps, *self.factors)
+            if self.classes is not None:
+                return any(self.classes in sweeps[name].get("classes", ()) for name in names)
+            return bool(names)
         return not set(self.tables) & set(OF_CELLS) or base_sweep(sweeps) is not None
 
     def needs(self, sweeps: Sweeps, stages: Collection[str] = ()) -> bool:
@@ -182,6 +188,12 @@ FIGURES: dict[str, FigureSpec] = {
         "collapse",
         optional=("minimise",),
     ),
+    "class_means_space": FigureSpec(
+        "The class means of four classes in space, checkpoint by checkpoint, and the simplex.",
+        "simplex",
+        factors=("classes",),
+        classes=4,
+    ),
     "collapse_order": FigureSpec(
         "How soon each objective gathers free embeddings by class.",
         "order",
@@ -197,5 +209,7 @@ def draw(name: str, experiment: "Experiment") -> tuple["Figure", "pl.DataFrame"]
     spec = FIGURES[name]
     if not spec.swept(experiment.sweeps):
         varied = " or ".join(spec.factors) or "only the seed"
+        if spec.classes is not None:
+            varied += f", with {spec.classes} classes among its values"
         raise InputError(f"figure {name} needs a sweep that varies {varied}: add one to the config")
     return getattr(import_module(f"cltools.figures.{spec.module}"), name)(experiment)

@@ -29,9 +29,7 @@ def umap_grid(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     cell = experiment.base(experiment.measures).filter(pl.col("cell") == pictures["cell"][0])
     if cell.is_empty():
         raise InputError("the pictures are of a cell without measures: run `cltools project` again")
-    epochs = pictures["epoch"].unique().sort().to_list()
-    kept = np.linspace(0, len(epochs) - 1, min(len(epochs), MOST_EPOCHS)).round().astype(int)
-    epochs = [epochs[i] for i in kept]
+    epochs = tables.evenly(pictures["epoch"], MOST_EPOCHS)
     plotted = pictures.filter(pl.col("epoch").is_in(epochs)).select(
         "objective", "epoch", "method", "share", "sample", "class", "x", "y"
     )

@@ -135,6 +135,13 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([plotted, papers.select(shared)], how="diagonal")
 
 
+def evenly(values: Iterable[float], most: int) -> list[float]:
+    """At most `most` of the distinct values, ascending and evenly spread, both ends among them."""
+    values = sorted(set(values))
+    count = min(len(values), most)
+    return [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
+
+
 def last_step(table: pl.DataFrame) -> pl.DataFrame:
     """The rows of each cell's last step. Take it before `rows`, which may drop that step."""
     return table.filter(pl.col("step") == pl.col("step").max().over("cell"))

@@ -1,0 +1,108 @@
+"""Class means in space: the four directions of C = 4, which three dimensions hold in full."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+from scipy.linalg import orthogonal_procrustes
+
+from cltools.figures import style, tables
+from cltools.figures.tables import Experiment
+
+CLASSES = 4
+MOST_EPOCHS = 4
+# The unit vertices of a regular tetrahedron, any two at a cosine of -1/3.
+VERTICES = (
+    np.array([[0, 0, 3], [8**0.5, 0, -1], [-(2**0.5), 6**0.5, -1], [-(2**0.5), -(6**0.5), -1]]) / 3
+)
+COLOURS = ("#4E79A7", "#F28E2B", "#59A14F", "#E15759")
+VIEW = {"elev": 12, "azim": 25}  # from where no two vertices hide each other
+
+
+def class_means_space(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+    """Rows objectives, columns checkpoints: the directions of four centred class means.
+
+    The four sum to zero where classes are balanced, so three dimensions hold their cosines without
+    loss. Of the cells with C = 4, the one with the most checkpoints is shown; training images.
+    """
+    cells = experiment.over(experiment.measures, "classes").filter(
+        classes=CLASSES, features="h", split="train"
+    )
+    cosines = tables.rows(cells, metric="class_mean_cosine")
+    checkpoints = cosines.group_by("cell").agg(pl.col("step").n_unique())
+    chosen = checkpoints.sort("step", "cell", descending=[True, False])["cell"][0]
+    # A cell that two sweeps share stands here twice.
+    cosines = cosines.filter(cell=chosen).unique(["objective", "epoch", "variant"])
+    deviation = cells.filter(cell=chosen, metric="etf_deviation", variant="gram")
+    objectives = style.ordered(cosines["objective"])
+    epochs = tables.evenly(cosines["epoch"], MOST_EPOCHS)
+    plotted = pl.concat(
+        _directions(cosines.filter(objective=name, epoch=epoch)).select(
+            pl.lit(name).alias("objective"),
+            pl.lit(epoch).alias("epoch"),
+            pl.all(),
+            pl.lit(deviation.filter(objective=name, epoch=epoch)["value"][0]).alias("deviation"),
+        )
+        for name in objectives
+        for epoch in epochs
+    )
+
+    figure, axes = style.panels(
+        len(objectives), len(epochs), height=1.6, subplot_kw={"projection": "3d"}
+    )
+    for row, name in zip(axes, objectives, strict=True):
+        for ax, epoch in zip(row, epochs, strict=True):
+            panel = plotted.filter(objective=name, epoch=epoch)
+            _draw(ax, panel.select("x", "y", "z").to_numpy())
+            ax.text2D(
+                0.5, 0.0, f"{panel['deviation'][0]:.2f}", transform=ax.transAxes, ha="center",
+                color=style.FOOTNOTE,
+            )  # fmt: skip
+            if ax in axes[0]:
+                ax.set_title(f"epoch {epoch:g}", loc="center")
+        look = style.OBJECTIVES[name]
+        row[0].text2D(
+            -0.04, 0.5, look.label, transform=row[0].transAxes, rotation=90, va="center",
+            color=look.colour, weight="bold",
+        )  # fmt: skip
+    looks = [style.Look(f"class {i}", colour, "o") for i, colour in enumerate(COLOURS)]
+    simplex = style.handle(style.Look("simplex", style.THEORY, ""), linestyle=":", linewidth=0.9)
+    style.finish(
+        figure,
+        "Four class means on their way to the simplex",
+        [*(style.handle(look) for look in looks), simplex],
+        f"{tables.setting(cosines)}, seed {cosines['seed'][0]}. Directions of the centred class "
+        "means of h on training images, turned (or mirrored) as one onto the tetrahedron, whose "
+        "corners are the simplex. Numbers: ‖G − G_ETF‖ / ‖G_ETF‖, G the cosines of the four; 0 is "
+        "the simplex.",
+    )
+    return figure, plotted
+
+
+def _directions(cosines: pl.DataFrame) -> pl.DataFrame:
+    """Rows class, x, y and z, from the six cosines of the pairs of classes."""
+    gram = np.eye(CLASSES)
+    for variant, value in cosines.select("variant", "value").iter_rows():
+        i, j = map(int, variant.split("_")[1:])
+        gram[i, j] = gram[j, i] = value
+    values, vectors = np.linalg.eigh(gram)
+    points = vectors[:, 1:] * np.sqrt(np.maximum(values[1:], 0))
+    points = points @ orthogonal_procrustes(points, VERTICES)[0]
+    return pl.DataFrame(points, schema=["x", "y", "z"], orient="row").select(
+        pl.int_range(CLASSES).alias("class"), pl.all()
+    )
+
+
+def _draw(ax, points: Sequence[np.ndarray]) -> None:
+    for i, j in combinations(range(CLASSES), 2):
+        ax.plot(*zip(VERTICES[i], VERTICES[j], strict=True), color=style.THEORY, ls=":", lw=0.7)
+    for point, vertex, colour in zip(points, VERTICES, COLOURS, strict=True):
+        ax.plot(*zip(np.zeros(3), point, strict=True), color=colour, linewidth=1.6)
+        ax.plot(*point[:, None], "o", color=colour, markersize=4.5)
+        ax.plot(*zip(point, vertex, strict=True), color=colour, linewidth=0.6, alpha=0.6)
+    ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), proj_type="ortho")
+    ax.set_box_aspect((1, 1, 1), zoom=1.55)
+    ax.view_init(**VIEW)
+    ax.set_axis_off()
