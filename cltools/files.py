@@ -1,11 +1,14 @@
 """Files that appear whole or not at all, and hashes that do not depend on how a dict was built."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cltools")
 
+ABANDONED = 24 * 3600  # seconds without a byte after which a scratch file has no writer any more
+
 
 @contextmanager
 def whole_file(path: Path, previous: Path | None = None) -> Iterator[Path]:
@@ -31,9 +36,11 @@ def whole_file(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """
     path = Path(path)
     # The suffix stays last: writers such as matplotlib choose the format by it.
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    name = f".{path.stem}.{socket.gethostname()}-{os.getpid()}.part{path.suffix}"
+    scratch = path.with_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_what_the_dead_left(path)
         yield scratch
         with open(scratch, "rb") as file:
             os.fsync(file.fileno())
@@ -57,6 +64,32 @@ def _give_name(path: Path, another: Path) -> None:
         os.link(path, another)
     except OSError:  # a file system without second names
         os.replace(path, another)
+
+
+def _remove_what_the_dead_left(path: Path) -> None:
+    """Remove scratch files of `path` whose writers were killed.
+
+    Of a process on another machine nothing is known but the age of its file.
+    """
+    own = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)\.part")
+    for scratch in path.parent.glob(f".{glob.escape(path.stem)}.*.part{path.suffix}"):
+        with suppress(FileNotFoundError):  # its writer is just done
+            if (process := own.search(scratch.name)) is not None:
+                left = not _alive(int(process[1]))
+            else:
+                left = time.time() - scratch.stat().st_mtime > ABANDONED
+            if left:
+                scratch.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def remove_scratch(folder: Path, stem: str = "*") -> None:

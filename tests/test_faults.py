@@ -91,6 +91,36 @@ def whole(digits, tmp_path_factory):
     return folder
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    """But not the scratch file of one that is alive, nor that of another file."""
+    path = tmp_path / "rows [1].parquet"
+
+    def write_and_die(signal_number):
+        if (child := os.fork()) == 0:
+            with whole_file(path) as scratch:
+                scratch.write_text("half")
+                os.kill(os.getpid(), signal_number)
+        os.waitpid(child, os.WUNTRACED)
+        return child
+
+    write_and_die(signal.SIGKILL)
+    stopped = write_and_die(signal.SIGSTOP)
+    elsewhere = tmp_path / f".{path.stem}.other-host-1.part.parquet"
+    elsewhere.write_text("half")
+    with whole_file(path) as scratch:
+        scratch.write_text("whole")
+    try:
+        (left,) = set(tmp_path.iterdir()) - {path, elsewhere}
+        assert f"-{stopped}.part" in left.name
+    finally:
+        os.kill(stopped, signal.SIGKILL)
+        os.waitpid(stopped, 0)
+    os.utime(elsewhere, (0, 0))
+    with whole_file(path) as scratch:
+        scratch.write_text("whole again")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def interrupted(monkeypatch, act, step=5):
     """Let `act` happen as training comes to `step`."""
     train_step = CoupledTrainer.train_step
