@@ -312,6 +312,7 @@ def project(
 ) -> None:
     """Project features of some images to the plane, for every objective and checkpoint."""
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.project import run_project
 
     chosen = _json_object(settings, "--settings")

@@ -114,6 +114,7 @@ def dataset(**settings):
 OF_SURROGATE = {"surrogate": 1, "claims": 1, "plot": 1, "report": 1}
 # Two of the figures exist for this table alone, a third shows it beside.
 OF_MINIMISE = {"minimise": 1, "claims": 1, "plot": 1, "report": 1}
+OF_REGULARITY = {"regularity": 1, "claims": 1, "plot": 1, "report": 1}  # beside the surrogate's
 OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
 
 
@@ -134,10 +135,12 @@ OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
         ({"measure": {"full_at": "all"}}, {**SHORT, **TABLES}),
         ({"embedding_type": "float16"}, {**SHORT, **TABLES}),
         ({"recalibrate_batchnorm": True}, {**SHORT, **TABLES}),
+        ({"keep_embeddings": True}, {**SHORT, **TABLES}),
         ({"theory": {"delta": 0.1}}, {"theory": 2, **TABLES}),
         ({"merge": {"sweeps": ["temperature"], "points": 3}}, {"merge": 2, **TABLES}),
         ({"surrogate": CONFIG["surrogate"] | {"steps": 4}}, OF_SURROGATE),
         ({"minimise": {"seeds": [0]}}, OF_MINIMISE),
+        ({"regularity": {"steps": 2}}, OF_REGULARITY),
         (dataset(path="elsewhere"), {}),
         (dataset(seed=1), {"prepare": 1, **OF_NEW_CELLS}),
         ({"experiment": "other"}, {**SHORT, "merge": 2, "surrogate": 1, **PLAN}),
@@ -190,6 +193,8 @@ def test_what_jobs_ask_for(finished):
     assert planned(finished, changed(bench="bench.json")) == {}
     threads = dict.fromkeys(("train", "embed", "measure"), 2)
     assert planned(finished, changed(), overwrite_threads=threads) == {}
+    site = {"train": {"slurm_partition": "other"}, "plot": {"runtime": 7}}
+    assert planned(finished, changed(), overwrite_resources=site) == {}
 
 
 def test_touched_and_deleted_files(finished):
