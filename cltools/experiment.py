@@ -60,6 +60,7 @@ class Experiment:
         """Cells and sweeps as later stages need them, for JSON."""
         return {
             "experiment": self.name,
+            "figures": self.figures,
             # A list keeps the config's order, which figures follow; JSON keys are sorted.
             "sweeps": [{"name": name, **about} for name, about in self.sweeps.items()],
             "cells": {

@@ -20,6 +20,19 @@ COLUMNS = {
     "batch_size": "B = {}",
     "lr_rule": "{}",
 }
+# The same of columns that few experiments vary.
+FURTHER = {
+    "imbalance": "imbalance {}",
+    "framework": "{}",
+    "sampler": "sampler {}",
+    "view_forward": "views {}",
+    "optimizer": "{}",
+    "lr_schedule": "{}",
+    "precision": "{}",
+    "peak_lr": "peak rate {}",
+    "total_steps": "{} steps",
+    "cell": "{}",
+}
 # The papers' numbers, none of them (config/paper/expected/README.md says what they are).
 NUMBERS = ("value", "tolerance")
 TEXTS = (
@@ -135,6 +148,32 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([plotted, papers.select(shared)], how="diagonal")
 
 
+def with_setting(table: pl.DataFrame, given: Sequence[str] = ()) -> pl.DataFrame:
+    """The table with a column `setting`: what tells the cells of a row from the others in words.
+
+    Seeds and class draws do not count. Columns `given` are told elsewhere: only what differs within
+    their groups is named. Where nothing does, `setting` is empty.
+    """
+    known = [c for c in (*COLUMNS, *FURTHER) if c in table.columns and c not in given]
+    cells = table.unique("cell", maintain_order=True)
+    named: list[str] = []
+    for column in known:
+        by = [*given, *named]
+        if column == "cell":  # the last resort: no column tells what these cells differ in
+            differ = cells.select(*by, "seed", "class_draw").is_duplicated().any()
+        else:
+            groups = cells.partition_by(by) if by else [cells]
+            differ = any(group[column].n_unique() > 1 for group in groups)
+        if differ:
+            named.append(column)
+    words = [
+        ", ".join(_named(column, [row[column]]) for column in named)
+        for row in cells.iter_rows(named=True)
+    ]
+    return table.join(cells.select("cell").with_columns(setting=pl.Series(words, dtype=pl.String)),
+                      on="cell", how="left", maintain_order="left")  # fmt: skip
+
+
 def evenly(values: Iterable[float], most: int) -> list[float]:
     """At most `most` of the distinct values, ascending and evenly spread, both ends among them."""
     values = sorted(set(values))
@@ -179,7 +218,7 @@ def _named(column: str, values: Iterable[Any]) -> str:
         text = [v if isinstance(v, str) else f"{v:,}" if v > 1000 else f"{v:g}" for v in values]
     if len(text) > 4 and column != "lr_rule":
         text = [f"{text[0]}–{text[-1]}"]
-    return COLUMNS[column].format(", ".join(text))
+    return (COLUMNS | FURTHER)[column].format(", ".join(text))
 
 
 def setting(table: pl.DataFrame, leave_out: Sequence[str] = ()) -> str:

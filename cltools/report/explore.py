@@ -1,11 +1,13 @@
 """What the interactive parts of a report draw, from the tidy table of measures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from cltools.figures.style import OBJECTIVES
+from cltools.figures.tables import with_setting
 
 # Measures of alignment to choose from: name -> metric, variant.
 ALIGNMENT = {
@@ -20,10 +22,11 @@ ALIGNMENT = {
 def exploration(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows for the page, as JSON has them. `sweeps`: as in the plan.
 
-    gap: whole-set gaps of the DCL network on test images, by sweep, C, τ and epoch. alignment: of
-    every pair of objectives in the sweep that varies the seed alone, or else in the first.
-    geometry: cosines between class means in the cells of the first seed, for up to ten classes,
-    those of the same sweep first.
+    gap: whole-set gaps of the DCL network on test images, by sweep, C, τ, what else a sweep varies,
+    and epoch. alignment: of every pair of objectives by sweep and what it varies, the sweep of the
+    seed alone first. Both over seeds; what is not finite is left out. geometry: cosines between
+    class means in the cells of the first seed, for up to ten classes, those of the same sweep
+    first.
     """
     base = next((s for s in sweeps if set(s["factors"]) <= {"seed"}), sweeps[0])
     known = measures["objective"].unique().to_list()
@@ -34,8 +37,11 @@ def exploration(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> 
             if name in known
         },
         "gap": [row for sweep in sweeps for row in _gaps(measures, sweep)],
-        "alignment": _alignment(measures.filter(_of(base))),
-        "alignment_sweep": base["label"],
+        "alignment": [
+            row
+            for sweep in sorted(sweeps, key=lambda sweep: sweep is not base)
+            for row in _alignment(measures.filter(_of(sweep)), sweep["label"])
+        ],
         "geometry": _geometry(measures, base),
     }
 
@@ -45,30 +51,37 @@ def _of(sweep: Mapping[str, Any]) -> pl.Expr:
 
 
 def _gaps(measures: pl.DataFrame, sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = measures.filter(
-        _of(sweep), metric="gap", variant="training_tau", objective="dcl", split="test"
-    )
     value = pl.col("value")
-    found = rows.group_by("dataset", "classes", "tau", "epoch").agg(
-        mean=value.mean(), low=value.min(), high=value.max()
-    )
-    return [
-        {"sweep": sweep["label"], **_rounded(row)}
-        for row in found.sort("dataset", "classes", "tau", "epoch").iter_rows(named=True)
-    ]
+    rows = measures.filter(
+        _of(sweep), value.is_finite(),
+        metric="gap", variant="training_tau", objective="dcl", split="test",
+    )  # fmt: skip
+    rows = with_setting(rows, ["dataset", "classes", "tau"])
+    by = ["dataset", "classes", "tau", "setting", "epoch"]
+    found = rows.group_by(by).agg(mean=value.mean(), low=value.min(), high=value.max())
+    found = found.sort(by).with_columns(sweep=_titled(sweep["label"])).drop("setting")
+    return [_rounded(row) for row in found.iter_rows(named=True)]
 
 
-def _alignment(measures: pl.DataFrame) -> list[dict[str, Any]]:
+def _titled(label: str) -> pl.Expr:
+    """The name of a sweep, and behind it the setting where there is one."""
+    titled = pl.format("{}: {}", pl.lit(label), "setting")
+    return pl.when(pl.col("setting") == "").then(pl.lit(label)).otherwise(titled)
+
+
+def _alignment(measures: pl.DataFrame, label: str) -> list[dict[str, Any]]:
     found = []
+    value = pl.col("value")
+    measures = with_setting(measures).with_columns(cells=_titled(label))
+    order = measures["cells"].unique(maintain_order=True)
+    by = ["cells", "reference", "objective", "split", "epoch"]
     for name, (metric, variant) in ALIGNMENT.items():
-        rows = measures.filter(metric=metric, variant=variant, features="h")
-        value = pl.col("value")
-        over_seeds = rows.group_by("reference", "objective", "split", "epoch").agg(
+        rows = measures.filter(value.is_finite(), metric=metric, variant=variant, features="h")
+        over_seeds = rows.group_by(by).agg(
             mean=value.mean(), sd=value.std().fill_null(0.0), seeds=pl.col("seed").n_unique()
         )
-        for row in over_seeds.sort("reference", "objective", "split", "epoch").iter_rows(
-            named=True
-        ):
+        over_seeds = over_seeds.sort(pl.col("cells").cast(pl.Enum(order)), *by[1:])
+        for row in over_seeds.iter_rows(named=True):
             pair = [row.pop("reference"), row.pop("objective")]
             found.append({"measure": name, "pair": pair, **_rounded(row)})
     return found
@@ -87,7 +100,8 @@ def _geometry(measures: pl.DataFrame, base: Mapping[str, Any]) -> list[dict[str,
         classes = 1 + max(j for _, j in places)
         cosines = [[1.0] * classes for _ in range(classes)]
         for (i, j), value in zip(places, pairs["value"], strict=True):
-            cosines[i][j] = cosines[j][i] = round(value, 3)
+            known = round(value, 3) if math.isfinite(value) else None
+            cosines[i][j] = cosines[j][i] = known
         about = dict(zip(keys, key, strict=True))
         found.append({**about, "epoch": round(about["epoch"], 6), "cosines": cosines})
     return found

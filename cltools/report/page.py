@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from cltools.claims.evaluate import UNTESTED, VERDICTS
 from cltools.claims.report import because, effect
+from cltools.figures.tables import with_setting
 from cltools.report.explore import exploration
 
 
@@ -79,7 +80,7 @@ def page(material: Material) -> str:
         script=plain((files / "report.js").read_text()),
         plotly=plain(get_plotlyjs()),
         # "</" would end the script that holds it.
-        data=plain(json.dumps(explore).replace("</", "<\\/")),
+        data=plain(json.dumps(explore, allow_nan=False).replace("</", "<\\/")),
         explore=explore,
         counts=_counts(material.claims),
         claims=_claims(material.claims, drawn),
@@ -134,21 +135,24 @@ def _summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dic
     sweep = next((s for s in sweeps if set(s["factors"]) <= {"seed"}), sweeps[0])
     rows = measures.filter(pl.col("sweeps").list.contains(sweep["name"]), split="test")
     rows = rows.filter(pl.col("step") == pl.col("step").max().over("cell"))
-    seeds = rows["seed"].n_unique()
+    rows = with_setting(rows)
     found = []
-    for objective in rows["objective"].unique(maintain_order=True):
-        line = [objective]
+    for (words, objective), part in rows.group_by(["setting", "objective"], maintain_order=True):
+        line = [words, objective, part["seed"].n_unique()]
         for metric, variant, features in SUMMARY.values():
-            values = rows.filter(
+            values = part.filter(
                 pl.col("reference").is_in(["", "dcl"]),
-                objective=objective, metric=metric, variant=variant, features=features,
+                metric=metric, variant=variant, features=features,
             )["value"]  # fmt: skip
             line.append(_mean(values))
         found.append(line)
+    columns = ["cells", "objective", "seeds", *SUMMARY]
+    if not any(words for words, *_ in found):
+        found, columns = [line[1:] for line in found], columns[1:]
     return {
         "title": f"End of training, test images, sweep “{sweep['label']}”: mean ± standard "
-        f"deviation over {seeds} seed{'s' * (seeds > 1)}",
-        "columns": ["objective", *SUMMARY],
+        "deviation over seeds",
+        "columns": columns,
         "rows": found,
     }
 

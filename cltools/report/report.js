@@ -125,7 +125,7 @@ widget("geometry", ({ cell, split }) => {
   const white = Math.max(1e-6, (target + 1) / 2);
   shape.coloraxis = { cmin: -1, cmax: 1, colorscale: [[0, "#0072B2"], [white, "#ffffff"], [1, "#D55E00"]] };
   show(traces, shape);
-  const off = (m) => m.flatMap((r, i) => r.filter((_, j) => j !== i));
+  const off = (m) => m.flatMap((r, i) => r.filter((c, j) => j !== i && c !== null));
   const apart = here.map((row) => {
     const cosines = off(row.cosines);
     const rms = Math.sqrt(cosines.reduce((s, c) => s + (c - target) ** 2, 0) / cosines.length);
@@ -135,7 +135,8 @@ widget("geometry", ({ cell, split }) => {
 });
 
 // Alignment of any two objectives.
-widget("alignment", ({ one, other, measure, split, epoch }) => {
+widget("alignment", ({ cells, one, other, measure, split }) => {
+  choices(cells, unique(data.alignment.map((row) => row.cells)));
   const names = Object.fromEntries(Object.entries(data.objectives).map(([k, v]) => [k, v.label]));
   const known = Object.keys(data.objectives).filter((o) => data.alignment.some((row) => row.pair.includes(o)));
   choices(one, known, names);
@@ -144,11 +145,13 @@ widget("alignment", ({ one, other, measure, split, epoch }) => {
   choices(measure, unique(data.alignment.map((row) => row.measure)));
   choices(split, unique(data.alignment.map((row) => row.split)));
   split.value = "test";
-  steps(epoch, ascending(data.alignment.map((row) => row.epoch)));
-}, ({ one, other, measure, split, epoch }, show, say, value) => {
-  const epochs = ascending(data.alignment.map((row) => row.epoch)), now = epochs[epoch.value];
+}, ({ cells, one, other, measure, split, epoch }, show, say, value) => {
+  const ofCells = data.alignment.filter((row) => row.cells === cells.value);
+  const epochs = ascending(ofCells.map((row) => row.epoch));
+  if (Number(epoch.max) !== epochs.length - 1) steps(epoch, epochs);
+  const now = epochs[epoch.value];
   value("epoch", number(now));
-  const rows = data.alignment.filter((row) => row.measure === measure.value && row.split === split.value);
+  const rows = ofCells.filter((row) => row.measure === measure.value && row.split === split.value);
   const known = [...one.options].map((option) => option.value);
   const label = (o) => data.objectives[o].label;
   const between = (a, b, rest = rows) => rest.filter((row) => row.pair.includes(a) && row.pair.includes(b) && a !== b);

@@ -37,7 +37,7 @@ def report(
         plan: written by `cltools plan`.
         measures: written by `cltools collect`.
         claims: the table written by `cltools claims`.
-        figures: folder with what `cltools plot` wrote; the figures that are there are shown.
+        figures: folder with what `cltools plot` wrote; those of the plan that are there are shown.
         manifests: of the experiment's trained cells.
         config: the experiment's config, shown as it is.
         output: the HTML file.
@@ -56,7 +56,7 @@ def report(
         plan=planned,
         measures=read_table(measures, "cltools collect"),
         claims=read_table(claims, "cltools claims"),
-        figures=[figure for name in FIGURES if (figure := _drawn(figures, name))],
+        figures=[f for name in planned["figures"] if (f := _drawn(figures, name)) is not None],
         cells={identity: cells[identity] for identity in planned["cells"]},
         config=json.dumps(config, indent=2, ensure_ascii=False),
         made=_made(cells.values()),
