@@ -169,6 +169,7 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
     if not _is_valid(cell):
         check(cell, "cell", where)
+    cell = _with_floats(cell, schema()["$defs"]["cell"])
     _check_encoder(cell, where)
     _check_framework(cell, where)
     horizon = Duration.parse(cell["horizon"])
@@ -185,6 +186,20 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         # With nothing of its own, the second DCL model would be the first.
         cell["objectives"] = [o for o in cell["objectives"] if o != "dcl_twin"]
     return cell
+
+
+def _with_floats(value: Any, rules: Mapping[str, Any]) -> Any:
+    """Integers as floats where the schema has numbers: 1 and 1.0 are one temperature, one cell."""
+    if "$ref" in rules:
+        rules = schema()["$defs"][rules["$ref"].rpartition("/")[2]]
+    kind = rules.get("type")
+    if kind == "number":
+        return float(value)
+    if kind == "array" and "items" in rules:
+        return [_with_floats(item, rules["items"]) for item in value]
+    if kind == "object" and "properties" in rules:
+        return {k: _with_floats(v, rules["properties"].get(k, {})) for k, v in value.items()}
+    return value
 
 
 def _check_encoder(cell: Mapping[str, Any], where: str) -> None:

@@ -10,6 +10,7 @@ from cltools.cells import canonical_cell, cell_id, defaults, resolve_cell, train
 from cltools.durations import Duration
 from cltools.errors import InputError
 from cltools.experiment import load_experiment, read_config, store_id
+from cltools.recipes import RECIPES
 
 CONFIG = {
     "experiment": "demo",
@@ -74,6 +75,12 @@ def test_identity_does_not_depend_on_spelling():
     assert cell_id(one) == cell_id(other)
     assert cell_id(cell(objectives=["nscl", "dcl"])) == cell_id(cell(objectives=["dcl", "nscl"]))
     assert cell_id(cell(seed=1)) != cell_id(cell(seed=2))
+    for key in ("tau", "lr", "imbalance"):
+        assert cell_id(cell(**{key: 1})) == cell_id(cell(**{key: 1.0}))
+        assert isinstance(cell(**{key: 1})[key], float)
+    recipe = {**RECIPES["cifar"], "brightness": 1, "crop_scale": [1, 1]}
+    same = {**RECIPES["cifar"], "brightness": 1.0, "crop_scale": [1.0, 1.0]}
+    assert cell_id(cell(recipe=recipe)) == cell_id(cell(recipe=same))
     assert "seed" not in json.loads(canonical_cell(cell()))  # at its default
     assert resolve_cell(json.loads(canonical_cell(one))) == one
 

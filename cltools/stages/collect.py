@@ -76,4 +76,5 @@ def collect(
             joined[target].append(table.select(*columns, *table.columns))
     for target, found in joined.items():
         with whole_file(target) as scratch:
-            pl.concat(found, how="diagonal").write_parquet(scratch)
+            # Cells of an older checkout may have an integer where a number is meant.
+            pl.concat(found, how="diagonal_relaxed").write_parquet(scratch)
