@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cltools.maths.surrogate import batch_gradient
 from cltools.maths.theory import (
+    batch_class_counts,
     batch_composition_deviation,
     centring_sides,
     cka_lower_bound,
@@ -121,6 +122,12 @@ def test_bounds_on_cosines_at_their_ends():
     assert cka_lower_bound([0, 0.5, 1, 2, math.nan]).tolist()[:2] == [1, pytest.approx(1 / 3)]
     assert np.isnan(cka_lower_bound([1, 2, math.nan, -0.1])).all()
     assert cosine_lower_bound(0.6) == pytest.approx(0.8)
+
+
+def test_batch_class_counts():
+    labels = np.random.default_rng(0).integers(0, 5, (7, 9))
+    counts = batch_class_counts(labels, 6)
+    assert counts.tolist() == [[int((row == c).sum()) for c in range(6)] for row in labels]
 
 
 def test_batch_composition():

@@ -223,6 +223,14 @@ def cosine_lower_bound(ratio: ArrayLike) -> Values:
     return np.sqrt(1 - _below_one(ratio) ** 2)
 
 
+def batch_class_counts(labels_per_batch: ArrayLike, classes: int) -> np.ndarray:
+    """How many images of each class are in each batch: (T, C) from labels (T, B) in 0..C-1."""
+    labels = np.asarray(labels_per_batch)
+    steps = len(labels)
+    flat = (labels + np.arange(steps)[:, None] * classes).ravel()
+    return np.bincount(flat, minlength=steps * classes).reshape(steps, classes)
+
+
 def batch_composition_deviation(labels_per_batch: ArrayLike, class_fractions: ArrayLike) -> float:
     """P2 Corollary 3's left side: max over batches and anchors of |fraction in batch - π_c|.
 
@@ -247,10 +255,8 @@ def batch_composition_deviation(labels_per_batch: ArrayLike, class_fractions: Ar
         )
     if labels.min() < 0 or labels.max() >= len(fractions):
         raise ValueError(f"labels must lie in 0..{len(fractions) - 1}")
-    steps, batch_size = labels.shape
-    flat = (labels + np.arange(steps)[:, None] * len(fractions)).ravel()
-    counts = np.bincount(flat, minlength=steps * len(fractions)).reshape(steps, len(fractions))
-    deviation = np.abs(counts / batch_size - fractions)
+    counts = batch_class_counts(labels, len(fractions))
+    deviation = np.abs(counts / labels.shape[1] - fractions)
     return float(deviation[counts > 0].max())
 
 
