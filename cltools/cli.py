@@ -225,6 +225,9 @@ def embed(
         FullAt | None,
         typer.Option(help="Leave out cells that are measured, with this --full-at, already."),
     ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Let no `cltools measure` discard them.")
+    ] = False,
     device: Device = "auto",
     threads: Threads = 1,
     workers: Workers = None,
@@ -236,8 +239,9 @@ def embed(
 
     with memory_remedy("lower images_per_class, use --device cpu, or give the job more"):
         embed_cells(
-            manifests, store, done, device, dtype, threads, recalibrate, workers, unless_measured
-        )
+            manifests, store, done, device, dtype, threads, recalibrate, workers, unless_measured,
+            keep,
+        )  # fmt: skip
 
 
 @app.command()

@@ -13,6 +13,7 @@ those of the plain training images. Evaluation has its own views, which no train
 
 import json
 import logging
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,22 @@ from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["embed"]
 BLOCK = 512  # images per forward pass
+KEPT = "kept"  # a file of this name says that these embeddings are not to be discarded
 # Epoch numbers under which the evaluation views are drawn; training counts from 0.
 VIEW_EPOCHS = {"train": -1, "test": -2}
 log = logging.getLogger("cltools")
 
 
-def embedding_folder(cell_folder: Path, recalibrated: bool) -> Path:
-    """Where a cell's embeddings lie; those with recalibrated batch statistics lie apart."""
-    return cell_folder / ("embeddings-recalibrated" if recalibrated else "embeddings")
+def embedding_folder(cell_folder: Path, recalibrated: bool, dtype: str = "float32") -> Path:
+    """Where a cell's embeddings lie; recalibrated ones, and those of another type, lie apart."""
+    apart = "-recalibrated" * recalibrated + f"-{dtype}" * (dtype != "float32")
+    return cell_folder / f"embeddings{apart}"
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of embeddings, unless some experiment has it kept."""
+    if not (folder / KEPT).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def embedding_file(folder: Path, step: int) -> Path:
@@ -62,12 +71,14 @@ def embed_cells(
     recalibrate: bool = False,
     workers: int | None = None,
     unless_measured: str | None = None,
+    keep: bool = False,
 ) -> None:
     """Embed several trained cells and write the list of files, by manifest, to `done`.
 
     Each cell takes the store that carries the name of its data set. With `unless_measured`, cells
     are left out whose measures with that `full_at` are there: embeddings are large, are deleted
-    once measured, and would serve for nothing. Raises InputError when there is no store, and as
+    once measured, and would serve for nothing. With `keep`, they are not deleted, even if another
+    experiment with these cells does not want them. Raises InputError when there is no store, and as
     `embed` does.
     """
     torch.set_num_threads(threads)
@@ -82,6 +93,8 @@ def embed_cells(
     for path, store in with_stores(manifests, store_folders):
         made = embed(path, store, device, dtype, recalibrate, workers)
         files[str(path)] = [str(file) for file in made]
+        if keep:
+            (embedding_folder(path.parent, recalibrate, dtype) / KEPT).touch()
     write_json(done, {"files": files, "version": VERSION})
 
 
@@ -102,7 +115,7 @@ def embed(
     """
     manifest = read_manifest(manifest_path)
     cell, run = manifest["cell"], manifest_path.parent / "run"
-    folder = embedding_folder(manifest_path.parent, recalibrate)
+    folder = embedding_folder(manifest_path.parent, recalibrate, dtype)
     sets = trained_images(store, manifest, manifest_path, device, workers)
     files = []
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "embedding"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 import xarray as xr
 
@@ -19,7 +20,7 @@ from cltools.files import (
 )
 from cltools.progress import track
 from cltools.stages import measurements
-from cltools.stages.embed import embedding_file, embedding_folder, load_weights
+from cltools.stages.embed import discard, embedding_file, embedding_folder, load_weights
 from cltools.stages.train import saved_weights, weights_file
 from cltools.tables import measures_table
 from cltools.versions import VERSIONS
@@ -46,7 +47,7 @@ def measure_cells(
     for path in manifests:
         tables[str(path)] = str(measure(path, full_at, recalibrated, dtype))
         if discard_embeddings:
-            shutil.rmtree(embedding_folder(path.parent, recalibrated), ignore_errors=True)
+            discard(embedding_folder(path.parent, recalibrated, dtype))
     write_json(done, {"stage": "measure", "tables": tables, "version": VERSION})
 
 
@@ -55,22 +56,30 @@ def measure(
 ) -> Path:
     """Measure one trained and embedded cell at all its checkpoints; the tidy parquet file.
 
-    It is made once, see `measures_table`. `full_at` is "last" or "all" checkpoints: there the
-    dearer measures are made too (linear probe, few-shot, kNN, permutation nulls, rank correlation,
-    other labels, intervals). `recalibrated` and `dtype` say which embeddings to take. Raises
-    InputError when they are missing, of another type or of other weights than the manifest's.
+    It is made once, see `measures_table`. Until it is whole, the rows of each checkpoint lie in a
+    folder beside it, from where the next call goes on after a kill.
+
+    `full_at` is "last" or "all" checkpoints: there the dearer measures are made too (linear probe,
+    few-shot, kNN, permutation nulls, rank correlation, other labels, intervals). `recalibrated` and
+    `dtype` say which embeddings to take. Raises InputError when they are missing, of another type
+    or of other weights than the manifest's.
     """
     manifest = read_manifest(manifest_path)
     run = manifest_path.parent / "run"
-    embeddings = embedding_folder(manifest_path.parent, recalibrated)
+    embeddings = embedding_folder(manifest_path.parent, recalibrated, dtype)
     path = measures_table(manifest_path, full_at, recalibrated, dtype)
+    unfinished = path.with_name(f"{path.stem}-steps")
     if path.exists():
+        shutil.rmtree(unfinished, ignore_errors=True)
         return path
     cell = manifest["cell"]
-    rows: list[measurements.Row] = []
+    steps: list[Path] = []
     initial: dict[str, dict[str, np.ndarray]] = {}
     initial_weights: dict[str, np.ndarray] | None = None
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
+        steps.append(unfinished / f"step-{step:07d}.parquet")
+        if step > 0 and steps[-1].exists():
+            continue
         dataset = read_embeddings(
             embedding_file(embeddings, step), manifest["store"], hashes, recalibrated, dtype
         )
@@ -85,7 +94,9 @@ def measure(
                     for split, arrays in initial.items()
                 }
                 initial_weights = next(iter(weights.values()))
-        found = []
+            if steps[-1].exists():
+                continue
+        found: list[measurements.Row] = []
         for split, part in parts.items():
             rows_of_split = _measure_split(part, initial.get(split), weights, cell, full)
             found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows_of_split]
@@ -95,9 +106,11 @@ def measure(
         )
         found += measurements.weight_rows(weights, initial_weights)
         at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
-        rows += [{**at, **row} for row in found]
+        with whole_file(steps[-1]) as scratch:
+            measurements.tidy({**at, **row} for row in found).write_parquet(scratch)
     with whole_file(path) as scratch:
-        measurements.tidy(rows).write_parquet(scratch)
+        pl.concat(pl.read_parquet(step) for step in steps).rechunk().write_parquet(scratch)
+    shutil.rmtree(unfinished)
     return path
 
 

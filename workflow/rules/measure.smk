@@ -30,10 +30,12 @@ rule embed:
             if EXPERIMENT.setting("keep_embeddings")
             else f"--unless-measured {EXPERIMENT.setting('measure', 'full_at')}"
         ),
+        keep="--keep" if EXPERIMENT.setting("keep_embeddings") else "",
         version=VERSIONS["embed"],
     shell:
         "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
-        "{params.recalibrate} {params.unless_measured} --done {output} --threads {threads} "
+        "{params.recalibrate} {params.unless_measured} {params.keep} --done {output} "
+        "--threads {threads} "
         "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
