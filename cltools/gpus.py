@@ -49,6 +49,19 @@ def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -
     environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, claimed))
 
 
+def _opened(path: Path) -> int:
+    """The lock file, which all users of the machine share.
+
+    In /tmp the kernel refuses to create a file that is there and another user's, even for reading.
+    """
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+        os.fchmod(file, 0o666)  # whatever the umask
+        return file
+
+
 def _try(count: int, present: int) -> dict[int, int]:
     """GPU -> open lock file for `count` free GPUs; none at all where fewer are free.
 
@@ -59,7 +72,7 @@ def _try(count: int, present: int) -> dict[int, int]:
         if len(claimed) == count:
             break
         path = Path(tempfile.gettempdir()) / f"cltools-gpu-{gpu}"
-        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+        file = _opened(path)
         os.set_inheritable(file, True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import io
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from commands import SERVER
 
 import cltools.engine.tensors
 import cltools.stages.embed
@@ -40,9 +40,6 @@ from cltools.stages.prepare import prepare
 from cltools.stages.train import train
 
 ROOT = Path(__file__).parents[1]
-# A server that has imported everything once, and forks: one import for all processes that break.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["cltools.stages.measure", "cltools.stages.prepare", "torch._dynamo"])
 
 
 def cell(**settings):
@@ -390,6 +387,17 @@ def test_two_runs_of_one_cell(digits, tmp_path, whole):
     assert f"{tmp_path / 'run'} is in use by {holder}: wait for its end" in str(error.value)
     run(cell(), digits, tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+def test_a_lock_of_a_moment_is_waited_for(tmp_path):
+    """`cltools status` takes the lock to see whether it can."""
+    with only_process(tmp_path):
+        pass
+    with open(tmp_path / "lock") as probe:
+        fcntl.flock(probe, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, (probe, fcntl.LOCK_UN)).start()
+        with only_process(tmp_path):
+            pass
 
 
 def hold(folder, held):

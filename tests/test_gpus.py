@@ -65,6 +65,25 @@ def test_a_gpu_is_free_when_its_process_was_killed(start):
     assert claimed(late) == "1"
 
 
+def test_another_user_can_claim(tmp_path, monkeypatch):
+    """Whatever the umask of the first: the lock file is everyone's, and is not created again."""
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    before = os.umask(0o077)
+    try:
+        (file,) = gpus._try(1, 1).values()
+    finally:
+        os.umask(before)
+    os.close(file)
+    path = tmp_path / "cltools-gpu-0"
+    assert path.stat().st_mode & 0o777 == 0o666
+    flags = []
+    opened = os.open
+    monkeypatch.setattr(os, "open", lambda *given: flags.append(given[1]) or opened(*given))
+    (file,) = gpus._try(1, 1).values()
+    os.close(file)
+    assert flags == [os.O_RDONLY]
+
+
 def test_several_gpus_are_claimed_together_or_not_at_all(start):
     pair = start(2, 3)
     assert claimed(pair) == "0,1"

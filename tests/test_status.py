@@ -108,6 +108,14 @@ def test_a_held_lock_is_running(results):
     assert of(results)["state"] == "begun"  # the holder is gone, whatever the file says
 
 
+def test_a_long_log_of_a_resumed_run(results):
+    """It said at its beginning where it resumed, and counts from there."""
+    lines = [f"training: {step} of 15200\n" for step in range(1, 1001)]
+    train_log(results, "resumed at step 100000 of 115200\n" + "".join(lines))
+    found = of(results)
+    assert (found["step"], found["steps"]) == (101000, 115200)
+
+
 def test_a_state_without_a_log_is_begun(results):
     resume_state(results, step=4)
     resume_state(results, step=3, name="resume-previous.safetensors")

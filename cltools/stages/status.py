@@ -22,7 +22,7 @@ from cltools.versions import VERSIONS
 # with an error; begun: none of these, but there is a log or a state to go on from; waiting: nothing
 # is there. The short stages have no lock: theirs run when they are begun, or were killed.
 STATES = ("done", "running", "begun", "failed", "stale", "waiting")
-TAIL = 4096  # bytes at the end of a log that are looked at
+TAIL = 4096  # bytes at the beginning and at the end of a log that are looked at
 _STEPS = re.compile(r"^(?:training: (\d+) of (\d+)|resumed at step (\d+) of (\d+))$", re.M)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*|Killed.*")
 
@@ -115,7 +115,7 @@ def _training(plan: Plan, manifest: Path, results: Path) -> StageStatus:
         state = "done" if current else "stale"
         return StageStatus(state, named, step=made["steps"], steps=made["steps"])
     text = _end_of(log)
-    step, steps = _progress(text, run)
+    step, steps = _progress(f"{_beginning_of(log)}\n{text}", run)
     error = _last_error(text)
     if _locked(run / "lock"):
         return StageStatus("running", named, None, step, steps)
@@ -187,6 +187,15 @@ def _saved_step(path: Path) -> int | None:
         return json.loads(header["__metadata__"]["cltools"])["step"]
     except (OSError, ValueError, KeyError, OverflowError, MemoryError):
         return None
+
+
+def _beginning_of(log: Path) -> str:
+    """Where a training log says at what step it resumed."""
+    try:
+        with open(log, "rb") as file:
+            return file.read(TAIL).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _end_of(log: Path) -> str:
