@@ -4,8 +4,6 @@ import io
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import threading
 import time
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
 import xarray as xr
+from commands import cltools
 from PIL import Image
 
 from cltools.cells import resolve_cell
@@ -481,11 +480,6 @@ def test_from_a_folder_to_embeddings(photographs, tmp_path):
     """By the commands; the stages with other numbers of workers write the same bytes."""
     store, made = tmp_path / "store", tmp_path / "cell"
     settings = cell(horizon="4 steps", checkpoints=[0, 2])
-
-    def cltools(*arguments):
-        command = [sys.executable, "-m", "cltools.cli", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
 
     cltools("prepare", "--name", "photographs", "--store", store, "--workers", 2,
             "--definition", json.dumps(definition(photographs)))  # fmt: skip

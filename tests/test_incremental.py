@@ -1,26 +1,19 @@
 """What runs again after each kind of change: a test for every line of docs/incremental.md."""
 
-import collections
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
-from snakemake.api import SnakemakeApi
-from snakemake.settings.enums import Quietness
-from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
+from commands import planned, snakemake
 from typer.testing import CliRunner
 
 from cltools.cli import app
 from cltools.experiment import load_experiment
 from cltools.versions import VERSIONS
 
-ROOT = Path(__file__).parents[1]
 CONFIG = {
     "experiment": "tiny",
     "datasets": {"photos": {"source": "folder", "path": "photos", "recipe": "digits", "seed": 0}},
@@ -46,44 +39,11 @@ TABLES = {"collect": 1, "claims": 1, "plot": FIGURES - 1, "report": 1}
 PLAN = {"plan": 1, **TABLES, **DRAWN}
 
 
-def planned(folder, text, **resources):
-    """Jobs by rule that a dry run plans in `folder` for a config, without the target rule.
-
-    In this process: the packages are imported once for all runs.
-    """
-    path = folder / "config.yaml"
-    path.write_text(text)
-    before = Path.cwd()
-    try:
-        with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
-            workflow = api.workflow(
-                resource_settings=ResourceSettings(cores=2, **resources),
-                config_settings=ConfigSettings(configfiles=[path]),
-                snakefile=ROOT / "Snakefile",
-                workdir=folder,
-            )
-            workflow.dag().execute_workflow(executor="dryrun")
-            dag = workflow._workflow.dag
-            jobs = [job.rule.name for job in dag.jobs if dag.finished(job)]
-            return dict(collections.Counter(job for job in jobs if job != "all"))
-    finally:
-        os.chdir(before)
-
-
 def changed(**settings):
     """The config as YAML with changed keys; base keys are changed one by one."""
     config = copy.deepcopy(CONFIG)
     config["base"] |= settings.pop("base", {})
     return yaml.safe_dump(config | settings, sort_keys=False)
-
-
-def snakemake(folder, text, *arguments):
-    path = folder / "config.yaml"
-    path.write_text(text)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2",
-               "--directory", folder, "--configfile", path, *arguments]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +59,7 @@ def finished(tmp_path_factory):
         for number in range(20):
             pixels = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"photos/{name}/{number}.png")
-    snakemake(folder, changed())
+    snakemake(folder, config=changed())
     return folder
 
 
@@ -218,7 +178,7 @@ def test_measured_cells_are_not_embedded_again(finished):
     """In other batches, jobs go through the cells and take what is there."""
     weights = {path: path.stat().st_mtime_ns for path in finished.glob("results/cells/*/*/*")}
     assert any("measures" in path.parts for path in weights)
-    snakemake(finished, changed(cells_per_job=2), "--until", "theory")
+    snakemake(finished, "--until", "theory", config=changed(cells_per_job=2))
     now = {path: path.stat().st_mtime_ns for path in finished.glob("results/cells/*/*/*")}
     assert now == weights
     assert not list(finished.glob("results/cells/*/embeddings"))

@@ -1,16 +1,19 @@
 """The command line end to end on real digits, and what it says when something is wrong."""
 
 import json
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 import xarray as xr
+from commands import cltools
 
 from cltools.cells import canonical_cell, resolve_cell
 from cltools.maths.alignment import alignment
+from cltools.stages import measurements
+from cltools.stages.embed import embed_cells
+from cltools.stages.measure import measure, measure_cells
 
 CONFIG = """
 experiment: tiny
@@ -29,14 +32,6 @@ base:
 sweeps:
   base: {vary: {seed: [0]}}
 """
-
-
-def cltools(*arguments, code=0):
-    """Run the command; returns what it wrote to stderr."""
-    command = [sys.executable, "-m", "cltools.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stderr
-    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +221,6 @@ def test_theory_of_a_cell_without_nscl(digits, tmp_path):
 
 
 def test_recalibrated_embeddings_lie_apart(made, tmp_path):
-    import shutil
-
     shutil.copytree(made / "cell", tmp_path / "cell")
     manifest = tmp_path / "cell/trained-2epochs.json"
     measure = ["measure", manifest, "--done", tmp_path / "m.json", "--recalibrated"]
@@ -259,9 +252,44 @@ def test_embeddings(made):
     assert table["value"].item() == values["dcl", "nscl"]["rsa", "pearson_cosine"]
 
 
-def test_half_precision_embeddings(made, tmp_path):
-    import shutil
+def test_embeddings_that_are_kept(made, tmp_path):
+    """Another experiment with the same cell does not discard them."""
+    cell = shutil.copytree(made / "cell", tmp_path / "cell")
+    manifest = cell / "trained-2epochs.json"
+    files = sorted((cell / "embeddings").iterdir())
+    embed_cells([manifest], [made / "store"], tmp_path / "e.json", "cpu", keep=True)
+    measure_cells([manifest], tmp_path / "m.json", "all", discard_embeddings=True)
+    assert [file for file in sorted((cell / "embeddings").iterdir()) if file.suffix] == files
+    (cell / "embeddings/kept").unlink()
+    measure_cells([manifest], tmp_path / "m.json", "all", discard_embeddings=True)
+    assert not (cell / "embeddings").exists()
 
+
+def test_measuring_goes_on_where_it_was_killed(made, tmp_path, monkeypatch):
+    """To the same bytes; what was measured is not measured again, and nothing is left behind."""
+    cell = shutil.copytree(made / "cell", tmp_path / "cell")
+    whole = next((cell / "measures").iterdir())
+    content = whole.read_bytes()
+    whole.unlink()
+    measured, downstream_rows = [], measurements.downstream_rows
+
+    def rows(*arguments):
+        measured.append(1)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        yield from downstream_rows(*arguments)
+
+    monkeypatch.setattr(measurements, "downstream_rows", rows)
+    with pytest.raises(KeyboardInterrupt):
+        measure(cell / "trained-2epochs.json", "all")
+    assert not whole.exists()
+    assert measure(cell / "trained-2epochs.json", "all") == whole
+    assert len(measured) == 3  # two checkpoints, and the one that was interrupted
+    assert whole.read_bytes() == content
+    assert list((cell / "measures").iterdir()) == [whole]
+
+
+def test_half_precision_embeddings(made, tmp_path):
     shutil.copytree(made / "cell", tmp_path / "cell")
     manifest = tmp_path / "cell/trained-2epochs.json"
     cltools("embed", manifest, "--store", made / "store", "--done", tmp_path / "e.json",
@@ -269,7 +297,9 @@ def test_half_precision_embeddings(made, tmp_path):
     shutil.rmtree(tmp_path / "cell/measures")
     cltools("measure", manifest, "--done", tmp_path / "m.json", "--dtype", "float16",
             "--discard-embeddings")  # fmt: skip
-    assert not (tmp_path / "cell/embeddings").exists()
+    # Those of the other type, another experiment's, are still there.
+    assert not (tmp_path / "cell/embeddings-float16").exists()
+    assert (tmp_path / "cell/embeddings").exists()
     half = pl.read_parquet(next((tmp_path / "cell/measures").glob("*.parquet")))
     full = pl.read_parquet(made / "measures.parquet")
     keys = ["step", "split", "objective", "reference", "features", "metric", "variant"]
@@ -281,8 +311,6 @@ def test_half_precision_embeddings(made, tmp_path):
 
 def damaged(made, tmp_path, name):
     """A copy of the cell with one file cut in half."""
-    import shutil
-
     shutil.copytree(made / "cell", tmp_path / "cell")
     path = tmp_path / "cell" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

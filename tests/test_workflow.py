@@ -4,18 +4,14 @@ import copy
 import json
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
+from commands import planned, snakemake
 
 from cltools.estimates import kind_of
 from cltools.experiment import load_experiment
 
-ROOT = Path(__file__).parents[1]
 CONFIG = {
     "experiment": "tiny",
     "datasets": {"digits": {"source": "digits", "recipe": "digits"}},
@@ -37,29 +33,6 @@ CONFIG = {
     },
     "cells_per_job": 3,
 }
-
-
-def snakemake(folder, *arguments, config=None, code=0):
-    """Run Snakemake in `folder`; returns all that it printed."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
-    command += ["--directory", folder, "--cores", "2", *arguments]
-    if config is not None:
-        path = folder / "config.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        command += ["--configfile", path]
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def planned(folder, config):
-    """Jobs by rule that a dry run plans, without the target rule."""
-    text = snakemake(folder, "--dry-run", config=config)
-    table = text.split("Job stats:")[-1] if "Job stats:" in text else ""
-    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
-    return {rule: count for rule, count in jobs.items() if rule not in ("all", "total")}
 
 
 def changed(**settings):
