@@ -1,5 +1,6 @@
 """Alignment with DCL: during training, and at its end against C, τ and B."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ PANELS = {
     "rsa": "RSA with DCL",
     "cka_to_init": "CKA with own initial weights",
 }
+LABEL_WIDTH = 26  # characters of an arm's name that a panel is high
 CONTROL_NOTE = (
     "CKA with own initial weights: near 1, the network has hardly moved, and alignment says little."
 )
@@ -117,7 +119,7 @@ def _against(
         for ax, (metric, panel) in zip(row, PANELS.items(), strict=True):
             _draw(ax, plotted.filter(arm=arm), factor, metric, bars=True)
             ax.set_title(panel)
-            ax.set_ylabel(arm if len(arms) > 1 else "Similarity")
+            ax.set_ylabel(textwrap.fill(arm, LABEL_WIDTH) if len(arms) > 1 else "Similarity")
             style.factor_axis(ax, plotted[factor], label)
             style.alignment_axis(ax, plotted["value"])
             ax.label_outer()
