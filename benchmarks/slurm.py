@@ -121,7 +121,8 @@ DISTURBANCES: tuple[Callable[[Run], str], ...] = (
 
 def finish(run: Run) -> None:
     if code := run.process.wait():
-        sys.exit(f"Snakemake failed with {code}: see {run.folder / 'console'}")
+        console = (run.folder / "console").read_text()
+        sys.exit(f"Snakemake failed with {code}: {console[-5000:]}")
 
 
 def disturbed_run(folder: Path, environment: dict[str, str]) -> Run:
