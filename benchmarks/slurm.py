@@ -62,7 +62,7 @@ class Run:
         return [
             job["JobId"]
             for job in found
-            if job["JobState"] == state and "rule_train" in job.get("Comment", "")
+            if job.get("JobState") == state and "rule_train" in job.get("Comment", "")
         ]
 
     def trainers(self) -> list[int]:
