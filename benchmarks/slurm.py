@@ -12,6 +12,7 @@ with those of an undisturbed local run.
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,30 +148,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--local", type=Path, help="clone in which the experiment has been run")
     local = parser.parse_args().local
-    with tempfile.TemporaryDirectory(prefix="cltools-slurm-") as name:
-        folder = Path(name)
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "SLURM_LAB": str(folder / "lab"),
-                       "SLURM_CONF": str(folder / "lab/etc/slurm.conf")}  # fmt: skip
-        start = time.monotonic()
-        subprocess.run([LAB, "start"], env=environment, check=True)
-        try:
-            run = disturbed_run(folder / "slurm", environment)
-            say(f"Slurm: {time.monotonic() - start:.0f} s")
-            states = run.command("scontrol", "show", "job", "--oneliner")
-            print(Counter(re.findall(r"JobState=(\w+)", states)))
-            print(Counter(re.findall(r"Comment=rule_([a-z]+)", states)))
-        finally:
-            subprocess.run([LAB, "stop"], env=environment, check=True)
-        if local is None:
-            start, local = time.monotonic(), folder / "local"
-            finish(Run(local, environment, ["--cores", "2"]))
-            say(f"local: {time.monotonic() - start:.0f} s")
-        one, other = numbers(run.folder), numbers(local)
-        differing = sorted(key for key in one | other if one.get(key) != other.get(key))
-        if differing or not one:
-            sys.exit(f"these differ: {differing}")
-        print(f"the same bytes: {len(one)} files")
+    if local is not None and not (local / f"results/{EXPERIMENT}/report.html").exists():
+        parser.error(f"the experiment has not been run to its end in {local}")
+    folder = Path(tempfile.mkdtemp(prefix="cltools-slurm-"))
+    print(f"in {folder}, which stays if anything goes wrong")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SLURM_LAB": str(folder / "lab"),
+                   "SLURM_CONF": str(folder / "lab/etc/slurm.conf")}  # fmt: skip
+    start = time.monotonic()
+    subprocess.run([LAB, "start"], env=environment, check=True)
+    try:
+        run = disturbed_run(folder / "slurm", environment)
+        say(f"Slurm: {time.monotonic() - start:.0f} s")
+        states = run.command("scontrol", "show", "job", "--oneliner")
+        print(Counter(re.findall(r"JobState=(\w+)", states)))
+        print(Counter(re.findall(r"Comment=rule_([a-z]+)", states)))
+    finally:
+        subprocess.run([LAB, "stop"], env=environment, check=True)
+    if local is None:
+        start, local = time.monotonic(), folder / "local"
+        finish(Run(local, environment, ["--cores", "2"]))
+        say(f"local: {time.monotonic() - start:.0f} s")
+    one, other = numbers(run.folder), numbers(local)
+    differing = sorted(key for key in one | other if one.get(key) != other.get(key))
+    if differing or not one:
+        sys.exit(f"these differ: {differing}")
+    print(f"the same bytes: {len(one)} files")
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
