@@ -122,8 +122,7 @@ DISTURBANCES: tuple[Callable[[Run], str], ...] = (
 
 def finish(run: Run) -> None:
     if code := run.process.wait():
-        console = (run.folder / "console").read_text()
-        sys.exit(f"Snakemake failed with {code}: {console[-5000:]}")
+        sys.exit(f"Snakemake failed with {code}: see {run.folder / 'console'}")
 
 
 def disturbed_run(folder: Path, environment: dict[str, str]) -> Run:
