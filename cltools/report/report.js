@@ -93,6 +93,7 @@ widget("gap", ({ epoch }) => steps(epoch, gapEpochs), ({ classes, tau, epoch }, 
     });
   });
   show(traces, layout({
+    height: 440, legend: { x: 1.02, y: 1, font: { size: 10 } }, margin: { l: 60, r: 20, t: 10, b: 50 },
     xaxis: { title: title("number of classes C"), type: "log" }, yaxis: { title: title("gap in nats"), type: "log", exponentformat: "power" },
   }));
   const most = Math.log(C / (C - 1));
