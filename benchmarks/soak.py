@@ -132,12 +132,14 @@ def disturbed(folder: Path, draw: random.Random, kills: int, hits: Counter[str])
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """All results by name, but for logs and timings."""
+    """All results by name, but for logs, timings and the report, which shows timings."""
     results = folder / "results"
     return {
         str(path.relative_to(results)): path.read_bytes()
         for path in sorted(results.rglob("*"))
-        if path.is_file() and path.relative_to(results).parts[0] not in ("logs", "benchmarks")
+        if path.is_file()
+        and path.relative_to(results).parts[0] not in ("logs", "benchmarks")
+        and path.name != "report.html"
     }
 
 
