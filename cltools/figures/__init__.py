@@ -50,9 +50,8 @@ class FigureSpec:
     `factors`: a sweep must vary one of them; none stand for the base sweep, which a figure without
     a table of cells does not need. `classes`: one of those sweeps must have cells of so many
     classes, as the figure shows no others. `stages`: further stages of the config whose work it
-    shows.
-    `optional`: tables that it shows beside where they are. `papers`: files of the papers' numbers
-    (`config/paper/expected`) that it shows beside cells of the same data set.
+    shows. `optional`: tables that it shows beside where they are. `papers`: files of the papers'
+    numbers (`config/paper/expected`) that it shows beside cells of the same data set.
     """
 
     description: str
