@@ -108,7 +108,9 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
         raise InputError(f"device {name!r} is not available here: use --device cpu") from None
-    torch.use_deterministic_algorithms(True)
+    # What `use_deterministic_algorithms(True)` sets, without its import of the compiler: 2 seconds
+    # of every process.
+    torch.set_deterministic_debug_mode("error")
     # By default that mode also writes NaN into all new memory, which reading it unset would show:
     # one more write of every activation.
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -38,7 +38,8 @@ from cltools.tables import measures_table
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["embed"]
-BLOCK = 512  # images per forward pass
+# Images per forward pass: what small networks make of more does not stay in a CPU's caches.
+BLOCK = 256
 KEPT = "kept"  # a file of this name says that these embeddings are not to be discarded
 # Epoch numbers under which the evaluation views are drawn; training counts from 0.
 VIEW_EPOCHS = {"train": -1, "test": -2}
@@ -142,7 +143,7 @@ def embed(
         }
         if recalibrate:
             for network in networks.values():
-                recalibration.recalibrate(network, sets["train"], BLOCK)
+                recalibration.recalibrate(network, sets["train"])
         dataset = _embed_step(cell, networks, sets, dtype)
         dataset.attrs["cltools"] = canonical_json(made_from)
         with whole_file(path) as scratch:

@@ -141,7 +141,7 @@ def _features(
 ) -> Features:
     """What the encoder makes of the images with these weights and batch statistics to fit them."""
     network.load_state_dict(weights)
-    recalibrate(network, sets["train"], BLOCK)
+    recalibrate(network, sets["train"])
     return {split: _encode(network, data) for split, data in sets.items()}
 
 

@@ -72,7 +72,7 @@ def run_project(
                 file, sha, manifest["cell"], sets["train"], objective, data.device
             )
             if recalibrate:
-                recalibration.recalibrate(network, sets["train"], BLOCK)
+                recalibration.recalibrate(network, sets["train"])
             features = _features(network, data, chosen["features"])
             try:
                 plane, share = _plane(features, chosen["method"])
