@@ -256,13 +256,20 @@ def measure(
         bool, typer.Option("--recalibrated", help="Of embeddings made with --recalibrate.")
     ] = False,
     dtype: Annotated[EmbeddingType, typer.Option(help="That of the embeddings.")] = "float32",
+    device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
-    """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds."""
+    """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds.
+
+    The losses of whole data sets are worked out on the device, all else on the CPU.
+    """
     limit_threads(threads)
+    own_gpu(device)
     from cltools.stages.measure import measure_cells
 
-    measure_cells(manifests, done, full_at, discard_embeddings, threads, recalibrated, dtype)
+    measure_cells(
+        manifests, done, full_at, discard_embeddings, threads, recalibrated, dtype, device
+    )
 
 
 @app.command()

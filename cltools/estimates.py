@@ -168,6 +168,7 @@ def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> N
     def seconds(costs: Costs, run: Run) -> float:
         at = _checkpoints(costs, run) if settings["curvature_at"] == "all" else 2
         network = costs.seconds_per_step / len(run.cell["objectives"])
+        network *= min(1, settings["curvature_images"] / run.cell["batch_size"])
         return at * settings["power_iterations"] * 2 * 3 * network
 
     return _of_cells(work, THEORY_DEFAULT, lambda costs: 2 * costs.memory_mb, seconds, attempt)

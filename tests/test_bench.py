@@ -192,7 +192,7 @@ def train_of_one(work, attempt):
     return train_needs(costs, run, attempt)
 
 
-THEORY = {"curvature_at": "ends", "power_iterations": 10, "delta": 0.05}
+THEORY = {"curvature_at": "ends", "curvature_images": 128, "power_iterations": 10, "delta": 0.05}
 MERGE = {"with": ["nscl", "scl"], "points": 11, "sweeps": []}
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cltools.maths.bounds import gap_at_initialisation, gap_bound
-from cltools.maths.whole_set import whole_set_losses
+from cltools.maths.whole_set import WholeSetLosses, whole_set_losses
+from cltools.stages.measurements import labelling_rows, loss_rows
 
 TAUS = (0.1, 0.5, 1.0)
 
@@ -161,3 +162,18 @@ def test_what_does_not_fit_is_refused():
         whole_set_losses(z[:1], labels, TAUS)
     with pytest.raises(ValueError, match="'cross' or 'all'"):
         whole_set_losses(z, labels, TAUS, pairs="both")
+
+
+def test_the_stage_works_them_out_on_its_device(monkeypatch):
+    """`meta` stands for a GPU; k-means and class sizes stay on the CPU."""
+    found = []
+
+    def on_device(z, labels, taus):
+        found.append((z.device.type, labels.device.type))
+        return dict.fromkeys(taus, WholeSetLosses(2.0, 1.0))
+
+    monkeypatch.setattr("cltools.stages.measurements.losses.whole_set_losses", on_device)
+    z, labels = random_set()
+    for rows in (loss_rows, labelling_rows):
+        assert list(rows({"dcl": z.numpy()}, labels.numpy(), 0.5, "meta"))
+    assert found == [("meta", "cpu")] * 4

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from cltools.cells import read_manifest
+from cltools.engine.tensors import choose_device
 from cltools.errors import InputError
 from cltools.files import (
     whole_file,
@@ -37,22 +38,28 @@ def measure_cells(
     threads: int = 1,
     recalibrated: bool = False,
     dtype: str = "float32",
+    device_name: str = "cpu",
 ) -> None:
     """Measure several embedded cells and write the list of tables, by manifest, to `done`.
 
-    Raises InputError as `measure` does.
+    Raises InputError as `measure` does, and for a device that this machine lacks.
     """
     torch.set_num_threads(threads)
+    device = choose_device(device_name)
     tables = {}
     for path in manifests:
-        tables[str(path)] = str(measure(path, full_at, recalibrated, dtype))
+        tables[str(path)] = str(measure(path, full_at, recalibrated, dtype, device))
         if discard_embeddings:
             discard(embedding_folder(path.parent, recalibrated, dtype))
     write_json(done, {"stage": "measure", "tables": tables, "version": VERSION})
 
 
 def measure(
-    manifest_path: Path, full_at: str = "last", recalibrated: bool = False, dtype: str = "float32"
+    manifest_path: Path,
+    full_at: str = "last",
+    recalibrated: bool = False,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
 ) -> Path:
     """Measure one trained and embedded cell at all its checkpoints; the tidy parquet file.
 
@@ -61,8 +68,9 @@ def measure(
 
     `full_at` is "last" or "all" checkpoints: there the dearer measures are made too (linear probe,
     few-shot, kNN, permutation nulls, rank correlation, other labels, intervals). `recalibrated` and
-    `dtype` say which embeddings to take. Raises InputError when they are missing, of another type
-    or of other weights than the manifest's.
+    `dtype` say which embeddings to take. The losses of whole data sets, whose time grows with the
+    square of the images, are worked out on `device`, all else on the CPU. Raises InputError when
+    embeddings are missing, of another type or of other weights than the manifest's.
     """
     manifest = read_manifest(manifest_path)
     run = manifest_path.parent / "run"
@@ -98,7 +106,7 @@ def measure(
                 continue
         found: list[measurements.Row] = []
         for split, part in parts.items():
-            rows_of_split = _measure_split(part, initial.get(split), weights, cell, full)
+            rows_of_split = _measure_split(part, initial.get(split), weights, cell, full, device)
             found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows_of_split]
         train, test = parts.values()
         found += measurements.downstream_rows(
@@ -150,6 +158,7 @@ def _measure_split(
     weights: Mapping[str, Mapping[str, np.ndarray]],
     cell: Mapping[str, Any],
     full: bool,
+    device: torch.device | str,
 ) -> list[measurements.Row]:
     """Rows of one checkpoint and split; `starts` is the h of the untrained encoders."""
     h, z, z_views = (_arrays(part, variable) for variable in ("h", "z", "z_views"))
@@ -159,7 +168,7 @@ def _measure_split(
         *measurements.alignment_rows(z, labels, "z"),
         *measurements.corollary_rows(h, features="h"),
         *measurements.corollary_rows(z, features="z"),
-        *measurements.loss_rows(z_views, labels, tau),
+        *measurements.loss_rows(z_views, labels, tau, device),
         *measurements.batch_loss_rows(z_views, z, labels, tau, cell["batch_size"]),
         *measurements.geometry_rows(h, labels, intervals=full),
         *measurements.view_rows(z_views),
@@ -172,7 +181,7 @@ def _measure_split(
     if full:
         rows += measurements.rank_rows(h)
         rows += measurements.null_rows(h, labels)
-        rows += measurements.labelling_rows(z_views, labels, tau)
+        rows += measurements.labelling_rows(z_views, labels, tau, device)
         measurements.add_intervals(rows, h)
     return rows
 

@@ -49,9 +49,6 @@ from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["theory"]
 PAIR = (REFERENCE, "nscl")
-# The curvature is of the loss on so many images of a batch: its graph is kept twice, in float32,
-# where a training step of 1,024 images under autocast fills a GPU already.
-CURVED_IMAGES = 128
 
 
 def theory_cells(
@@ -163,9 +160,12 @@ class _Training:
             z = {o: self._embed(n, views).cpu().double().numpy() for o, n in networks.items()}
         yield from lemma_rows(z, labels.numpy(), self.cell["tau"])
         if self.curved_at is None or step in self.curved_at:
+            # Not of the whole batch: its graph is kept twice, in float32, where a training step of
+            # 1,024 images under autocast fills a GPU already.
+            count = self.settings["curvature_images"]
+            few = views.unflatten(0, (self.cell["views"], -1))[:, :count].flatten(0, 1)
             for objective, network in networks.items():
-                few = views.unflatten(0, (self.cell["views"], -1))[:, :CURVED_IMAGES].flatten(0, 1)
-                curvature = self._curvature(objective, network, few, labels[:CURVED_IMAGES])
+                curvature = self._curvature(objective, network, few, labels[:count])
                 self.smoothness = max(self.smoothness, curvature)
                 yield inequality(
                     "P2 Theorem 2", "smoothness", "largest_eigenvalue", math.nan, curvature,

@@ -50,7 +50,7 @@ rule measure:
     benchmark:
         "results/benchmarks/measure/{experiment}-{batch}.tsv"
     resources:
-        **SITE.resources("gpu"),  # on the CPU, but in one job with embed
+        **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(measure_needs, EXPERIMENT.batches),
         runtime=minutes_of(measure_needs, EXPERIMENT.batches),
     params:

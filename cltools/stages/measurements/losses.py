@@ -13,13 +13,18 @@ from cltools.maths.whole_set import whole_set_losses
 from cltools.stages.measurements.table import Features, Row, rows_of
 
 
-def loss_rows(z_views: Features, labels: np.ndarray, tau: float) -> Iterator[Row]:
+def loss_rows(
+    z_views: Features, labels: np.ndarray, tau: float, device: torch.device | str = "cpu"
+) -> Iterator[Row]:
     """Whole-set DCL and NSCL of every contrastive model, z_views (K, n, d), gap and bound."""
     for objective, z in _contrastive(z_views):
-        yield from rows_of(_whole_set(z, labels, tau), objective=objective, features="z")
+        values = _whole_set(z.to(device), labels, tau)
+        yield from rows_of(values, objective=objective, features="z")
 
 
-def labelling_rows(z_views: Features, labels: np.ndarray, tau: float) -> Iterator[Row]:
+def labelling_rows(
+    z_views: Features, labels: np.ndarray, tau: float, device: torch.device | str = "cpu"
+) -> Iterator[Row]:
     """Gap and bound under labels that are not the data set's, which the bound allows.
 
     `gap_shuffled_labels` is of the true labels in random order, `gap_unbalanced_labels` of random
@@ -33,10 +38,11 @@ def labelling_rows(z_views: Features, labels: np.ndarray, tau: float) -> Iterato
             "unbalanced": unbalanced_labels(len(labels), classes),
             "clustered": clustered_labels(z.mean(dim=0).numpy(), classes),
         }
+        on_device = z.to(device)
         values = {
             (f"{metric}_{kind}_labels", variant): value
             for kind, others in labellings.items()
-            for (metric, variant), value in _whole_set(z, others, tau).items()
+            for (metric, variant), value in _whole_set(on_device, others, tau).items()
             if metric in ("gap", "gap_bound")
         }
         yield from rows_of(values, objective=objective, features="z")
