@@ -49,8 +49,6 @@ def limit_threads(count: int) -> None:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
                      "POLARS_MAX_THREADS"):  # fmt: skip
         os.environ[variable] = str(count)
-    # CUDA's matrix products repeat bit by bit only with this workspace setting.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
@@ -267,9 +265,10 @@ def measure(
     own_gpu(device)
     from cltools.stages.measure import measure_cells
 
-    measure_cells(
-        manifests, done, full_at, discard_embeddings, threads, recalibrated, dtype, device
-    )
+    with memory_remedy("use --device cpu, or give the job more"):
+        measure_cells(
+            manifests, done, full_at, discard_embeddings, threads, recalibrated, dtype, device
+        )
 
 
 @app.command()
@@ -288,7 +287,8 @@ def theory(
     from cltools.stages.theory import theory_cells
 
     chosen = _json_object(settings, "--settings")
-    theory_cells(manifests, measured, store, done, chosen, device, threads)
+    with memory_remedy("lower theory.curvature_images, use --device cpu, or give the job more"):
+        theory_cells(manifests, measured, store, done, chosen, device, threads)
 
 
 @app.command()
@@ -305,7 +305,9 @@ def merge(
     own_gpu(device)
     from cltools.stages.merge import merge_cells
 
-    merge_cells(manifests, store, done, _json_object(settings, "--settings"), device, threads)
+    chosen = _json_object(settings, "--settings")
+    with memory_remedy("use --device cpu, or give the job more"):
+        merge_cells(manifests, store, done, chosen, device, threads)
 
 
 @app.command()
@@ -327,7 +329,8 @@ def project(
     from cltools.stages.project import run_project
 
     chosen = _json_object(settings, "--settings")
-    run_project(manifest, store, output, chosen, device, threads, recalibrate)
+    with memory_remedy("lower project.images_per_class, use --device cpu, or give the job more"):
+        run_project(manifest, store, output, chosen, device, threads, recalibrate)
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """A GPU of its own for every process on a machine with several, or with one. Light.
 
-Slurm gives each job its GPUs; local Snakemake gives none, and all jobs would take the first. So a
-process claims GPUs by locks on files that all processes of the machine see. The kernel drops a lock
-when its process ends, in whatever way.
+Slurm gives each job its GPUs; local Snakemake, also within such a job, gives its own none, and all
+would take the first. So a process claims GPUs by locks on files that all processes of the machine
+see. The kernel drops a lock when its process ends, in whatever way.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from cltools.errors import InputError
@@ -29,24 +29,33 @@ def gpu_count() -> int:
 def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -> None:
     """Wait for `count` free GPUs, keep them, and show CUDA no others by CUDA_VISIBLE_DEVICES.
 
-    Nothing is done where that variable is set, by Slurm or by the user, and without a GPU. Call it
-    before CUDA starts; children that inherit open files inherit the claim. Raises InputError when
-    the machine has too few.
+    Where that variable is set, by Slurm or by the user, they are of those that it lists; if it
+    lists no more than `count`, they are the process's own already. Nothing is done without a GPU.
+    Call it before CUDA starts; children that inherit open files inherit the claim. Raises
+    InputError when the machine has too few.
     """
-    present = gpu_count()
-    if not present or "CUDA_VISIBLE_DEVICES" in environment or "SLURM_JOB_ID" in environment:
+    present, shown = gpu_count(), environment.get("CUDA_VISIBLE_DEVICES")
+    if not present or (shown is None and "SLURM_JOB_ID" in environment):
         return
-    if count > present:
-        raise InputError(f"gpus_per_cell is {count}, but this machine has {present}: lower it")
-    claimed = _try(count, present)
+    if shown is None:
+        if count > present:
+            raise InputError(f"gpus_per_cell is {count}, but this machine has {present}: lower it")
+        names, job = [str(number) for number in range(present)], ""
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the same numbers for every process
+    else:
+        names = [name.strip() for name in shown.split(",") if name.strip()]
+        if len(names) <= count:
+            return
+        # Slurm may number the GPUs of every job from 0.
+        job = environment.get("SLURM_JOB_ID", "")
+    claimed = _try(count, names, job)
     if not claimed:
         log.info("all GPUs are in use by other processes of cltools: waiting for %d", count)
     while not claimed:
         time.sleep(SECONDS_BETWEEN_TRIES)
-        claimed = _try(count, present)
+        claimed = _try(count, names, job)
     _held.extend(claimed.values())
-    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the same numbers for every process
-    environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, claimed))
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
 
 
 def _opened(path: Path) -> int:
@@ -62,16 +71,17 @@ def _opened(path: Path) -> int:
         return file
 
 
-def _try(count: int, present: int) -> dict[int, int]:
+def _try(count: int, names: Sequence[str], job: str = "") -> dict[str, int]:
     """GPU -> open lock file for `count` free GPUs; none at all where fewer are free.
 
     Whoever kept some and waited for more could wait for another who does the same.
     """
-    claimed: dict[int, int] = {}
-    for gpu in range(present):
+    claimed: dict[str, int] = {}
+    for gpu in names:
         if len(claimed) == count:
             break
-        path = Path(tempfile.gettempdir()) / f"cltools-gpu-{gpu}"
+        parts = ["cltools-gpu", *([job] if job else []), re.sub(r"[^\w-]", "_", gpu)]
+        path = Path(tempfile.gettempdir()) / "-".join(parts)
         file = _opened(path)
         os.set_inheritable(file, True)
         try:

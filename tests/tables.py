@@ -61,6 +61,7 @@ def cell(**changed: Any) -> dict[str, Any]:
         "architecture": "small_cnn",
         "classes": 10,
         "class_draw": 0,
+        "framework": "simclr",
         "coupling": "init + batches + views",
         "tau": 0.5,
         "batch_size": 256,

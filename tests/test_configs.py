@@ -141,6 +141,22 @@ def test_paper_configs_say_what_to_expect_and_what_they_need(path):
     assert set(header(path, "reproduces")) <= figures
 
 
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_networks_are_measured_at_the_epochs_of_the_papers_numbers(path):
+    """Of its figures, data sets and framework; further τ have a line in the header."""
+    plans = load_experiment(read_config(path)).plans.values()
+    kept = {epochs for plan in plans for epochs in (*plan.cell["checkpoints"], str(plan.until))}
+    figures, data = header(path, "reproduces"), read_config(path)["datasets"]
+    moco = [plan.cell["framework"] == "moco" for plan in plans]
+    rows = [row for file in EXPECTED for row in expected(file)]
+    shown = [
+        row for row in rows
+        if row["figure"] in figures and row["dataset"] in data and row["factor"] != "tau"
+        and (row["factor"] == "framework") in moco
+    ]  # fmt: skip
+    assert {f"{row['epoch']} epochs" for row in shown if row["epoch"].isdecimal()} <= kept
+
+
 def test_every_figure_of_the_papers_has_a_config():
     figures = {row["figure"] for file in EXPECTED for row in expected(file)}
     assert figures == {figure for path in PAPER for figure in header(path, "reproduces")}

@@ -381,6 +381,7 @@ def papers(tmp_path, **changes):
         ({"dataset": "cifar10"}, False),
         ({"architecture": "resnet50 ×1"}, False),
         ({"factor": "tau", "factor_value": "1"}, False),
+        ({"factor": "framework", "factor_value": "moco"}, False),
         ({"epoch": 300}, False),  # beyond the end of our runs
         ({"epoch": ""}, False),
         ({"metric": "cka"}, False),
@@ -391,6 +392,13 @@ def test_numbers_of_the_papers_stand_beside_equal_cells_alone(change, shown, tmp
     beside = Experiment(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
     found = papers_rows(beside, cells, metric="cdnv")
     assert found["epoch"].to_list() == [20] * shown
+
+
+def test_the_papers_numbers_of_moco_stand_beside_moco(tmp_path):
+    cells = made_up.measures([made_up.cell(framework="moco")], epochs=(0, 200))
+    for change, shown in (({"factor": "framework", "factor_value": "moco"}, True), ({}, False)):
+        beside = Experiment(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
+        assert papers_rows(beside, cells)["epoch"].to_list() == [20] * shown
 
 
 def test_numbers_of_the_papers_are_in_the_csv(inputs, tmp_path):

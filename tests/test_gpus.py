@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cltools import gpus
+from cltools.engine import tensors
 from cltools.errors import InputError
 
 # Claims so many GPUs of as many, says which it has, and holds them until its input ends.
@@ -70,7 +71,7 @@ def test_another_user_can_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     before = os.umask(0o077)
     try:
-        (file,) = gpus._try(1, 1).values()
+        (file,) = gpus._try(1, ["0"]).values()
     finally:
         os.umask(before)
     os.close(file)
@@ -79,7 +80,7 @@ def test_another_user_can_claim(tmp_path, monkeypatch):
     flags = []
     opened = os.open
     monkeypatch.setattr(os, "open", lambda *given: flags.append(given[1]) or opened(*given))
-    (file,) = gpus._try(1, 1).values()
+    (file,) = gpus._try(1, ["0"]).values()
     os.close(file)
     assert flags == [os.O_RDONLY]
 
@@ -100,6 +101,15 @@ def test_what_slurm_or_the_user_set_stays(start):
     assert claimed(start(1, 0)) == "None"  # no GPU here
 
 
+def test_processes_share_out_what_slurm_or_the_user_listed(start):
+    """As a local Snakemake within an allocation needs it."""
+    listed = {"CUDA_VISIBLE_DEVICES": "2,GPU-5e,7", "SLURM_JOB_ID": "1"}
+    processes = [start(1, 8, **listed) for _ in range(3)]
+    assert {claimed(process) for process in processes} == {"2", "GPU-5e", "7"}
+    other_job = {**listed, "SLURM_JOB_ID": "2"}
+    assert claimed(start(2, 8, **other_job)) == "2,GPU-5e"
+
+
 def test_more_than_there_are(monkeypatch):
     monkeypatch.setattr(gpus, "gpu_count", lambda: 2)
     with pytest.raises(InputError, match="gpus_per_cell is 4, but this machine has 2"):
@@ -118,3 +128,27 @@ def test_a_command_inherits_the_claim(tmp_path, start):
         assert json.loads(claimed(process))["CUDA_VISIBLE_DEVICES"] == "0"
         assert claimed(start(1, 2)) == "1"
         process.stdin.close()
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A machine with a GPU that torch cannot use, and no scheduler."""
+    monkeypatch.setattr(tensors.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(tensors, "gpu_count", lambda: 1)
+    for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_a_gpu_that_cannot_be_used_is_told(broken, caplog):
+    assert tensors.choose_device("auto").type == "cpu"
+    assert "cannot use the GPU of this machine" in caplog.text
+
+
+def test_a_gpu_that_was_asked_for_is_not_given_up_in_silence(broken, monkeypatch, caplog):
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    with pytest.raises(InputError, match="cannot use the GPU of this machine: update its driver"):
+        tensors.choose_device("auto")
+    assert tensors.choose_device("cpu").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert tensors.choose_device("auto").type == "cpu"
+    assert not caplog.text

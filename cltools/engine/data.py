@@ -191,7 +191,9 @@ class EncodedImageSet(ImageSet):
         return there.permute(0, 3, 1, 2).float().div_(255)
 
     def _finished(self, crops: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
-        return change_colours(flip(self._on_device(crops), parameters), parameters, recipe)
+        # Writes into some of the views would each copy all of them, were they not contiguous.
+        views = flip(self._on_device(crops), parameters).contiguous()
+        return change_colours(views, parameters, recipe)
 
 
 NO_BOXES = np.empty((0, 0, 4), dtype=np.int64)

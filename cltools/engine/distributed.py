@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cltools.engine.batchnorm import share_statistics
-from cltools.engine.tensors import choose_device
+from cltools.engine.tensors import automatic_device, choose_device
 from cltools.errors import InputError
 
 
@@ -176,7 +176,7 @@ def _own_device(name: str, size: int) -> torch.device:
     if name.startswith("cuda:"):
         raise InputError(f"--device {name} is one GPU, but there are {size} ranks: use cuda")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = automatic_device()
     if name != "cuda":
         return choose_device(name)
     ranks_here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from torch import Tensor
 
 from cltools.errors import InputError
 from cltools.files import canonical_json, sha256_file, whole_file
+from cltools.gpus import gpu_count
+
+log = logging.getLogger("cltools")
 
 CONTENT = "content"  # key of the metadata
 
@@ -96,18 +101,39 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def automatic_device() -> str:
+    """ "cuda" where torch can use it, else "cpu", with a warning where there is a GPU all the same.
+
+    Raises InputError where Slurm gave this job GPUs: it would hold them while a CPU trains.
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
+    if gpu_count() and not hidden:
+        trouble = f"torch (CUDA {torch.version.cuda}) cannot use the GPU of this machine"
+        if os.environ.get("SLURM_JOB_GPUS"):
+            raise InputError(f"{trouble}: update its driver, or install a torch for its CUDA")
+        log.warning("%s, whose driver may be too old: the CPU is used", trouble)
+    return "cpu"
+
+
 def choose_device(name: str) -> torch.device:
     """Device "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1", set to repeat bit by bit.
 
     Raises InputError for a device that this machine lacks.
     """
+    # CUDA's matrix products repeat bit by bit only with this workspace setting.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = automatic_device()
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"device {name!r} is not available here: use --device cpu") from None
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"device {name!r} is not available here ({reason}): use --device cpu"
+        ) from None
     # What `use_deterministic_algorithms(True)` sets, without its import of the compiler: 2 seconds
     # of every process.
     torch.set_deterministic_debug_mode("error")
@@ -115,6 +141,8 @@ def choose_device(name: str) -> torch.device:
     # one more write of every activation.
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
-    # Convolutions would round their inputs to TF32 by default, and only on CUDA.
+    # On CUDA convolutions would round their inputs to TF32 by default, and matrix products where
+    # the environment asks for it, as NVIDIA's containers do.
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return device

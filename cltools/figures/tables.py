@@ -125,13 +125,20 @@ def papers_rows(
 ) -> pl.DataFrame:
     """The papers' numbers that `cells` can be set beside; `wanted` as in `rows`.
 
-    They are of the cells' data set, architecture and epochs, which are numbers here, and of the
-    papers' base setting, or differ from it in `factor` alone. Often there are none.
+    They are of the cells' data set, architecture, framework and epochs, which are numbers here, and
+    of the papers' base setting, or differ from it in `factor` alone. Often there are none.
     """
     last = cells["epoch"].max()
-    table = experiment.papers.with_columns(pl.col("epoch").cast(pl.Float64, strict=False)).filter(
-        pl.col("dataset").is_in(cells["dataset"].unique().implode()),
-        pl.col("architecture").is_in(cells["architecture"].unique().implode()),
+    other = pl.col("factor") == "framework"
+    table = experiment.papers.with_columns(
+        pl.col("epoch").cast(pl.Float64, strict=False),
+        framework=pl.when(other).then("factor_value").otherwise(pl.lit("simclr")),
+        factor=pl.when(other).then(pl.lit("")).otherwise("factor"),
+    ).filter(
+        *(
+            pl.col(name).is_in(cells[name].unique().implode())
+            for name in ("dataset", "architecture", "framework")
+        ),
         pl.col("factor") == (factor or ""),
         pl.col("epoch") <= last,
     )

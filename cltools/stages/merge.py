@@ -148,8 +148,8 @@ def _features(
 @torch.inference_mode()
 def _encode(network: Network, data: ImageSet) -> np.ndarray:
     blocks = data.plain(torch.arange(len(data.labels)).split(BLOCK))
-    encoded = [network.encoder(data.normalise(pixels)) for pixels in blocks]
-    return torch.cat(encoded).cpu().numpy()
+    encoded = [network.encoder(data.normalise(pixels)).cpu() for pixels in blocks]
+    return torch.cat(encoded).numpy()
 
 
 def _rows(

@@ -156,6 +156,7 @@ class _Training:
         }  # fmt: skip
         # At the end of training, the batch that would have come next.
         views, labels = self.batches.at(step)
+        self.batches.close()  # the next checkpoint is not the next step
         with torch.no_grad():
             z = {o: self._embed(n, views).cpu().double().numpy() for o, n in networks.items()}
         yield from lemma_rows(z, labels.numpy(), self.cell["tau"])
