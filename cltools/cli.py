@@ -259,10 +259,10 @@ def measure(
 ) -> None:
     """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds.
 
-    The losses of whole data sets are worked out on the device, all else on the CPU.
+    The losses of whole data sets are worked out on the device (auto: on a GPU if they are of
+    100,000 images or more), all else on the CPU.
     """
     limit_threads(threads)
-    own_gpu(device)
     from cltools.stages.measure import measure_cells
 
     with memory_remedy("use --device cpu, or give the job more"):

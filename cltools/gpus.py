@@ -17,6 +17,7 @@ from pathlib import Path
 from cltools.errors import InputError
 
 SECONDS_BETWEEN_TRIES = 1.0
+CLAIMED = "CLTOOLS_GPUS"  # environment variable: the GPUs that a process and its children hold
 log = logging.getLogger("cltools")
 _held: list[int] = []  # open for as long as the process lives
 
@@ -35,7 +36,8 @@ def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -
     InputError when the machine has too few.
     """
     present, shown = gpu_count(), environment.get("CUDA_VISIBLE_DEVICES")
-    if not present or (shown is None and "SLURM_JOB_ID" in environment):
+    of_slurm = shown is None and "SLURM_JOB_ID" in environment
+    if not present or of_slurm or CLAIMED in environment:  # by this process or its parent
         return
     if shown is None:
         if count > present:
@@ -55,7 +57,13 @@ def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -
         time.sleep(SECONDS_BETWEEN_TRIES)
         claimed = _try(count, names, job)
     _held.extend(claimed.values())
-    environment["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
+    environment["CUDA_VISIBLE_DEVICES"] = environment[CLAIMED] = ",".join(claimed)
+
+
+def release_gpus() -> None:
+    """Let other processes have what this one claimed: it cannot use them."""
+    while _held:
+        os.close(_held.pop())
 
 
 def _opened(path: Path) -> int:

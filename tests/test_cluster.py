@@ -102,8 +102,10 @@ def test_the_profile_and_the_site_reach_the_jobs(tmp_path):
     asked = {rule: dict(part.split("=") for part in found.split(", ")) for rule, found in jobs}
     gpu = {"slurm_partition": "gpu", "slurm_account": "my_account", "constraint": "a100_80gb"}
     on_gpus = {"gpu": "1", "gpu_model": "a100", **gpu}
-    for rule in ("train", "embed", "measure", "theory", "merge"):
+    for rule in ("train", "embed", "theory", "merge"):
         assert asked[rule].items() >= on_gpus.items()
+    assert asked["measure"].items() >= gpu.items()
+    assert "gpu" not in asked["measure"]
     for rule in ("prepare", "surrogate", "minimise", "regularity"):
         assert asked[rule]["slurm_partition"] == "cpu"
         assert "gpu" not in asked[rule]

@@ -10,6 +10,7 @@ import pytest
 from cltools import gpus
 from cltools.engine import tensors
 from cltools.errors import InputError
+from cltools.stages import measure
 
 # Claims so many GPUs of as many, says which it has, and holds them until its input ends.
 CLAIM = """
@@ -23,7 +24,7 @@ sys.stdin.read()
 """
 
 
-SET_BY_OTHERS = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
+SET_BY_OTHERS = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", gpus.CLAIMED)
 CLEAN = {key: value for key, value in os.environ.items() if key not in SET_BY_OTHERS}
 
 
@@ -110,6 +111,11 @@ def test_processes_share_out_what_slurm_or_the_user_listed(start):
     assert claimed(start(2, 8, **other_job)) == "2,GPU-5e"
 
 
+def test_children_share_what_their_parent_claimed(start):
+    environment = {"CUDA_VISIBLE_DEVICES": "0,1", gpus.CLAIMED: "0,1"}
+    assert claimed(start(1, 2, **environment)) == "0,1"
+
+
 def test_more_than_there_are(monkeypatch):
     monkeypatch.setattr(gpus, "gpu_count", lambda: 2)
     with pytest.raises(InputError, match="gpus_per_cell is 4, but this machine has 2"):
@@ -135,7 +141,7 @@ def broken(monkeypatch):
     """A machine with a GPU that torch cannot use, and no scheduler."""
     monkeypatch.setattr(tensors.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(tensors, "gpu_count", lambda: 1)
-    for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"):
+    for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -145,10 +151,33 @@ def test_a_gpu_that_cannot_be_used_is_told(broken, caplog):
 
 
 def test_a_gpu_that_was_asked_for_is_not_given_up_in_silence(broken, monkeypatch, caplog):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert tensors.choose_device("auto").type == "cpu"  # a job without GPUs
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
-    with pytest.raises(InputError, match="cannot use the GPU of this machine: update its driver"):
+    with pytest.raises(InputError, match="cannot use the GPU of this machine: update the driver"):
         tensors.choose_device("auto")
     assert tensors.choose_device("cpu").type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert tensors.choose_device("auto").type == "cpu"
     assert not caplog.text
+
+
+def test_losses_of_large_sets_are_worth_a_gpu(monkeypatch):
+    claims = []
+    monkeypatch.setattr(measure, "claim_gpus", claims.append)
+    monkeypatch.setattr(measure, "choose_device", lambda name: name)
+    devices = [measure._device_of_losses("auto", n) for n in (measure.LARGE - 1, measure.LARGE)]
+    assert (devices, claims) == (["cpu", "auto"], [1])
+    assert measure._device_of_losses("cuda:1", 10) == "cuda:1"
+    assert claims == [1]
+
+
+def test_a_missing_device_is_told_before_measuring(monkeypatch, tmp_path):
+    monkeypatch.setattr(tensors.torch, "empty", _no_cuda)
+    with pytest.raises(InputError, match=r"'cuda' is not available here \(no driver\)"):
+        measure.measure_cells([], tmp_path / "m.json", device_name="cuda")
+    assert not (tmp_path / "m.json").exists()
+
+
+def _no_cuda(*shape, device):
+    raise AssertionError("no driver\nand more")

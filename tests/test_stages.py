@@ -187,6 +187,11 @@ def test_theory_is_made_once_and_refuses_what_it_cannot_use(made, tmp_path):
              "--done", tmp_path / "t.json", "--settings"]  # fmt: skip
     cltools(*again, '{"power_iterations": 3}')
     assert path.stat().st_mtime_ns == before
+    cltools(*again, '{"power_iterations": 3, "curvature_images": 4}')
+    (other,) = set((made / "cell/theory").glob("*.parquet")) - {path}
+    smoothness = [pl.read_parquet(p).filter(quantity="smoothness") for p in (path, other)]
+    other.unlink()
+    assert smoothness[0]["measured"].to_list() != smoothness[1]["measured"].to_list()
     assert "config key theory.delta is 1, but must be less than 1" in cltools(
         *again, '{"delta": 1}', code=2
     )

@@ -175,5 +175,5 @@ def test_the_stage_works_them_out_on_its_device(monkeypatch):
     monkeypatch.setattr("cltools.stages.measurements.losses.whole_set_losses", on_device)
     z, labels = random_set()
     for rows in (loss_rows, labelling_rows):
-        assert list(rows({"dcl": z.numpy()}, labels.numpy(), 0.5, "meta"))
+        assert list(rows({"dcl": z.numpy()}, labels.numpy(), 0.5, torch.device("meta")))
     assert found == [("meta", "cpu")] * 4

@@ -191,7 +191,7 @@ class EncodedImageSet(ImageSet):
         return there.permute(0, 3, 1, 2).float().div_(255)
 
     def _finished(self, crops: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
-        # Writes into some of the views would each copy all of them, were they not contiguous.
+        # Indexed writes into views that are not contiguous would each copy all of them on a GPU.
         views = flip(self._on_device(crops), parameters).contiguous()
         return change_colours(views, parameters, recipe)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cltools.errors import InputError
 from cltools.files import canonical_json, sha256_file, whole_file
-from cltools.gpus import gpu_count
+from cltools.gpus import gpu_count, release_gpus
 
 log = logging.getLogger("cltools")
 
@@ -108,12 +108,17 @@ def automatic_device() -> str:
     """
     if torch.cuda.is_available():
         return "cuda"
+    release_gpus()
+    given = any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
-    if gpu_count() and not hidden:
-        trouble = f"torch (CUDA {torch.version.cuda}) cannot use the GPU of this machine"
-        if os.environ.get("SLURM_JOB_GPUS"):
-            raise InputError(f"{trouble}: update its driver, or install a torch for its CUDA")
-        log.warning("%s, whose driver may be too old: the CPU is used", trouble)
+    if not gpu_count() or hidden or ("SLURM_JOB_ID" in os.environ and not given):
+        return "cpu"
+    built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    trouble = f"torch (built {built}) cannot use the GPU of this machine"
+    remedy = "update the driver, or install a torch that fits it"
+    if given:
+        raise InputError(f"{trouble}: {remedy}")
+    log.warning("%s and takes the CPU: %s", trouble, remedy)
     return "cpu"
 
 

@@ -15,10 +15,8 @@ import xarray as xr
 from cltools.cells import read_manifest
 from cltools.engine.tensors import choose_device
 from cltools.errors import InputError
-from cltools.files import (
-    whole_file,
-    write_json,
-)
+from cltools.files import whole_file, write_json
+from cltools.gpus import claim_gpus
 from cltools.progress import track
 from cltools.stages import measurements
 from cltools.stages.embed import discard, embedding_file, embedding_folder, load_weights
@@ -27,6 +25,9 @@ from cltools.tables import measures_table
 from cltools.versions import VERSIONS
 
 VERSION = VERSIONS["measure"]
+# Images of a split from which its losses are worth a GPU that other cells could train on: the time
+# of losses of a whole data set grows with their square, and is minutes of a CPU thread below.
+LARGE = 100_000
 log = logging.getLogger("cltools")
 
 
@@ -45,10 +46,11 @@ def measure_cells(
     Raises InputError as `measure` does, and for a device that this machine lacks.
     """
     torch.set_num_threads(threads)
-    device = choose_device(device_name)
+    if device_name != "auto":
+        choose_device(device_name)  # or say at once that it is missing
     tables = {}
     for path in manifests:
-        tables[str(path)] = str(measure(path, full_at, recalibrated, dtype, device))
+        tables[str(path)] = str(measure(path, full_at, recalibrated, dtype, device_name))
         if discard_embeddings:
             discard(embedding_folder(path.parent, recalibrated, dtype))
     write_json(done, {"stage": "measure", "tables": tables, "version": VERSION})
@@ -59,7 +61,7 @@ def measure(
     full_at: str = "last",
     recalibrated: bool = False,
     dtype: str = "float32",
-    device: torch.device | str = "cpu",
+    device_name: str = "cpu",
 ) -> Path:
     """Measure one trained and embedded cell at all its checkpoints; the tidy parquet file.
 
@@ -68,9 +70,10 @@ def measure(
 
     `full_at` is "last" or "all" checkpoints: there the dearer measures are made too (linear probe,
     few-shot, kNN, permutation nulls, rank correlation, other labels, intervals). `recalibrated` and
-    `dtype` say which embeddings to take. The losses of whole data sets, whose time grows with the
-    square of the images, are worked out on `device`, all else on the CPU. Raises InputError when
-    embeddings are missing, of another type or of other weights than the manifest's.
+    `dtype` say which embeddings to take. The losses of whole data sets are worked out on
+    the device that is named ("auto": on a GPU if they are `LARGE`), all else on the CPU. Raises
+    InputError when embeddings are missing, of another type or of other weights than the manifest's,
+    and for a device that this machine lacks.
     """
     manifest = read_manifest(manifest_path)
     run = manifest_path.parent / "run"
@@ -106,8 +109,8 @@ def measure(
                 continue
         found: list[measurements.Row] = []
         for split, part in parts.items():
-            rows_of_split = _measure_split(part, initial.get(split), weights, cell, full, device)
-            found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows_of_split]
+            rows = _measure_split(part, initial.get(split), weights, cell, full, device_name)
+            found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows]
         train, test = parts.values()
         found += measurements.downstream_rows(
             _arrays(train, "h"), train.label.values, _arrays(test, "h"), test.label.values, full
@@ -158,11 +161,12 @@ def _measure_split(
     weights: Mapping[str, Mapping[str, np.ndarray]],
     cell: Mapping[str, Any],
     full: bool,
-    device: torch.device | str,
+    device_name: str,
 ) -> list[measurements.Row]:
     """Rows of one checkpoint and split; `starts` is the h of the untrained encoders."""
     h, z, z_views = (_arrays(part, variable) for variable in ("h", "z", "z_views"))
     labels, tau = part.label.values, cell["tau"]
+    device = _device_of_losses(device_name, len(labels))
     rows = [
         *measurements.alignment_rows(h, labels, "h", starts),
         *measurements.alignment_rows(z, labels, "z"),
@@ -184,6 +188,15 @@ def _measure_split(
         rows += measurements.labelling_rows(z_views, labels, tau, device)
         measurements.add_intervals(rows, h)
     return rows
+
+
+def _device_of_losses(name: str, images: int) -> torch.device:
+    if name == "auto":
+        if images < LARGE:
+            name = "cpu"
+        else:
+            claim_gpus(1)  # which the process then keeps
+    return choose_device(name)
 
 
 def _read_weights(run: Path, hashes: dict[str, str], step: int) -> dict[str, dict[str, np.ndarray]]:

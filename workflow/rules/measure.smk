@@ -50,7 +50,7 @@ rule measure:
     benchmark:
         "results/benchmarks/measure/{experiment}-{batch}.tsv"
     resources:
-        **SITE.resources("gpu", gpus=1),
+        **SITE.resources("gpu"),  # on the CPU mostly, but in one job with embed
         mem_mb=memory_of(measure_needs, EXPERIMENT.batches),
         runtime=minutes_of(measure_needs, EXPERIMENT.batches),
     params:

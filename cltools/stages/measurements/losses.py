@@ -12,9 +12,11 @@ from cltools.maths.objectives import CONTRASTIVE, loss_of
 from cltools.maths.whole_set import whole_set_losses
 from cltools.stages.measurements.table import Features, Row, rows_of
 
+CPU = torch.device("cpu")
+
 
 def loss_rows(
-    z_views: Features, labels: np.ndarray, tau: float, device: torch.device | str = "cpu"
+    z_views: Features, labels: np.ndarray, tau: float, device: torch.device = CPU
 ) -> Iterator[Row]:
     """Whole-set DCL and NSCL of every contrastive model, z_views (K, n, d), gap and bound."""
     for objective, z in _contrastive(z_views):
@@ -23,7 +25,7 @@ def loss_rows(
 
 
 def labelling_rows(
-    z_views: Features, labels: np.ndarray, tau: float, device: torch.device | str = "cpu"
+    z_views: Features, labels: np.ndarray, tau: float, device: torch.device = CPU
 ) -> Iterator[Row]:
     """Gap and bound under labels that are not the data set's, which the bound allows.
 
