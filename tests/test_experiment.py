@@ -179,6 +179,10 @@ def test_defaults_are_valid():
         ({"sweeps__temperature__vari": {}}, r"sweeps\.temperature\.vari is unknown.*vary"),
         ({"sweeps__temperature__set": {"tau": 1.0}}, r"both sets and varies tau"),
         ({"sweeps__classes__parts": [{"sett": {}}]}, r"sweeps\.classes\.parts\.0\.sett.*set\?"),
+        (
+            {"sweeps__classes__parts": [{"set": {"tau": 0.1, "lr": 0.2}}, {}]},
+            r"sweeps\.classes has two cells that differ in lr, tau, which is under no vary: put lr",
+        ),
         ({"experimentt": "x"}, r"config key experimentt is unknown: did you mean experiment\?"),
         ({"experiment": "a b"}, r"config key experiment is wrong"),
         ({"datasets__digits__source": "mnist"}, r"datasets\.digits\.source is 'mnist'"),
