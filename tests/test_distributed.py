@@ -217,6 +217,18 @@ def test_steps_are_those_of_one_process(digits, alone):
     assert max(furthest(first, second).values()) == 0
 
 
+def compiled_step_in_float64(store):
+    """A step of compiled networks, traced as on a GPU but run by the plain operations."""
+    compile_with = torch.compile
+    torch.compile = lambda network, options, **how: compile_with(network, backend="eager", **how)
+    return steps_in_float64(store, 1, compile=True)
+
+
+def test_compiled_networks_gather_too(digits, alone):
+    for (made,) in on_ranks(2, compiled_step_in_float64, digits):
+        assert max(furthest(made, alone[1]).values()) < 1e-12
+
+
 def test_a_queue_of_keys_is_that_of_one_process(digits):
     """MoCo: weights and log after three steps."""
     moco = {"framework": "moco", "queue_size": 48, "objectives": ["dcl", "nscl", "ce"]}
