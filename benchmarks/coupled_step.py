@@ -22,14 +22,14 @@ import torch
 import torchvision.transforms.v2 as tv
 from torch import Tensor, nn
 
-from cltools.cells import resolve_cell
-from cltools.engine.data import image_set, open_store
-from cltools.engine.models import build_network
-from cltools.engine.optim import build_optimizer
-from cltools.engine.randomness import initialise
-from cltools.engine.store import write_store
-from cltools.engine.trainer import CoupledTrainer
+from cltools.config.cells import resolve_cell
+from cltools.data.image_set import image_set, open_store
+from cltools.data.store import write_store
 from cltools.maths.objectives import cross_entropy, pair_masks
+from cltools.maths.randomness import initialise
+from cltools.training.networks import build_network
+from cltools.training.optimizers import build_optimizer
+from cltools.training.trainer import CoupledTrainer
 
 CPU = torch.device("cpu")
 OBJECTIVES = ["dcl", "nscl", "scl", "ce"]

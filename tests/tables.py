@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from cltools.figures import TABLES
+from cltools.layout import TABLES
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "base": {"label": "base", "factors": ["seed"]},

@@ -9,11 +9,10 @@ from scipy import stats
 from test_alignment import COSINE_BIASED, RSA, biased_cka, cosines, debiased_cka, rdm_pearson
 from test_alignment import reference as full_reference
 
-from cltools.maths.alignment import MEASURES, alignment
-from cltools.maths.alignment_nulls import (
+from cltools.maths.alignment import (
+    MEASURES,
     RESIDUAL_MEASURES,
-    _pair_cosines,
-    _within_class_orders,
+    alignment,
     frobenius_gap,
     mantel_test,
     residual,
@@ -22,7 +21,9 @@ from cltools.maths.alignment_nulls import (
     unit_rows,
     within_class_null,
 )
-from cltools.maths.theory import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
+from cltools.maths.alignment.permutations import within_class_orders
+from cltools.maths.alignment.ranks import pair_cosines
+from cltools.maths.bounds import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
 
 RESIDUAL_BIASED, RESIDUAL_DEBIASED, RESIDUAL_RSA = RESIDUAL_MEASURES
 
@@ -125,7 +126,7 @@ def test_null_values_equal_those_of_features_shuffled_by_hand():
     a, b, y = clusters(n=30)
     tests = within_class_null(a, b, y, draws=5, seed=3)
     assert list(tests) == list(MEASURES)
-    for draw, order in enumerate(_within_class_orders(y, 5, np.random.default_rng(3))):
+    for draw, order in enumerate(within_class_orders(y, 5, np.random.default_rng(3))):
         assert (y[order] == y).all()
         assert sorted(order) == list(range(30))
         for measure, value in full_reference(a, b[order]).items():
@@ -135,7 +136,7 @@ def test_null_values_equal_those_of_features_shuffled_by_hand():
 
 def test_every_within_class_permutation_is_as_likely():
     y = np.array([0, 1, 0, 1, 0])
-    orders = list(_within_class_orders(y, 6000, np.random.default_rng(0)))[1:]
+    orders = list(within_class_orders(y, 6000, np.random.default_rng(0)))[1:]
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 12
     assert stats.chisquare(counts).pvalue > 0.001
@@ -209,7 +210,7 @@ def test_undefined_values_have_no_p():
 @pytest.mark.parametrize("n", [3, 4, 7, 40])
 def test_pair_numbers_name_every_pair_once(n):
     x = np.random.default_rng(n).standard_normal((n, 6))
-    found = _pair_cosines(unit_rows(x), np.arange(n * (n - 1) // 2))
+    found = pair_cosines(unit_rows(x), np.arange(n * (n - 1) // 2))
     np.testing.assert_allclose(np.sort(found), np.sort(cosines(x)[np.tril_indices(n, -1)]))
 
 
@@ -287,7 +288,8 @@ def test_frobenius_gap_keeps_its_digits(noise):
 
 @pytest.mark.parametrize("block", [1, 16, 17])
 def test_frobenius_gap_over_several_blocks_and_widths(block, monkeypatch):
-    monkeypatch.setattr("cltools.maths.alignment_nulls.BLOCK", block)
+    for module in ("distances", "features"):
+        monkeypatch.setattr(f"cltools.maths.alignment.{module}.BLOCK", block)
     for shape in ((60, 8, 5), (12, 20, 30)):
         a, b, _ = clusters(*shape)
         expected = np.array(gap_reference(a, b), dtype=float)
@@ -353,6 +355,6 @@ def test_what_does_not_fit_is_refused():
 
 def test_importing_is_light():
     heavy = "{'scipy', 'sklearn', 'torch', 'pandas'} & set(sys.modules)"
-    modules = "alignment_nulls, intervals, few_shot"
+    modules = "alignment, intervals, few_shot"
     code = f"import sys; from cltools.maths import {modules}; sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

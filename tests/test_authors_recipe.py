@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from cltools.cells import resolve_cell
-from cltools.engine.data import image_set, open_store
-from cltools.engine.models import build_network
-from cltools.engine.optim import AuthorsLars, build_optimizer, lr_by_epoch, set_lr
-from cltools.engine.randomness import balanced_order, generator, initialise
-from cltools.engine.trainer import CoupledTrainer
+from cltools.config.cells import resolve_cell
+from cltools.data.image_set import image_set, open_store
+from cltools.maths.randomness import balanced_order, generator, initialise
+from cltools.training.networks import build_network
+from cltools.training.optimizers import AuthorsLars, build_optimizer, lr_by_epoch, set_lr
+from cltools.training.trainer import CoupledTrainer
 
 CPU = torch.device("cpu")
 
@@ -186,7 +186,8 @@ def test_views_apart_have_batch_statistics_of_their_own(digits):
 
 def test_existing_cells_keep_their_identity():
     """Keys at their default are left out: a cell from before they existed has the same id."""
-    from cltools.cells import canonical_cell, cell_keys
+    from cltools.config.cells import canonical_cell
+    from cltools.config.schema import cell_keys
 
     new = {"patch", "sampler", "view_forward", "lr_schedule"}
     assert new < cell_keys().keys()

@@ -10,11 +10,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cltools.cells import resolve_cell
 from cltools.cli import app
-from cltools.durations import Duration
-from cltools.errors import InputError
-from cltools.estimates import (
+from cltools.cluster.estimates import (
     EMBED_DEFAULT,
     TRAIN_DEFAULT,
     Bench,
@@ -32,6 +29,9 @@ from cltools.estimates import (
     train_needs,
     training_seconds,
 )
+from cltools.config.cells import resolve_cell
+from cltools.config.durations import Duration
+from cltools.runtime.errors import InputError
 from cltools.stages.bench import Synthetic, bench_cell
 from cltools.stages.train import train
 

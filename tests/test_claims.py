@@ -18,10 +18,10 @@ from scipy import stats
 import cltools.claims as c
 from cltools.claims import statistics
 from cltools.claims.evaluate import UNTESTED, evaluate, over_arms, over_parts
-from cltools.errors import InputError
 from cltools.figures import FIGURES
 from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
+from cltools.runtime.errors import InputError
 from cltools.stages.claims import run_claims
 
 EXPECTED = Path(__file__).parents[1] / "config/paper/expected"

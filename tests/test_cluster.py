@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cltools.cluster import Site
-from cltools.errors import InputError
+from cltools.cluster.site import Site
+from cltools.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "slurm/site.example.yaml"
@@ -46,7 +46,7 @@ def test_the_example_names_every_key():
     """Those that are commented out too."""
     text = re.sub(r"^( *)# (\w+: )", r"\1\2", EXAMPLE.read_text(), flags=re.M)
     with_all = yaml.safe_load(text)["gpu"]
-    from cltools.cluster import OF_GPUS, PASSED
+    from cltools.cluster.site import OF_GPUS, PASSED
 
     assert set(with_all) == {*PASSED, *OF_GPUS}
 

@@ -12,6 +12,7 @@ from scipy.stats import ortho_group
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
 
+from cltools.maths.bounds import few_shot_bound, few_shot_bound_displayed
 from cltools.maths.collapse import (
     cdnv,
     cdnv_root,
@@ -20,8 +21,6 @@ from cltools.maths.collapse import (
     directional_cdnv,
     effective_rank,
     etf_deviation,
-    few_shot_bound,
-    few_shot_bound_displayed,
     nc1,
     nc1_quotient,
     nc2_equiangularity,

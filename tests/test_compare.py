@@ -6,8 +6,8 @@ import pytest
 import xarray as xr
 from safetensors.numpy import save_file
 
-from cltools.errors import InputError
 from cltools.maths.alignment import alignment
+from cltools.runtime.errors import InputError
 from cltools.stages.compare import compare
 
 RNG = np.random.default_rng(0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cltools.durations import Duration
-from cltools.experiment import load_experiment, read_config
-from cltools.stages import measurements as m
+from cltools import measurements as m
+from cltools.config.durations import Duration
+from cltools.config.experiment import load_experiment, read_config
 
 CONFIG = Path(__file__).parents[1] / "config"
 PAPER, LAPTOP = sorted(CONFIG.glob("paper/*.yaml")), sorted(CONFIG.glob("laptop/*.yaml"))

@@ -6,12 +6,12 @@ import polars as pl
 import pytest
 import torch
 
-from cltools.cells import cell_id, resolve_cell
-from cltools.durations import Duration
-from cltools.engine.data import image_set, open_store
-from cltools.engine.tensors import load_tensors
-from cltools.engine.trainer import CoupledTrainer
+from cltools.config.cells import cell_id, resolve_cell
+from cltools.config.durations import Duration
+from cltools.data.image_set import image_set, open_store
+from cltools.runtime.tensors import load_tensors
 from cltools.stages.train import train
+from cltools.training.trainer import CoupledTrainer
 
 SOURCES = ["init", "batches", "views"]
 
@@ -135,7 +135,7 @@ def test_with_all_shared_the_second_dcl_model_would_be_the_first():
 
 def test_measures_of_a_run_without_common_start(digits, tmp_path):
     """CKA with the initial weights is with each model's own."""
-    from cltools.engine.store import ImageStore
+    from cltools.data.store import ImageStore
     from cltools.stages.embed import embed
     from cltools.stages.measure import measure
 

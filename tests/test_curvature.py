@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cltools.engine.curvature import largest_curvature
+from cltools.training.curvature import largest_curvature
 
 
 @pytest.mark.parametrize("eigenvalues", [[3.0, 1.0, 0.5], [-4.0, 2.0, 1.0], [0.0, 0.0, 0.0]])

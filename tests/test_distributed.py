@@ -22,16 +22,16 @@ import pytest
 import torch
 from torch import nn
 
-from cltools.cells import canonical_cell, resolve_cell
-from cltools.durations import Duration
-from cltools.engine.batches import Batches
-from cltools.engine.data import image_set, open_store
-from cltools.engine.distributed import SeveralRanks, join_ranks
-from cltools.engine.tensors import load_tensors
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError, Stopped
+from cltools.config.cells import canonical_cell, resolve_cell
+from cltools.config.durations import Duration
+from cltools.data.image_set import image_set, open_store
 from cltools.maths.objectives import similarity_logits
+from cltools.runtime.errors import InputError, Stopped
+from cltools.runtime.tensors import load_tensors
 from cltools.stages.train import train
+from cltools.training.batches import Batches
+from cltools.training.distributed import SeveralRanks, join_ranks
+from cltools.training.trainer import CoupledTrainer
 
 OBJECTIVES = ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def _steps(settings, data, ranks, steps):
     with pytest.MonkeyPatch.context() as patch:
         if isinstance(ranks, LocalSlice):
             own = lambda z, tau: _own_anchors(similarity_logits(z, tau), ranks)  # noqa: E731
-            patch.setattr("cltools.engine.trainer.similarity_logits", own)
+            patch.setattr("cltools.training.trainer.similarity_logits", own)
         for _ in range(steps):
             trainer.train_step()
     made = {}

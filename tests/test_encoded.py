@@ -16,19 +16,19 @@ import xarray as xr
 from commands import cltools
 from PIL import Image
 
-from cltools.cells import resolve_cell
-from cltools.engine import encoded as writing
-from cltools.engine.batches import Batches
-from cltools.engine.data import image_set
-from cltools.engine.decoding import centre, in_order, pool
-from cltools.engine.recalibration import recalibrate
-from cltools.engine.store import ImageStore
-from cltools.engine.views import Recipe, epoch_views
-from cltools.errors import InputError
-from cltools.recipes import RECIPES
+from cltools.config.cells import resolve_cell
+from cltools.config.recipes import RECIPES
+from cltools.data import encoded as writing
+from cltools.data.decoding import centre, in_order, pool
+from cltools.data.image_set import image_set
+from cltools.data.store import ImageStore
+from cltools.data.views import Recipe, epoch_views
+from cltools.runtime.errors import InputError
 from cltools.stages.embed import embed_cells
 from cltools.stages.prepare import prepare
 from cltools.stages.train import train
+from cltools.training.batches import Batches
+from cltools.training.recalibration import recalibrate
 
 CPU = torch.device("cpu")
 COUNT = {"train": 12, "val": 5}

@@ -6,11 +6,12 @@ import json
 import pytest
 import yaml
 
-from cltools.cells import canonical_cell, cell_id, defaults, resolve_cell, training_key
-from cltools.durations import Duration
-from cltools.errors import InputError
-from cltools.experiment import load_experiment, read_config, store_id
-from cltools.recipes import RECIPES
+from cltools.config.cells import canonical_cell, cell_id, resolve_cell, training_key
+from cltools.config.durations import Duration
+from cltools.config.experiment import load_experiment, read_config, store_id
+from cltools.config.recipes import RECIPES
+from cltools.config.schema import defaults
+from cltools.runtime.errors import InputError
 
 CONFIG = {
     "experiment": "demo",
@@ -226,7 +227,7 @@ def test_shipped_configs_are_valid():
 def test_every_key_is_documented():
     from pathlib import Path
 
-    from cltools.cells import schema
+    from cltools.config.schema import schema
 
     text = (Path(__file__).parents[1] / "config/README.md").read_text()
     definitions = schema()["$defs"]

@@ -24,21 +24,21 @@ import safetensors.torch
 import torch
 from commands import SERVER
 
-import cltools.engine.tensors
+import cltools.runtime.tensors
 import cltools.stages.embed
 import cltools.stages.train
 from cltools import cli
-from cltools.cells import canonical_cell, resolve_cell
-from cltools.durations import Duration
-from cltools.engine.states import States
-from cltools.engine.tensors import load_checked, load_tensors, save_tensors
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError, Stopped
-from cltools.files import only_process, whole_file
+from cltools.config.cells import canonical_cell, resolve_cell
+from cltools.config.durations import Duration
+from cltools.runtime.errors import InputError, Stopped
+from cltools.runtime.files import only_process, whole_file
+from cltools.runtime.tensors import load_checked, load_tensors, save_tensors
 from cltools.stages.embed import embed_cells
 from cltools.stages.measure import measure_cells
 from cltools.stages.prepare import prepare
 from cltools.stages.train import train
+from cltools.training.states import States
+from cltools.training.trainer import CoupledTrainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,7 +173,7 @@ def test_more_signals_change_nothing(digits, tmp_path, whole, monkeypatch):
 
     with monkeypatch.context() as patch:
         interrupted(patch, lambda: os.kill(os.getpid(), signal.SIGUSR1), step=11)
-        patch.setattr("cltools.engine.tensors.save_file", disturbed)
+        patch.setattr("cltools.runtime.tensors.save_file", disturbed)
         with pytest.raises(Stopped, match="by SIGTERM at step 1 of 12"):
             run(cell(), digits, tmp_path)  # while the first weights are saved
         with pytest.raises(Stopped, match="by SIGTERM at step 6 of 12"):
@@ -457,7 +457,7 @@ def die_within(store, folder, moment, count):
         replace(scratch, path)
 
     if moment == "half a file":
-        cltools.engine.tensors.save_file = half
+        cltools.runtime.tensors.save_file = half
     else:
         os.replace = before_rename
     run(cell(), store, folder, save_every_steps=1)

@@ -12,12 +12,14 @@ import tables as made_up
 from PIL import Image
 from polars.testing import assert_frame_equal
 
-from cltools.cells import cell_keys
-from cltools.errors import InputError
-from cltools.figures import FIGURES, base_sweep
+from cltools.config.schema import cell_keys
+from cltools.config.sweeps import base_sweep
+from cltools.figures import FIGURES
 from cltools.figures.style import NEUTRAL, OBJECTIVES
-from cltools.figures.tables import PAPERS, Experiment, evenly, papers_rows
+from cltools.figures.tables import PAPERS, Experiment, papers_rows
+from cltools.runtime.errors import InputError
 from cltools.stages.plot import plot, read_papers
+from cltools.tidy import evenly
 
 SEEDS = 3
 STAGES = ("merge", "project", "surrogate", "minimise", "regularity")

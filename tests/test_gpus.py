@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from cltools import gpus
-from cltools.engine import tensors
-from cltools.errors import InputError
+from cltools.runtime import gpus, tensors
+from cltools.runtime.errors import InputError
 from cltools.stages import measure
 
 # Claims so many GPUs of as many, says which it has, and holds them until its input ends.
@@ -124,7 +123,8 @@ def test_more_than_there_are(monkeypatch):
 
 def test_a_command_inherits_the_claim(tmp_path, start):
     """`cltools with-gpus` becomes the command, which holds the locks."""
-    code = ("import sys; from cltools import cli, gpus; gpus.gpu_count = lambda: 2; "
+    code = ("import sys; from cltools import cli; from cltools.runtime import gpus; "
+            "gpus.gpu_count = lambda: 2; "
             "sys.argv = ['cltools', *sys.argv[1:]]; cli.main()")  # fmt: skip
     command = [sys.executable, "-c", code, "with-gpus", "1", "--", sys.executable, "-c",
                "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); "

@@ -11,8 +11,9 @@ from commands import planned, snakemake
 from typer.testing import CliRunner
 
 from cltools.cli import app
-from cltools.experiment import load_experiment
-from cltools.versions import VERSIONS
+from cltools.config.experiment import load_experiment
+from cltools.figures import figures_of
+from cltools.layout import VERSIONS
 
 CONFIG = {
     "experiment": "tiny",
@@ -31,7 +32,7 @@ CONFIG = {
     "merge": {"sweeps": ["temperature"], "points": 2},
     "surrogate": {"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
 }
-FIGURES = len(load_experiment(CONFIG).figures)
+FIGURES = len(figures_of(load_experiment(CONFIG)))
 SHORT = {"embed": 2, "measure": 2, "theory": 2}
 DRAWN = {"plot": FIGURES, "report": 1}
 # One figure is of the surrogate alone, and every figure is of the plan.

@@ -7,10 +7,8 @@ import polars as pl
 import pytest
 
 from cltools.figures.bounds import tightness
-from cltools.maths.bounds import gap_bound
-from cltools.maths.collapse import few_shot_bound
-from cltools.maths.theory import reweighting_sides
-from cltools.stages.inequalities import (
+from cltools.maths.bounds import few_shot_bound, gap_bound, reweighting_sides
+from cltools.measurements.inequalities import (
     SCHEMA,
     corollary_rows,
     few_shot_rows,

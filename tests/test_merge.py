@@ -11,20 +11,20 @@ import pytest
 import torch
 import xarray as xr
 
-from cltools.cells import resolve_cell
-from cltools.durations import Duration
-from cltools.engine.data import image_set
-from cltools.engine.merging import interpolate
-from cltools.engine.models import build_network
-from cltools.engine.randomness import initialise
-from cltools.engine.recalibration import Norm, recalibrate
-from cltools.engine.store import ImageStore
-from cltools.errors import InputError
-from cltools.files import sha256_file
+from cltools.config.cells import resolve_cell
+from cltools.config.durations import Duration
+from cltools.data.image_set import image_set
+from cltools.data.store import ImageStore
+from cltools.maths.randomness import initialise
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import sha256_file
 from cltools.stages.embed import embed, embed_cells
 from cltools.stages.merge import merge, merge_cells
 from cltools.stages.prepare import prepare
 from cltools.stages.train import train
+from cltools.training.merging import interpolate
+from cltools.training.networks import build_network
+from cltools.training.recalibration import Norm, recalibrate
 
 CPU = torch.device("cpu")
 KEYS = ["step", "split", "objective", "reference", "features", "metric", "variant"]

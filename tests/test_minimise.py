@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cltools.errors import InputError
+from cltools.figures.order import summary
 from cltools.maths.minimise import minimise, nscl_minimum
 from cltools.maths.whole_set import whole_set_losses
-from cltools.stages.minimise import run_minimise, summary
+from cltools.runtime.errors import InputError
+from cltools.stages.minimise import run_minimise
 
 
 def balanced(classes, per_class=5):

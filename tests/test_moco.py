@@ -9,18 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cltools.cells import cell_id, resolve_cell
-from cltools.durations import Duration
-from cltools.engine.data import image_set, open_store
-from cltools.engine.moco import KeyQueue, key_masks, queued_positions
-from cltools.engine.tensors import load_tensors
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
+from cltools.config.cells import cell_id, resolve_cell
+from cltools.config.durations import Duration
+from cltools.data.image_set import image_set, open_store
 from cltools.maths.bounds import gap_bound
 from cltools.maths.objectives import QUEUE_OBJECTIVES, KeyMasks, key_logits, queue_loss
+from cltools.runtime.errors import InputError
+from cltools.runtime.tensors import load_tensors
 from cltools.stages.embed import embed_cells
 from cltools.stages.measure import measure_cells
 from cltools.stages.train import train
+from cltools.training.moco import KeyQueue, key_masks, queued_positions
+from cltools.training.trainer import CoupledTrainer
 
 CPU = torch.device("cpu")
 IN_DENOMINATOR = {"nt_xent": 1, "nscl_with_positive": 1, "nt_xent_double_positive": 2}

@@ -6,10 +6,13 @@ import pytest
 import torch
 import torchvision
 
-from cltools.cells import resolve_cell
-from cltools.engine.curvature import largest_curvature
-from cltools.engine.data import ImageSet
-from cltools.engine.models import (
+from cltools.config.cells import resolve_cell
+from cltools.data.image_set import ImageSet
+from cltools.maths.randomness import generator, initialise
+from cltools.maths.weights import weight_distance
+from cltools.runtime.errors import InputError
+from cltools.training.curvature import largest_curvature
+from cltools.training.networks import (
     ARCHITECTURES,
     TRANSFORMERS,
     ResNet,
@@ -17,13 +20,10 @@ from cltools.engine.models import (
     build_network,
     patch_side,
 )
-from cltools.engine.optim import build_optimizer, lr_at, peak_lr, set_lr
-from cltools.engine.randomness import generator, initialise
-from cltools.engine.recalibration import recalibrate
-from cltools.engine.regularity import SimilarityMap
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
-from cltools.maths.weights import weight_distance
+from cltools.training.optimizers import build_optimizer, lr_at, peak_lr, set_lr
+from cltools.training.recalibration import recalibrate
+from cltools.training.regularity import SimilarityMap
+from cltools.training.trainer import CoupledTrainer
 
 
 def cell(**settings):

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import gap_at_initialisation
 
-from cltools.maths.bounds import gap_at_initialisation, gap_bound
+from cltools.maths.bounds import gap_bound
 from cltools.maths.objectives import (
     CONTRASTIVE,
     checked_contrastive_loss,

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from cltools import progress
-from cltools.engine import sources
-from cltools.engine import store as stores
-from cltools.engine.sources import TORCHVISION_FILES, held_out
-from cltools.engine.store import ImageStore, channel_statistics, select, write_store
-from cltools.errors import InputError
+from cltools.data import store as stores
+from cltools.data.sources import parquet
+from cltools.data.sources.source import held_out
+from cltools.data.sources.torchvision import TORCHVISION_FILES
+from cltools.data.store import ImageStore, channel_statistics, select, write_store
+from cltools.runtime import progress
+from cltools.runtime.errors import InputError
 from cltools.stages.prepare import prepare
 
 RNG = np.random.Generator(np.random.PCG64(0))
@@ -347,8 +348,8 @@ def test_a_long_tail_falls_from_the_first_class_to_the_last(digits):
 
 
 def test_imbalance_is_of_the_training_set_only(digits):
-    from cltools.cells import resolve_cell
-    from cltools.engine.data import cell_subset
+    from cltools.config.cells import resolve_cell
+    from cltools.data.image_set import cell_subset
 
     cell = resolve_cell({"dataset": "digits", "recipe": "digits", "horizon": 1, "imbalance": 10})
     counts = np.bincount(cell_subset(digits, cell, "train").labels)
@@ -521,7 +522,7 @@ def test_size_brings_images_to_one_shape(two_files, tmp_path):
     ],
 )
 def test_bad_images_are_named_by_row(bad, words, two_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(parquet, "ROWS_AT_ONCE", 2)
     definition = two_files([PNG, PNG, PNG, bad], [0, 1, 0, 1])
     train = tmp_path / "data" / "train.parquet"
     refused({**definition, "size": 4}, tmp_path, f"{train}: row 3 of column 'image'", *words)

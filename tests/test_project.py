@@ -8,14 +8,15 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from cltools.cells import read_manifest, resolve_cell
-from cltools.errors import InputError
-from cltools.experiment import load_experiment
+from cltools.config.cells import resolve_cell
+from cltools.config.experiment import load_experiment
 from cltools.maths.projection import principal_plane, turned, umap_plane
+from cltools.runtime.errors import InputError
 from cltools.stages.embed import embed_cells, embedding_file, embedding_folder
 from cltools.stages.measure import read_embeddings
 from cltools.stages.project import all_turned, run_project, some_images
-from cltools.stages.train import saved_weights, train
+from cltools.stages.train import train
+from cltools.training.manifests import read_manifest, saved_weights
 
 OBJECTIVES = ["dcl", "nscl"]
 

@@ -6,19 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cltools.cells import resolve_cell
-from cltools.engine.data import image_set, open_store
-from cltools.engine.models import build_network
-from cltools.engine.randomness import generator, initialise
-from cltools.engine.regularity import (
-    FixedViews,
-    SimilarityMap,
-    reference_set,
-    spectral_norm,
-    taylor_remainder,
-)
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
+from cltools.config.cells import resolve_cell
+from cltools.data.image_set import image_set, open_store
+from cltools.maths.randomness import generator, initialise
 from cltools.maths.surrogate import (
     batch_gradient,
     batch_negatives,
@@ -27,7 +17,17 @@ from cltools.maths.surrogate import (
     similarity_steps,
     touched_entries,
 )
+from cltools.runtime.errors import InputError
 from cltools.stages.regularity import follow, followed_cell, run_regularity
+from cltools.training.networks import build_network
+from cltools.training.regularity import (
+    FixedViews,
+    SimilarityMap,
+    reference_set,
+    spectral_norm,
+    taylor_remainder,
+)
+from cltools.training.trainer import CoupledTrainer
 
 CPU = torch.device("cpu")
 IMAGES, SIZE, STEPS = 16, 8, 4

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 import tables
 
-from cltools.cells import resolve_cell
 from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
-from cltools.errors import InputError
-from cltools.figures.tables import with_setting
+from cltools.config.cells import resolve_cell
 from cltools.report.explore import exploration
 from cltools.report.page import _summary
+from cltools.runtime.errors import InputError
 from cltools.stages.report import report
+from cltools.tidy import with_setting
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="

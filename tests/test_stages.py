@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 from commands import cltools
 
-from cltools.cells import canonical_cell, resolve_cell
+from cltools import measurements
+from cltools.config.cells import canonical_cell, resolve_cell
 from cltools.maths.alignment import alignment
-from cltools.stages import measurements
 from cltools.stages.embed import embed_cells
 from cltools.stages.measure import measure, measure_cells
 

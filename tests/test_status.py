@@ -8,10 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cltools.cli import app
-from cltools.experiment import load_experiment
+from cltools.config.experiment import load_experiment
+from cltools.layout import VERSIONS, measures_table
 from cltools.stages.status import status, status_lines
-from cltools.tables import measures_table
-from cltools.versions import VERSIONS
 
 CONFIG = {
     "experiment": "tiny",

@@ -9,14 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cltools.cells import canonical_cell, cell_id, resolve_cell
-from cltools.engine.batches import Batches
-from cltools.engine.data import image_set, open_store
-from cltools.engine.optim import build_optimizer
-from cltools.engine.store import write_store
-from cltools.engine.tensors import choose_device
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
+from cltools.config.cells import canonical_cell, cell_id, resolve_cell
+from cltools.data.image_set import image_set, open_store
+from cltools.data.store import write_store
+from cltools.runtime.devices import choose_device
+from cltools.runtime.errors import InputError
+from cltools.training.batches import Batches
+from cltools.training.optimizers import build_optimizer
+from cltools.training.trainer import CoupledTrainer
 
 OBJECTIVES = ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ import polars as pl
 import pytest
 import torch
 
-from cltools.errors import InputError
 from cltools.maths import surrogate
 from cltools.maths.objectives import contrastive_loss, pair_masks
 from cltools.maths.surrogate import batch_gradient, similarities_of_views, similarity_descent
+from cltools.runtime.errors import InputError
 from cltools.stages.surrogate import gaussian_views, run_surrogate
 
 

@@ -14,14 +14,15 @@ import pytest
 import safetensors
 import torch
 
-from cltools.cells import canonical_cell, read_manifest, resolve_cell
-from cltools.durations import Duration
-from cltools.engine.data import image_set, open_store
-from cltools.engine.tensors import load_tensors
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
+from cltools.config.cells import canonical_cell, resolve_cell
+from cltools.config.durations import Duration
+from cltools.data.image_set import image_set, open_store
+from cltools.runtime.errors import InputError
+from cltools.runtime.tensors import load_tensors
 from cltools.stages.prepare import prepare
 from cltools.stages.train import train
+from cltools.training.manifests import read_manifest
+from cltools.training.trainer import CoupledTrainer
 
 OBJECTIVES = [
     "dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive", "nt_xent_double_positive",
@@ -183,7 +184,7 @@ def test_a_batch_of_one_class_is_skipped_and_counted(tmp_path):
     """Such a batch has no NSCL: the model takes no step, the log says NaN, the manifest counts."""
     import numpy as np
 
-    from cltools.engine.store import write_store
+    from cltools.data.store import write_store
 
     images = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 1), dtype=np.uint8)
     labels = np.array([0] * 10 + [1] * 2)

@@ -5,8 +5,8 @@ import torch
 import torchvision.transforms.v2 as tv
 import torchvision.transforms.v2.functional as tvf
 
-from cltools.engine.randomness import batch_order, generator, initialise, view_uniforms
-from cltools.engine.views import (
+from cltools.config.recipes import RECIPES
+from cltools.data.views import (
     COLUMN_COUNT,
     Recipe,
     adjust_brightness,
@@ -20,7 +20,7 @@ from cltools.engine.views import (
     render,
     view_parameters,
 )
-from cltools.recipes import RECIPES
+from cltools.maths.randomness import batch_order, generator, initialise, view_uniforms
 
 
 def images(count=6, channels=3, height=9, width=7, seed=0):
@@ -169,7 +169,7 @@ def test_every_draw_is_a_function_of_its_key():
 
 
 def test_initial_weights_depend_on_seed_and_name_alone():
-    from cltools.engine.models import ARCHITECTURES, Network, ResNet
+    from cltools.training.networks import ARCHITECTURES, Network, ResNet
 
     def network(classes, seed, global_seed):
         torch.manual_seed(global_seed)

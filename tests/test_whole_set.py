@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from formulas import gap_at_initialisation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cltools.maths.bounds import gap_at_initialisation, gap_bound
+from cltools.maths.bounds import gap_bound
 from cltools.maths.whole_set import WholeSetLosses, whole_set_losses
-from cltools.stages.measurements import labelling_rows, loss_rows
+from cltools.measurements import labelling_rows, loss_rows
 
 TAUS = (0.1, 0.5, 1.0)
 
@@ -172,7 +173,7 @@ def test_the_stage_works_them_out_on_its_device(monkeypatch):
         found.append((z.device.type, labels.device.type))
         return dict.fromkeys(taus, WholeSetLosses(2.0, 1.0))
 
-    monkeypatch.setattr("cltools.stages.measurements.losses.whole_set_losses", on_device)
+    monkeypatch.setattr("cltools.measurements.losses.whole_set_losses", on_device)
     z, labels = random_set()
     for rows in (loss_rows, labelling_rows):
         assert list(rows({"dcl": z.numpy()}, labels.numpy(), 0.5, torch.device("meta")))

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from commands import planned, snakemake
 
-from cltools.estimates import kind_of
-from cltools.experiment import load_experiment
+from cltools.cluster.estimates import kind_of
+from cltools.config.experiment import load_experiment
 
 CONFIG = {
     "experiment": "tiny",

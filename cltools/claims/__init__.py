@@ -15,8 +15,8 @@ from typing import Any
 
 import jsonschema
 
-from cltools.errors import InputError
-from cltools.files import read_yaml
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import read_yaml
 
 FILE = Path(str(resources.files("cltools") / "claims" / "claims.yaml"))
 EXPRESSIONS = ("value", "lower", "upper")

@@ -24,9 +24,7 @@ import polars as pl
 
 from cltools.claims import Claim, Claims, Test
 from cltools.claims.statistics import STATISTICS, Effects, Violations, select, violations
-from cltools.errors import InputError
-from cltools.figures import Sweeps, base_sweep, sweeps_over
-from cltools.figures.tables import COLUMNS, setting
+from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
 from cltools.maths.evidence import (
     FAILS,
     HOLDS,
@@ -40,6 +38,8 @@ from cltools.maths.evidence import (
     p_of_all,
     verdict,
 )
+from cltools.runtime.errors import InputError
+from cltools.tidy import COLUMNS, setting
 
 UNTESTED = "not tested here"
 VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)

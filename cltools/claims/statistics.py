@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cltools.claims import EXPRESSIONS, Test, Where
-from cltools.errors import InputError
+from cltools.runtime.errors import InputError
 
 LEAST_POINTS = 3  # of a correlation: two points always have ±1
 ROUNDING = 1e-6  # relative; features are stored in float32

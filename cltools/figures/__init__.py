@@ -4,43 +4,21 @@ This registry imports neither matplotlib nor polars, so that the Snakefile can l
 no time; `draw` imports the module that draws.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cltools.errors import InputError
+from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
+from cltools.layout import OF_CELLS
+from cltools.runtime.errors import InputError
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
+    from cltools.config import experiment as config
     from cltools.figures.tables import Experiment
-
-Sweeps = Mapping[str, Mapping[str, Any]]
-
-# The tables that figures are drawn from, by their file names. Every experiment has the first three;
-# each of the others is of the stage of its name, which runs where the config names it.
-TABLES = {
-    "measures": "measures.parquet",
-    "log": "training_log.parquet",
-    "theory": "theory.parquet",
-    "surrogate": "surrogate.parquet",
-    "minimise": "minimise.parquet",
-    "regularity": "regularity.parquet",
-    "project": "project.parquet",
-}
-OF_CELLS = ("measures", "log", "theory")
-
-
-def base_sweep(sweeps: Sweeps) -> str | None:
-    """The first sweep that varies nothing but the seed (or nothing at all), if there is one."""
-    return next((name for name, sweep in sweeps.items() if set(sweep["factors"]) <= {"seed"}), None)
-
-
-def sweeps_over(sweeps: Sweeps, *factors: str) -> list[str]:
-    """The sweeps that vary one of `factors`, in the order of the config."""
-    return [name for name, sweep in sweeps.items() if set(factors) & set(sweep["factors"])]
 
 
 @dataclass(frozen=True)
@@ -199,6 +177,12 @@ FIGURES: dict[str, FigureSpec] = {
         tables=("minimise",),
     ),
 }
+
+
+def figures_of(experiment: "config.Experiment") -> list[str]:
+    """The figures that an experiment has cells and stages for."""
+    needs = (experiment.sweeps, experiment.further_stages)
+    return [name for name, spec in FIGURES.items() if spec.needs(*needs)]
 
 
 def draw(name: str, experiment: "Experiment") -> tuple["Figure", "pl.DataFrame"]:

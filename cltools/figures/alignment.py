@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.tables import Experiment
 
@@ -32,12 +33,12 @@ def alignments(measures: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
     The control is the CKA of every network, DCL's too, with its own initial weights.
     """
     wanted["features"] = "h"
-    others = tables.against_dcl(measures)
+    others = tidy.against_dcl(measures)
     return pl.concat(
         [
-            tables.rows(others, metric="cka", variant=PAPER, **wanted),
-            tables.rows(others, metric="rsa", variant=RSA, **wanted),
-            tables.rows(measures, metric="cka_to_init", variant=PAPER, **wanted),
+            tidy.rows(others, metric="cka", variant=PAPER, **wanted),
+            tidy.rows(others, metric="rsa", variant=RSA, **wanted),
+            tidy.rows(measures, metric="cka_to_init", variant=PAPER, **wanted),
         ]
     )
 
@@ -59,11 +60,11 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
     cells = alignments(measures, split=splits)
-    debiased = tables.rows(
-        tables.against_dcl(measures), metric="cka", variant=DEBIASED, features="h", split=splits
+    debiased = tidy.rows(
+        tidy.against_dcl(measures), metric="cka", variant=DEBIASED, features="h", split=splits
     )
     by = ["metric", "variant", "split", "objective", "epoch"]
-    plotted = tables.spread(pl.concat([cells, debiased]), by)
+    plotted = tidy.spread(pl.concat([cells, debiased]), by)
     papers = tables.papers_rows(
         experiment, cells, metric=["cka", "rsa"], reference="dcl", split=splits
     )
@@ -93,7 +94,7 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         figure,
         "Alignment of each objective with DCL during training",
         [*_handles(plotted), thin, *style.paper_handles(papers)],
-        f"{tables.setting(cells)}. Encoder features h. "
+        f"{tidy.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CKA: cosine similarities, biased estimator "
         f"(the paper’s); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}"
         + " P2’s drawn CKA is of raw features."
@@ -106,10 +107,10 @@ def _against(
     experiment: Experiment, factor: str, label: str, title: str, note: str = ""
 ) -> tuple[Figure, pl.DataFrame]:
     """Columns CKA, RSA and control, one row per arm of the sweeps over `factor`, at the end."""
-    ended = tables.last_step(experiment.measures)
+    ended = tidy.last_step(experiment.measures)
     cells = alignments(experiment.over(ended, factor), split="test")
     by = ["panel", "arm", "metric", "variant", "split", "objective", factor]
-    plotted = tables.spread(cells, by)
+    plotted = tidy.spread(cells, by)
 
     # What the axis or the panel titles say, the footnote need not repeat.
     leave_out = [factor, "lr_rule"] if factor == "batch_size" else [factor]
@@ -127,7 +128,7 @@ def _against(
         figure,
         title,
         _handles(plotted),
-        f"{tables.setting(cells, leave_out)}. Test images, encoder features h, each run at its "
+        f"{tidy.setting(cells, leave_out)}. Test images, encoder features h, each run at its "
         f"last step. {tables.seeds_note(plotted, cells)} {CONTROL_NOTE}{note}",
     )
     return figure, plotted.drop("panel")
@@ -162,10 +163,10 @@ def alignment_classes_epochs(experiment: Experiment) -> tuple[Figure, pl.DataFra
     """
     splits = ["train", "test"]
     wanted = {"metric": "cka", "objective": "nscl", "features": "h", "split": splits}
-    measures = tables.against_dcl(experiment.over(experiment.measures, "classes"))
-    cells = tables.rows(measures, variant=PAPER, **wanted)
+    measures = tidy.against_dcl(experiment.over(experiment.measures, "classes"))
+    cells = tidy.rows(measures, variant=PAPER, **wanted)
     by = ["panel", "arm", "split", "classes", "step", "epoch"]
-    plotted = tables.spread(cells, by)
+    plotted = tidy.spread(cells, by)
     papers = tables.papers_rows(experiment, cells, "classes", **wanted).with_columns(
         classes=pl.col("factor_value").cast(pl.Int64)
     )
@@ -194,7 +195,7 @@ def alignment_classes_epochs(experiment: Experiment) -> tuple[Figure, pl.DataFra
         figure,
         "CKA of NSCL with DCL by number of classes and epoch",
         [],
-        f"{tables.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
+        f"{tidy.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
         f"estimator. Means over {_seed_range(plotted)}. White: no checkpoint there.",
     )
     return figure, tables.with_papers(plotted.drop("panel"), papers)

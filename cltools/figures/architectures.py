@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import CONTROL_NOTE, alignments
 from cltools.figures.style import OBJECTIVES
@@ -15,10 +16,10 @@ CELLS = ("dataset", "architecture")
 
 def alignment_architectures(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """Rows CKA and RSA; a group of bars per data set and architecture, at the end of training."""
-    ended = tables.last_step(experiment.measures)
+    ended = tidy.last_step(experiment.measures)
     cells = alignments(experiment.over(ended, "architecture", "dataset"), split="test")
     cells = cells.unique(["cell", "metric", "objective"], maintain_order=True)
-    plotted = tables.spread(cells, ["metric", "variant", *CELLS, "split", "objective"])
+    plotted = tidy.spread(cells, ["metric", "variant", *CELLS, "split", "objective"])
     papers = tables.papers_rows(experiment, cells, metric=list(PANELS), reference="dcl")
     groups = plotted.select(CELLS).unique().sort(CELLS).rows()
     objectives = style.ordered(plotted.filter(pl.col("metric") != "cka_to_init")["objective"])
@@ -64,7 +65,7 @@ def alignment_architectures(experiment: Experiment) -> tuple[Figure, pl.DataFram
             style.handle(style.NEUTRAL, "CKA of DCL with own initial weights", marker=""),
             *style.paper_handles(papers),
         ],
-        f"{tables.setting(cells, CELLS)}. Test images, encoder features h, each run at its last "
+        f"{tidy.setting(cells, CELLS)}. Test images, encoder features h, each run at its last "
         f"step. {tables.seeds_note(plotted, cells)} {CONTROL_NOTE}"
         + " Papers: two versions of one table, CKA of raw features."
         * (not papers.is_empty()),

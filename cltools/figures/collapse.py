@@ -7,6 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.tables import Experiment
 
@@ -18,8 +19,8 @@ def cdnv_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
     wanted = {"metric": "cdnv", "variant": list(CDNV), "split": splits}
-    cells = tables.rows(measures, features="h", **wanted)
-    plotted = tables.spread(cells, ["variant", "split", "objective", "epoch"])
+    cells = tidy.rows(measures, features="h", **wanted)
+    plotted = tidy.spread(cells, ["variant", "split", "objective", "epoch"])
     papers = tables.papers_rows(experiment, cells, **wanted)
     objectives = style.ordered(plotted["objective"])
 
@@ -40,7 +41,7 @@ def cdnv_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         figure,
         "Variance within classes over the distance between them during training",
         [*(style.handle(style.OBJECTIVES[o]) for o in objectives), *style.paper_handles(papers)],
-        f"{tables.setting(cells)}. Encoder features h. "
+        f"{tidy.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CDNV: mean over pairs of classes of (v + v′) "
         "/ (2 d²), v being a class’s variance and d the distance of the two means; 0 is collapse. "
         "Directional: the variance along the line between the two means only."
@@ -76,7 +77,7 @@ def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     about = {"features": "h", "split": "train"}
     cells = pl.concat(
         [
-            tables.rows(
+            tidy.rows(
                 measures,
                 metric=metric,
                 variant=ANGLES if metric == "class_mean_angle" else variant,
@@ -85,7 +86,7 @@ def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             for metric, variant in OF_NETWORKS
         ]
     )
-    networks = tables.spread(cells, ["metric", "variant", "objective", "epoch"])
+    networks = tidy.spread(cells, ["metric", "variant", "objective", "epoch"])
     plotted, free = networks, None
     if experiment.minimise is not None:
         free = _free(experiment.minimise, cells["tau"].mode().min())
@@ -124,7 +125,7 @@ def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
                 style.Look("angle of a simplex", style.THEORY, ""), linestyle="--", linewidth=0.9
             ),
         ],
-        f"Networks: {tables.setting(cells)}; training images, encoder features h. "
+        f"Networks: {tidy.setting(cells)}; training images, encoder features h. "
         f"{tables.seeds_note(networks, cells, 'band')} Deviation: ‖G − "
         "G_ETF‖ / ‖G_ETF‖, G the cosines of the centred class means. Angles between these: the "
         f"smallest, and dotted the largest, over pairs of classes.{note}",

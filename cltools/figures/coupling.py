@@ -5,6 +5,7 @@ import math
 import polars as pl
 from matplotlib.figure import Figure
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import CONTROL_NOTE, PAPER, RSA
 from cltools.figures.tables import Experiment
@@ -30,16 +31,16 @@ PANELS = {
 
 def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """One line per level of sharing, a dot per objective, at the end of training."""
-    ended = tables.last_step(experiment.over(experiment.measures, "coupling"))
-    others = tables.against_dcl(ended)
+    ended = tidy.last_step(experiment.over(experiment.measures, "coupling"))
+    others = tidy.against_dcl(ended)
     where = {"features": "h", "split": "test"}
     found = []
     for metric, variant in PANELS:
         table = ended if metric == "cka_to_init" else others
-        found.append(tables.rows(table, metric=metric, variant=variant, **where))
+        found.append(tidy.rows(table, metric=metric, variant=variant, **where))
     cells = pl.concat(found)
     by = ["panel", "arm", "coupling", "metric", "variant", "split", "objective"]
-    plotted = tables.spread(cells, by)
+    plotted = tidy.spread(cells, by)
     levels = [level for level in LEVELS if level in set(plotted["coupling"])]
     objectives = style.ordered(plotted["objective"])
     arms = plotted["arm"].unique(maintain_order=True)
@@ -80,7 +81,7 @@ def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         figure,
         "What sharing initial weights, batches and views contributes to alignment",
         [style.handle(style.OBJECTIVES[name], linestyle="") for name in objectives],
-        f"{tables.setting(cells, ['coupling'])}. Test images, encoder features h, each run at its "
+        f"{tidy.setting(cells, ['coupling'])}. Test images, encoder features h, each run at its "
         f"last step. {tables.seeds_note(plotted, cells)} What is not shared is each "
         "model’s own. Second DCL: another model with DCL’s loss, as far from DCL as those draws "
         f"alone put it: the ceiling for NSCL. {CONTROL_NOTE}",

@@ -5,6 +5,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.tables import Experiment
 
@@ -16,14 +17,14 @@ THEIRS = {"linestyle": "", "marker": "|", "markersize": 10, "color": style.THEOR
 
 def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """One row per probe and objective: dots on the left, the same numbers on the right."""
-    ended = tables.last_step(experiment.base(experiment.measures))
+    ended = tidy.last_step(experiment.base(experiment.measures))
     cells = pl.concat(
         [
-            tables.rows(ended, metric=p, variant="accuracy", features="h", split=list(COLUMNS))
+            tidy.rows(ended, metric=p, variant="accuracy", features="h", split=list(COLUMNS))
             for p in PROBES
         ]
     )
-    plotted = tables.spread(cells, ["metric", "split", "objective"])
+    plotted = tidy.spread(cells, ["metric", "split", "objective"])
     papers = tables.papers_rows(experiment, cells, metric=list(PROBES), split="test")
     papers = papers.filter(pl.col("epoch") == cells["epoch"].max())
     objectives = style.ordered(plotted["objective"])
@@ -65,7 +66,7 @@ def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             style.handle(style.Look("chance, 1/C", style.THEORY, ""), linestyle=":", linewidth=0.9),
             *style.paper_handles(papers, **THEIRS),
         ],
-        f"{tables.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
         f"{tables.seeds_note(plotted, cells)}",
     )
     return figure, tables.with_papers(plotted, papers)

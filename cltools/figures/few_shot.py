@@ -4,6 +4,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.style import THEORY, Look
 from cltools.figures.tables import Experiment
@@ -18,7 +19,7 @@ ROOM = 40.0
 
 def _errors(ended: pl.DataFrame) -> pl.DataFrame:
     found = [
-        tables.rows(ended, metric=f"{probe}_{ways}", features="h", split="test").with_columns(
+        tidy.rows(ended, metric=f"{probe}_{ways}", features="h", split="test").with_columns(
             quantity=pl.lit(ERROR), probe=pl.lit(probe), ways=pl.lit(ways), shots=SHOTS
         )
         for probe in PROBES
@@ -50,7 +51,7 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
     cdnv = {"metric": "cdnv", "variant": "directional", "features": "h", "split": "test"}
     for ways, others in (("all_way", pl.col("classes") - 1), ("two_way", pl.lit(1))):
         limits.append(
-            tables.rows(ended, **cdnv).with_columns(
+            tidy.rows(ended, **cdnv).with_columns(
                 probe=about["probe"],
                 quantity=pl.lit(LIMIT),
                 ways=pl.lit(ways),
@@ -66,11 +67,11 @@ def few_shot(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
 
     The base sweep at its last step, test images.
     """
-    ended = tables.last_step(experiment.base(experiment.measures))
+    ended = tidy.last_step(experiment.base(experiment.measures))
     cells = _errors(ended)
-    theory = tables.last_step(experiment.base(experiment.theory))
+    theory = tidy.last_step(experiment.base(experiment.theory))
     both = [cells, _bounds(ended, theory)]
-    plotted = tables.spread(
+    plotted = tidy.spread(
         pl.concat(both, how="diagonal"), ["ways", "probe", "quantity", "objective", "shots"]
     )
     objectives = style.ordered(plotted["objective"])
@@ -101,7 +102,7 @@ def few_shot(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             style.handle(grey, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
             style.handle(grey, "its limit for many shots", linestyle=":", linewidth=1),
         ],
-        f"{tables.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
         f"{tables.seeds_note(plotted.filter(quantity=ERROR), cells)} Errors: means over draws of "
         "the labelled images (and of the two classes). The bound is of the nearest class centre, "
         "with its best constant and the variances of the test images; in the grey region, above "

@@ -7,10 +7,11 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from cltools.errors import InputError
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.style import OBJECTIVES, THEORY, Look
 from cltools.figures.tables import Experiment
+from cltools.runtime.errors import InputError
 
 POINTS = 400  # a curve of more points is no clearer, only a larger file
 BOUND = Look("NSCL loss + bound on the gap", THEORY, "")
@@ -48,7 +49,7 @@ def losses_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     ]
     by = ["model", "quantity", "step", "epoch"]
     finite = pl.concat(series).filter(pl.col("value").is_finite())
-    plotted = tables.spread(finite, by).unique(by, keep="first", maintain_order=True)
+    plotted = tidy.spread(finite, by).unique(by, keep="first", maintain_order=True)
     plotted = plotted.drop("seed", "value")
     for model, quantity in wanted:
         # A bound that is undefined throughout (batches of one class) just cannot be drawn.
@@ -102,7 +103,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
         figure,
         "Training losses: DCL against NSCL on the same batches",
         [],
-        f"{tables.setting(log)}. Running mean over {window} steps. "
+        f"{tidy.setting(log)}. Running mean over {window} steps. "
         f"{tables.seeds_note(plotted, log, 'band', points=False)}{note}",
     )
     return figure
@@ -113,10 +114,10 @@ def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     variants = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
     wanted = {"variant": list(variants), "objective": "dcl", "split": "train"}
     measures = experiment.over(experiment.measures, "classes")
-    ended, untrained = tables.last_step(measures), measures.filter(step=0)
+    ended, untrained = tidy.last_step(measures), measures.filter(step=0)
     cells = pl.concat(
         [
-            tables.rows(table, metric=metric, **wanted).with_columns(quantity=pl.lit(quantity))
+            tidy.rows(table, metric=metric, **wanted).with_columns(quantity=pl.lit(quantity))
             for quantity, metric, table in (
                 ("gap, trained", "gap", ended),
                 ("gap, untrained", "gap", untrained),
@@ -125,7 +126,7 @@ def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         ]
     )
     by = ["panel", "arm", "variant", "quantity", "classes"]
-    plotted = tables.spread(cells, by)
+    plotted = tidy.spread(cells, by)
 
     looks = {
         "bound": (Look("bound log(1 + n_max exp(2/τ) / (N − n_max))", THEORY, ""), "-"),
@@ -161,7 +162,7 @@ def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         figure,
         "Loss gap DCL − NSCL and its bound against the number of classes",
         handles,
-        f"{tables.setting(cells, ['classes'])}. Losses of the whole training set. "
+        f"{tidy.setting(cells, ['classes'])}. Losses of the whole training set. "
         f"{tables.seeds_note(plotted, cells)} log(C/(C − 1)): the gap when all similarities are "
         f"equal.",
     )
@@ -183,12 +184,12 @@ def nscl_losses(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     about = {"features": "z", "split": splits}
     cells = pl.concat(
         [
-            tables.rows(measures, metric=metric, variant=variant, objective=model, **about)
+            tidy.rows(measures, metric=metric, variant=variant, objective=model, **about)
             for metric, variant in losses
             for model in models
         ]
     )
-    plotted = tables.spread(cells, ["metric", "variant", "split", "objective", "epoch"])
+    plotted = tidy.spread(cells, ["metric", "variant", "split", "objective", "epoch"])
     papers = tables.papers_rows(
         experiment, cells, metric="authors_nscl_loss", objective=models, split=splits
     )
@@ -216,7 +217,7 @@ def nscl_losses(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         figure,
         "NSCL loss of the DCL-trained and of the NSCL-trained network",
         [*handles, *style.paper_handles(papers)],
-        f"{tables.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} r: Pearson "
+        f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} r: Pearson "
         "correlation of the two curves over the checkpoints. Whole set: all images are negatives, "
         "τ as in training. Authors’ way: positive in the denominator, τ = 1, an augmented and a "
         "plain view, batches of the training size.",

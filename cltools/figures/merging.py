@@ -3,10 +3,11 @@
 import polars as pl
 from matplotlib.figure import Figure
 
-from cltools.errors import InputError
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.style import OBJECTIVES, Look
 from cltools.figures.tables import Experiment
+from cltools.runtime.errors import InputError
 
 PANELS = {
     "merged_nccc": "Nearest class centre",
@@ -22,12 +23,9 @@ def merging(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         raise InputError("the base sweep has no merged networks: add it to merge.sweeps")
     splits = {"test": "-", "train": ":"}
     cells = pl.concat(
-        [
-            tables.rows(measures, metric=metric, features="h", split=list(splits))
-            for metric in PANELS
-        ]
+        [tidy.rows(measures, metric=metric, features="h", split=list(splits)) for metric in PANELS]
     ).with_columns(weight=pl.col("variant").str.strip_prefix("lambda_").cast(pl.Float64))
-    plotted = tables.spread(cells, ["metric", "split", "objective", "weight"])
+    plotted = tidy.spread(cells, ["metric", "split", "objective", "weight"])
     objectives = style.ordered(plotted["objective"])
 
     figure, (row,) = style.panels(1, len(PANELS), height=2.3)
@@ -53,7 +51,7 @@ def merging(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             style.handle(grey, "test images"),
             style.handle(grey, "training images", linestyle=":", markerfacecolor="white"),
         ],
-        f"{tables.setting(cells)}. Weights (1 − λ) · DCL + λ · other, each run at its last step; "
+        f"{tidy.setting(cells)}. Weights (1 − λ) · DCL + λ · other, each run at its last step; "
         "batch statistics worked out anew from training images all along the line. Encoder "
         f"features h. {tables.seeds_note(plotted, cells, 'band')}",
     )

@@ -1,12 +1,16 @@
 """Which objective collapses first? Free embeddings under gradient descent."""
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools.figures import style
 from cltools.figures.tables import Experiment
-from cltools.stages.minimise import summary
+
+REACHED = 1e-3  # a run whose etf_deviation and within_class_spread end below this
+CONDITIONS = ("etf_deviation", "within_class_spread", "view_distance")
+SETTINGS = ("objective", "classes", "dimension", "tau")
 
 
 def collapse_order(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
@@ -75,3 +79,45 @@ def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:
     ax.axhline(0.5, color=style.THEORY, linewidth=0.8, linestyle=":")
     ax.set(xscale="log", xlabel="Time of gradient descent (log scale)", ylim=(0, 1.08))
     return ", ".join(style.OBJECTIVES[name].label for name in halved["objective"]) or "none"
+
+
+def summary(table: pl.DataFrame) -> pl.DataFrame:
+    """How the runs of each objective, classes, dimension and tau ended.
+
+    Args:
+        table: of stage `minimise`.
+
+    Returns:
+        A row for each of these four, in the table's order, with columns after them:
+
+        runs: their number (seeds).
+        reached: share of runs that end with etf_deviation and within_class_spread below 1e-3. With
+            two classes only the second says anything.
+        etf_deviation, within_class_spread, view_distance: medians at the end.
+        worst_excess: largest loss above minimum_loss at the end; null where that is unknown.
+        halved_iteration, halved_time: of the first descent step after which within_class_spread is
+            below half of its start, median over all runs; null unless more than half got there.
+            An iteration is as long as its learning rate: only times compare CE and other tau.
+    """
+    spread = pl.col("within_class_spread")
+    halved = (pl.col("phase") == "descent") & (spread < spread.first() / 2)
+    runs = (
+        table.sort("iteration", maintain_order=True)
+        .group_by(*SETTINGS, "per_class", "seed", maintain_order=True)
+        .agg(
+            pl.col(*CONDITIONS).last(),
+            worst_excess=(pl.col("loss") - pl.col("minimum_loss")).last(),
+            halved_iteration=pl.col("iteration").filter(halved).min().cast(pl.Float64),
+            halved_time=pl.col("time").filter(halved).min(),
+        )
+    )
+    reached = (pl.col("etf_deviation") < REACHED) & (spread < REACHED)
+    # A run that never got there counts as later than all others.
+    halvings = pl.col("halved_iteration", "halved_time").fill_null(np.inf).median()
+    return runs.group_by(*SETTINGS, maintain_order=True).agg(
+        pl.len().cast(pl.Int64).alias("runs"),
+        reached.fill_null(False).mean().alias("reached"),
+        pl.col(*CONDITIONS).median(),
+        pl.col("worst_excess").max(),
+        pl.when(halvings.is_finite()).then(halvings),
+    )

@@ -6,9 +6,10 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cltools.errors import InputError
-from cltools.figures import style, tables
+from cltools import tidy
+from cltools.figures import style
 from cltools.figures.tables import Experiment
+from cltools.runtime.errors import InputError
 
 MOST_EPOCHS = 6  # more columns would be too small to tell anything
 # Ten of Tol's and Tableau's colours: classes are not objectives and have none of their meaning.
@@ -29,7 +30,7 @@ def umap_grid(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     cell = experiment.base(experiment.measures).filter(pl.col("cell") == pictures["cell"][0])
     if cell.is_empty():
         raise InputError("the pictures are of a cell without measures: run `cltools project` again")
-    epochs = tables.evenly(pictures["epoch"], MOST_EPOCHS)
+    epochs = tidy.evenly(pictures["epoch"], MOST_EPOCHS)
     plotted = pictures.filter(pl.col("epoch").is_in(epochs)).select(
         "objective", "epoch", "method", "share", "sample", "class", "x", "y"
     )
@@ -65,7 +66,7 @@ def umap_grid(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         figure,
         f"{METHODS[method]} of the features of the same images",
         handles if len(classes) <= len(CLASSES) else [],
-        f"{tables.setting(cell)}, seed {cell['seed'][0]}. {plotted['sample'].n_unique()} "
+        f"{tidy.setting(cell)}, seed {cell['seed'][0]}. {plotted['sample'].n_unique()} "
         f"{'training' if split == 'train' else 'test'} images, features {features}. Each panel has "
         f"its own {HOW[method]}, brought to one size and turned or mirrored: in the first row onto "
         "the next panel, in the others onto the first row. Axes have no meaning of their own.",

@@ -3,6 +3,7 @@
 import polars as pl
 from matplotlib.figure import Figure
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import PAPER, RSA
 from cltools.figures.style import Look
@@ -30,19 +31,19 @@ MEASURES = {
 
 def residual_alignment(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """Rows training and test images, columns CKA and RSA, a line per objective; the base sweep."""
-    ended = tables.last_step(experiment.base(experiment.measures))
-    others = tables.against_dcl(ended)
+    ended = tidy.last_step(experiment.base(experiment.measures))
+    others = tidy.against_dcl(ended)
     splits = {"test": "test images", "train": "training images"}
     cells = pl.concat(
         [
-            tables.rows(
+            tidy.rows(
                 others, metric=metric, variant=variant, features="h", split=list(splits)
             ).with_columns(measure=pl.lit(measure), kind=pl.lit(kind))
             for measure, kinds in MEASURES.items()
             for kind, (metric, variant) in kinds.items()
         ]
     )
-    plotted = tables.spread(cells, ["measure", "split", "objective", "kind"])
+    plotted = tidy.spread(cells, ["measure", "split", "objective", "kind"])
     objectives = style.ordered(plotted["objective"])
 
     figure, axes = style.panels(
@@ -86,7 +87,7 @@ def residual_alignment(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             )
             for label, marker, filled, _ in KINDS.values()
         ],
-        f"{tables.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
         f"{tables.seeds_note(plotted, cells)} Class means removed: CKA and RSA of each image’s "
         "difference from the mean of its class. Shuffled: the mean over random orders of the "
         "images within every class, which keep class means and break all else.",

@@ -8,7 +8,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from scipy.linalg import orthogonal_procrustes
 
-from cltools.figures import style, tables
+from cltools import tidy
+from cltools.figures import style
 from cltools.figures.tables import Experiment
 
 CLASSES = 4
@@ -30,14 +31,14 @@ def class_means_space(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     cells = experiment.over(experiment.measures, "classes").filter(
         classes=CLASSES, features="h", split="train"
     )
-    cosines = tables.rows(cells, metric="class_mean_cosine")
+    cosines = tidy.rows(cells, metric="class_mean_cosine")
     checkpoints = cosines.group_by("cell").agg(pl.col("step").n_unique())
     chosen = checkpoints.sort("step", "cell", descending=[True, False])["cell"][0]
     # A cell that two sweeps share stands here twice.
     cosines = cosines.filter(cell=chosen).unique(["objective", "epoch", "variant"])
     deviation = cells.filter(cell=chosen, metric="etf_deviation", variant="gram")
     objectives = style.ordered(cosines["objective"])
-    epochs = tables.evenly(cosines["epoch"], MOST_EPOCHS)
+    epochs = tidy.evenly(cosines["epoch"], MOST_EPOCHS)
     plotted = pl.concat(
         _directions(cosines.filter(objective=name, epoch=epoch)).select(
             pl.lit(name).alias("objective"),
@@ -73,7 +74,7 @@ def class_means_space(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         figure,
         "Four class means on their way to the simplex",
         [*(style.handle(look) for look in looks), simplex],
-        f"{tables.setting(cosines)}, seed {cosines['seed'][0]}. Directions of the centred class "
+        f"{tidy.setting(cosines)}, seed {cosines['seed'][0]}. Directions of the centred class "
         "means of h on training images, turned (or mirrored) as one onto the tetrahedron, whose "
         "corners are the simplex. Numbers: ‖G − G_ETF‖ / ‖G_ETF‖, G the cosines of the four; 0 is "
         "the simplex.",

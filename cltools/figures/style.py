@@ -24,8 +24,8 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from cltools.errors import InputError
-from cltools.files import whole_file
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def curve(
     points: bool = True,
     **line: Any,
 ) -> None:
-    """Draw one series of `tables.spread`: mean as a line, seeds as faint points, ± one s.d.
+    """Draw one series of `tidy.spread`: mean as a line, seeds as faint points, ± one s.d.
 
     The deviation is a band, or error bars where the x values are few and far between.
     """

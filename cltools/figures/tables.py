@@ -1,38 +1,13 @@
 """From tidy tables to what a figure plots: rows of a sweep, last steps, spread over seeds."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
-from cltools.errors import InputError
-from cltools.figures import Sweeps, base_sweep, sweeps_over
+from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
+from cltools.tidy import COLUMNS, in_sweep, in_words
 
-# How a footnote and a panel title name the columns that describe a cell.
-COLUMNS = {
-    "dataset": "{}",
-    "architecture": "{}",
-    "classes": "C = {}",
-    "coupling": "sharing {}",
-    "train_images": "N = {} training images",
-    "tau": "τ = {}",
-    "batch_size": "B = {}",
-    "lr_rule": "{}",
-}
-# The same of columns that few experiments vary.
-FURTHER = {
-    "imbalance": "imbalance {}",
-    "framework": "{}",
-    "sampler": "sampler {}",
-    "view_forward": "views {}",
-    "optimizer": "{}",
-    "lr_schedule": "{}",
-    "precision": "{}",
-    "peak_lr": "peak rate {}",
-    "total_steps": "{} steps",
-    "cell": "{}",
-}
 # The papers' numbers, none of them (config/paper/expected/README.md says what they are).
 NUMBERS = ("value", "tolerance")
 TEXTS = (
@@ -40,14 +15,6 @@ TEXTS = (
     "features", "epoch", "factor", "factor_value", "source", "note",
 )  # fmt: skip
 PAPERS = pl.DataFrame(schema=dict.fromkeys(TEXTS, pl.String) | dict.fromkeys(NUMBERS, pl.Float64))
-LR_RULES = {
-    "linear": "learning rate ∝ B",
-    "sqrt": "learning rate ∝ √B",
-    "fourth_root": "learning rate ∝ B^¼",
-    "constant": "constant learning rate",
-    "authors_sqrt": "authors’ √B learning rate",
-    "authors_fourth_root": "authors’ B^¼ learning rate",
-}
 
 
 @dataclass(frozen=True)
@@ -84,40 +51,12 @@ class Experiment:
             cells = in_sweep(table, name)
             parts = cells.sort(rest).partition_by(rest, maintain_order=True) if rest else [cells]
             for part in parts:
-                title = [_named(column, part[column]) for column in rest]
+                title = [in_words(column, part[column]) for column in rest]
                 if len(names) > 1 or not rest:
                     title.insert(0, self.sweeps[name]["label"])
                 named = {"panel": pl.lit(len(arms)), "arm": pl.lit(", ".join(title))}
                 arms.append(part.with_columns(**named))
         return pl.concat(arms)
-
-
-def in_sweep(table: pl.DataFrame, name: str) -> pl.DataFrame:
-    """The rows whose cell belongs to sweep `name`; InputError when there are none."""
-    found = table.filter(pl.col("sweeps").list.contains(name))
-    if found.is_empty():
-        raise InputError(f"the tables hold no cell of sweep {name!r}: run its cells first")
-    return found
-
-
-def rows(table: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
-    """The rows with a finite value whose columns equal `wanted` (or are in it, where a list).
-
-    Raises InputError, naming what is wanted, when there are none.
-    """
-    for column, value in wanted.items():
-        values = value if isinstance(value, list) else [value]
-        table = table.filter(pl.col(column).is_in(values))
-    table = table.filter(pl.col("value").is_finite())
-    if table.is_empty():
-        names = ", ".join(f"{column} {value}" for column, value in wanted.items())
-        raise InputError(f"no measure is finite and has {names}: measure these cells anew")
-    return table
-
-
-def against_dcl(table: pl.DataFrame) -> pl.DataFrame:
-    """The rows that compare another objective with DCL."""
-    return table.filter(pl.col("reference") == "dcl", pl.col("objective") != "dcl")
 
 
 def papers_rows(
@@ -153,86 +92,6 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
         return plotted
     shared = [column for column in ("figure", *plotted.columns) if column in papers.columns]
     return pl.concat([plotted, papers.select(shared)], how="diagonal")
-
-
-def with_setting(table: pl.DataFrame, given: Sequence[str] = ()) -> pl.DataFrame:
-    """The table with a column `setting`: what tells the cells of a row from the others in words.
-
-    Seeds and class draws do not count. Columns `given` are told elsewhere: only what differs within
-    their groups is named. Where nothing does, `setting` is empty.
-    """
-    known = [c for c in (*COLUMNS, *FURTHER) if c in table.columns and c not in given]
-    cells = table.unique("cell", maintain_order=True)
-    named: list[str] = []
-    for column in known:
-        by = [*given, *named]
-        if column == "cell":  # the last resort: no column tells what these cells differ in
-            differ = cells.select(*by, "seed", "class_draw").is_duplicated().any()
-        else:
-            groups = cells.partition_by(by) if by else [cells]
-            differ = any(group[column].n_unique() > 1 for group in groups)
-        if differ:
-            named.append(column)
-    words = [
-        ", ".join(_named(column, [row[column]]) for column in named)
-        for row in cells.iter_rows(named=True)
-    ]
-    return table.join(cells.select("cell").with_columns(setting=pl.Series(words, dtype=pl.String)),
-                      on="cell", how="left", maintain_order="left")  # fmt: skip
-
-
-def evenly(values: Iterable[float], most: int) -> list[float]:
-    """At most `most` of the distinct values, ascending and evenly spread, both ends among them."""
-    values = sorted(set(values))
-    count = min(len(values), most)
-    return [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
-
-
-def last_step(table: pl.DataFrame) -> pl.DataFrame:
-    """The rows of each cell's last step. Take it before `rows`, which may drop that step."""
-    return table.filter(pl.col("step") == pl.col("step").max().over("cell"))
-
-
-def spread(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """One row a run, sorted, with the `mean`, `sd` and number of `seeds` of its group.
-
-    The columns are `by`, `seed`, `value` and those three: what a figure draws, hence what goes
-    into its CSV. One run alone has no `sd` (null). Raises InputError where two runs of a group
-    share their seed: their spread would not be one over seeds.
-    """
-    twice = table.filter(table.select(*by, "seed", "class_draw").is_duplicated())
-    if not twice.is_empty():
-        cells = " and ".join(twice["cell"].unique().sort().head(2))
-        raise InputError(
-            f"a figure cannot tell {cells} apart: give what they differ in a sweep of its own"
-        )
-    return (
-        table.sort(*by, "seed", "class_draw", "cell")
-        .with_columns(
-            mean=pl.col("value").mean().over(by),
-            sd=pl.col("value").std().over(by),
-            seeds=pl.col("cell").n_unique().over(by),
-        )
-        .select(*by, "seed", "value", "mean", "sd", "seeds")
-    )
-
-
-def _named(column: str, values: Iterable[Any]) -> str:
-    values = sorted(set(values))
-    if column == "lr_rule":
-        text = [LR_RULES.get(value, value) for value in values]
-    else:
-        text = [v if isinstance(v, str) else f"{v:,}" if v > 1000 else f"{v:g}" for v in values]
-    if len(text) > 4 and column != "lr_rule":
-        text = [f"{text[0]}–{text[-1]}"]
-    return (COLUMNS | FURTHER)[column].format(", ".join(text))
-
-
-def setting(table: pl.DataFrame, leave_out: Sequence[str] = ()) -> str:
-    """One line on the cells of a table: data set, network, C, N, τ, B, learning-rate rule."""
-    return " · ".join(
-        _named(column, table[column].unique()) for column in COLUMNS if column not in leave_out
-    )
 
 
 def seeds_note(

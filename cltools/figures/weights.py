@@ -3,6 +3,7 @@
 import polars as pl
 from matplotlib.figure import Figure
 
+from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import PAPER
 from cltools.figures.tables import Experiment
@@ -11,12 +12,12 @@ from cltools.figures.tables import Experiment
 def weights_representations(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """Weight gap and representation gap (1 − CKA) with DCL against the epoch; the base sweep."""
     measures = experiment.base(experiment.measures)
-    others = tables.against_dcl(measures)
-    weights = tables.rows(others, metric="weight_gap", variant="mean_layer")
-    cka = tables.rows(others, metric="cka", variant=PAPER, features="h", split="test")
+    others = tidy.against_dcl(measures)
+    weights = tidy.rows(others, metric="weight_gap", variant="mean_layer")
+    cka = tidy.rows(others, metric="cka", variant=PAPER, features="h", split="test")
     gaps = {"weight gap": weights, "1 - CKA": cka.with_columns(value=1 - pl.col("value"))}
     cells = pl.concat([rows.with_columns(quantity=pl.lit(name)) for name, rows in gaps.items()])
-    plotted = tables.spread(cells, ["quantity", "objective", "epoch"])
+    plotted = tidy.spread(cells, ["quantity", "objective", "epoch"])
     papers = tables.papers_rows(
         experiment, cells, metric="weight_gap", variant="mean_layer"
     ).with_columns(quantity=pl.lit("weight gap"))
@@ -41,7 +42,7 @@ def weights_representations(experiment: Experiment) -> tuple[Figure, pl.DataFram
             *(style.handle(style.OBJECTIVES[name]) for name in objectives),
             *style.paper_handles(papers),
         ],
-        f"{tables.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "
+        f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "
         f"‖W − W′‖ over the mean of ‖W‖ and ‖W′‖, mean over layers; two independent random layers "
         f"have √2. CKA: encoder features h, cosine similarities, biased estimator.",
     )

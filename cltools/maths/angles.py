@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cltools.maths.alignment_nulls import unit_rows
+from cltools.maths.alignment import unit_rows
 from cltools.maths.weights import common_layers
 
 

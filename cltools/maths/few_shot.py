@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cltools.maths.alignment_nulls import unit_rows
-from cltools.maths.probes import _checked, linear_probe
+from cltools.maths.alignment import unit_rows
+from cltools.maths.probes import checked_sets, linear_probe
 
 TEMPERATURE = 0.07  # of the neighbours' votes, Wu et al. 2018 (arXiv 1805.01978)
 CHUNK_ENTRIES = 1 << 23  # cosines held at once by `knn`
@@ -62,7 +62,7 @@ def few_shot(
         ValueError: sets as refused by `nccc`, shots, repeats or probe outside these ranges,
             ways below 2 or above the number of classes.
     """
-    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
     shots = np.asarray(shots)
     if shots.ndim != 1 or shots.size == 0 or shots.dtype.kind not in "iu" or shots.min() < 1:
         raise ValueError(f"shots must be whole numbers above 0, not {shots}")
@@ -120,7 +120,7 @@ def knn(
     Raises:
         ValueError: sets as refused by `nccc`, numbers that cannot be squared, or k below 1.
     """
-    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
     if k < 1:
         raise ValueError(f"k must be above 0, not {k}")
     k = min(k, len(train))

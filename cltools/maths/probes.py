@@ -29,7 +29,7 @@ def nccc(
     Raises:
         ValueError: shapes that do not fit together, an empty set, or features that are not finite.
     """
-    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
     classes, index = np.unique(y, return_inverse=True)
     shift = train.mean(axis=0)  # distances do not change, their rounding does
     train, test = train - shift, test - shift
@@ -73,7 +73,7 @@ def linear_probe(
     """
     from sklearn.linear_model import LogisticRegression
 
-    train, y, test, test_y = _checked(train_features, train_labels, test_features, test_labels)
+    train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
     classes, index = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise ValueError("a linear probe needs training images of at least two classes")
@@ -108,7 +108,7 @@ def _held_out(index: NDArray, seed: int) -> NDArray[np.bool_]:
     return held_out
 
 
-def _checked(
+def checked_sets(
     train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     parts = []

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cltools.maths.theory import delta_pi, drift_bound, epsilon, gradient_gap_bound, step_bound
+from cltools.maths.bounds import delta_pi, drift_bound, epsilon, gradient_gap_bound, step_bound
 
 Array = NDArray[np.float64]
 ROUNDING = 1e-9  # relative; what float64 sums over a reference set may be off by, amply

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from cltools.figures.style import OBJECTIVES
-from cltools.figures.tables import with_setting
+from cltools.tidy import with_setting
 
 # Measures of alignment to choose from: name -> metric, variant.
 ALIGNMENT = {

@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 
 from cltools.claims.evaluate import UNTESTED, VERDICTS
 from cltools.claims.report import because, effect
-from cltools.figures.tables import with_setting
 from cltools.report.explore import exploration
+from cltools.tidy import with_setting
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,26 @@ import numpy as np
 import torch
 
 import cltools
-from cltools.cells import canonical_cell, defaults
-from cltools.durations import Duration
-from cltools.engine.data import cell_subset, image_set, open_store
-from cltools.engine.store import MANIFEST, ImageStore, write_store
-from cltools.engine.tensors import choose_device, save_tensors
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
-from cltools.estimates import Costs, Run, describe, disk_mb, kind_of, training_seconds
-from cltools.experiment import Experiment
-from cltools.files import canonical_json, read_json
-from cltools.progress import track
+from cltools.cluster.estimates import (
+    Costs,
+    Run,
+    describe,
+    disk_mb,
+    kind_of,
+    training_seconds,
+)
+from cltools.config.cells import canonical_cell
+from cltools.config.durations import Duration
+from cltools.config.experiment import Experiment
+from cltools.config.schema import defaults
+from cltools.data.image_set import cell_subset, image_set, open_store
+from cltools.data.store import MANIFEST, ImageStore, write_store
+from cltools.runtime.devices import choose_device
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import canonical_json, read_json
+from cltools.runtime.progress import track
+from cltools.runtime.tensors import save_tensors
+from cltools.training.trainer import CoupledTrainer
 
 WARM_UP = 3  # steps before the timed ones: buffers are made, kernels chosen or compiled
 PARTS = ("views", "forward", "losses", "backward", "optimizer", "logging")

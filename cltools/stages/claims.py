@@ -6,8 +6,8 @@ from pathlib import Path
 from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.claims.report import markdown
-from cltools.files import read_json, read_table, whole_file
-from cltools.versions import VERSIONS
+from cltools.layout import VERSIONS
+from cltools.runtime.files import read_json, read_table, whole_file
 
 VERSION = VERSIONS["claims"]
 

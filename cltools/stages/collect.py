@@ -6,10 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from cltools.cells import read_manifest
-from cltools.errors import InputError
-from cltools.files import read_json, whole_file
-from cltools.versions import VERSIONS
+from cltools.layout import VERSIONS
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import read_json, whole_file
+from cltools.training.manifests import read_manifest
 
 VERSION = VERSIONS["collect"]
 # Settings of a cell that become columns, as they are.

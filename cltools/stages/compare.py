@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cltools.errors import InputError
-from cltools.files import whole_file
-from cltools.stages import measurements
+from cltools import measurements
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file
 
 NAMES = {"features": ("features", "h"), "labels": ("labels", "label"), "ids": ("ids", "sample_id")}
 

@@ -23,23 +23,20 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from cltools.cells import read_manifest
-from cltools.engine import recalibration
-from cltools.engine.data import ImageSet, trained_images, with_stores
-from cltools.engine.models import Network, build_network
-from cltools.engine.store import ImageStore
-from cltools.engine.tensors import choose_device, load_tensors
-from cltools.engine.views import Recipe, epoch_views
-from cltools.errors import InputError
-from cltools.files import canonical_json, sha256_file, whole_file, write_json
-from cltools.progress import track
-from cltools.stages.train import saved_weights, weights_file
-from cltools.tables import measures_table
-from cltools.versions import VERSIONS
+from cltools.data.image_set import ImageSet
+from cltools.data.store import ImageStore
+from cltools.data.views import Recipe, epoch_views
+from cltools.layout import VERSIONS, measures_table
+from cltools.runtime.devices import choose_device
+from cltools.runtime.files import canonical_json, whole_file, write_json
+from cltools.runtime.progress import track
+from cltools.stages.train import weights_file
+from cltools.training import recalibration
+from cltools.training.manifests import read_manifest, saved_weights
+from cltools.training.networks import Network
+from cltools.training.trained import BLOCK, load_network, trained_images, with_stores
 
 VERSION = VERSIONS["embed"]
-# Images per forward pass. Of small images, twice as many take a CPU half as long again for each.
-BLOCK = 256
 KEPT = "kept"  # a file of this name says that these embeddings are not to be discarded
 # Epoch numbers under which the evaluation views are drawn; training counts from 0.
 VIEW_EPOCHS = {"train": -1, "test": -2}
@@ -159,27 +156,6 @@ def _made_from(path: Path) -> dict[str, Any] | None:
             return json.loads(dataset.attrs["cltools"])
     except (OSError, KeyError, ValueError):
         return None
-
-
-def load_network(
-    path: Path, sha256: str, cell: dict[str, Any], data: ImageSet, objective: str,
-    device: torch.device,
-) -> Network:  # fmt: skip
-    """A trained network in evaluation mode. Raises InputError as `load_weights`."""
-    weights = load_weights(path, sha256)
-    network = build_network(cell, data.image_shape, data.classes, objective)
-    network.load_state_dict(weights)
-    return network.to(device, memory_format=torch.channels_last).eval()
-
-
-def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Weights by name. Raises InputError when the file is not the one that was saved."""
-    remedy = f"delete the training manifests in {path.parents[2]} and train this cell again"
-    if path.exists() and sha256_file(path) != sha256:
-        raise InputError(
-            f"{path} is damaged (its hash is not the one in the training manifest): {remedy}"
-        )
-    return load_tensors(path, remedy)[0]
 
 
 @torch.inference_mode()

@@ -12,17 +12,17 @@ import polars as pl
 import torch
 import xarray as xr
 
-from cltools.cells import read_manifest
-from cltools.engine.tensors import choose_device
-from cltools.errors import InputError
-from cltools.files import whole_file, write_json
-from cltools.gpus import claim_gpus
-from cltools.progress import track
-from cltools.stages import measurements
-from cltools.stages.embed import discard, embedding_file, embedding_folder, load_weights
-from cltools.stages.train import saved_weights, weights_file
-from cltools.tables import measures_table
-from cltools.versions import VERSIONS
+from cltools import measurements
+from cltools.layout import VERSIONS, measures_table
+from cltools.runtime.devices import choose_device
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file, write_json
+from cltools.runtime.gpus import claim_gpus
+from cltools.runtime.progress import track
+from cltools.stages.embed import discard, embedding_file, embedding_folder
+from cltools.stages.train import weights_file
+from cltools.training.manifests import read_manifest, saved_weights
+from cltools.training.trained import load_weights
 
 VERSION = VERSIONS["measure"]
 # Images of a split from which its losses are worth a GPU that other cells could train on: the time

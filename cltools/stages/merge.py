@@ -15,26 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cltools.cells import read_manifest, with_defaults
-from cltools.engine.data import ImageSet, trained_images, with_stores
-from cltools.engine.merging import interpolate
-from cltools.engine.models import Network, build_network
-from cltools.engine.recalibration import recalibrate
-from cltools.engine.store import ImageStore
-from cltools.engine.tensors import choose_device
-from cltools.errors import InputError
-from cltools.files import (
-    whole_file,
-    write_json,
-)
+from cltools import measurements
+from cltools.config.schema import with_defaults
+from cltools.data.image_set import ImageSet
+from cltools.data.store import ImageStore
+from cltools.layout import VERSIONS, merge_table
 from cltools.maths.alignment import alignment
 from cltools.maths.probes import linear_probe, nccc
-from cltools.progress import track
-from cltools.stages import measurements
-from cltools.stages.embed import BLOCK, load_weights
-from cltools.stages.train import saved_weights, weights_file
-from cltools.tables import merge_table
-from cltools.versions import VERSIONS
+from cltools.runtime.devices import choose_device
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file, write_json
+from cltools.runtime.progress import track
+from cltools.stages.train import weights_file
+from cltools.training.manifests import read_manifest, saved_weights
+from cltools.training.merging import interpolate
+from cltools.training.networks import Network, build_network
+from cltools.training.recalibration import recalibrate
+from cltools.training.trained import BLOCK, load_weights, trained_images, with_stores
 
 VERSION = VERSIONS["merge"]
 CKA = ("cka", "cosine_biased")

@@ -8,21 +8,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 
-from cltools.cells import with_defaults
-from cltools.errors import InputError
-from cltools.files import whole_file
+from cltools.config.schema import with_defaults
+from cltools.layout import VERSIONS
 from cltools.maths.minimise import minimise, nscl_minimum
-from cltools.progress import track
-from cltools.versions import VERSIONS
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file
+from cltools.runtime.progress import track
 
 VERSION = VERSIONS["minimise"]
-REACHED = 1e-3  # a run whose etf_deviation and within_class_spread end below this
-CONDITIONS = ("etf_deviation", "within_class_spread", "view_distance")
-SETTINGS = ("objective", "classes", "dimension", "tau")
 
 
 def run_minimise(settings: Mapping[str, Any], output: Path) -> None:
@@ -89,48 +85,6 @@ def run_minimise(settings: Mapping[str, Any], output: Path) -> None:
         )
     with whole_file(output) as scratch:
         pl.concat(tables).write_parquet(scratch)
-
-
-def summary(table: pl.DataFrame) -> pl.DataFrame:
-    """How the runs of each objective, classes, dimension and tau ended.
-
-    Args:
-        table: of `run_minimise`.
-
-    Returns:
-        A row for each of these four, in the table's order, with columns after them:
-
-        runs: their number (seeds).
-        reached: share of runs that end with etf_deviation and within_class_spread below 1e-3. With
-            two classes only the second says anything.
-        etf_deviation, within_class_spread, view_distance: medians at the end.
-        worst_excess: largest loss above minimum_loss at the end; null where that is unknown.
-        halved_iteration, halved_time: of the first descent step after which within_class_spread is
-            below half of its start, median over all runs; null unless more than half got there.
-            An iteration is as long as its learning rate: only times compare CE and other tau.
-    """
-    spread = pl.col("within_class_spread")
-    halved = (pl.col("phase") == "descent") & (spread < spread.first() / 2)
-    runs = (
-        table.sort("iteration", maintain_order=True)
-        .group_by(*SETTINGS, "per_class", "seed", maintain_order=True)
-        .agg(
-            pl.col(*CONDITIONS).last(),
-            worst_excess=(pl.col("loss") - pl.col("minimum_loss")).last(),
-            halved_iteration=pl.col("iteration").filter(halved).min().cast(pl.Float64),
-            halved_time=pl.col("time").filter(halved).min(),
-        )
-    )
-    reached = (pl.col("etf_deviation") < REACHED) & (spread < REACHED)
-    # A run that never got there counts as later than all others.
-    halvings = pl.col("halved_iteration", "halved_time").fill_null(np.inf).median()
-    return runs.group_by(*SETTINGS, maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias("runs"),
-        reached.fill_null(False).mean().alias("reached"),
-        pl.col(*CONDITIONS).median(),
-        pl.col("worst_excess").max(),
-        pl.when(halvings.is_finite()).then(halvings),
-    )
 
 
 def _runs(chosen: Mapping[str, Any]) -> Iterator[tuple[str, int, int, float | None, int]]:

@@ -7,13 +7,13 @@ folder of its own: tables and figures of all cells are made by the workflow in t
 from collections.abc import Iterator
 from pathlib import Path
 
-from cltools.errors import InputError
-from cltools.experiment import Experiment
-from cltools.figures import FIGURES, OF_CELLS, TABLES
-from cltools.files import write_json
+from cltools.config.experiment import Experiment
+from cltools.figures import FIGURES, figures_of
+from cltools.layout import OF_CELLS, TABLES, tables_of
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import write_json
 from cltools.stages.collect import collect
 from cltools.stages.plot import plot
-from cltools.tables import tables_of
 
 LISTED = ("measure", "theory", "merge")
 
@@ -24,7 +24,7 @@ def draw_partial(experiment: Experiment, results: Path, output: Path) -> Iterato
     Yields what was done, a line each. A figure that needs cells which are not done is left out.
     Raises InputError where no cell is done.
     """
-    summary = experiment.summary()
+    summary = {**experiment.summary(), "figures": figures_of(experiment)}
     tables: dict[str, dict[str, str]] = {stage: {} for stage in LISTED}
     merged = {cell for cells in experiment.merge_batches.values() for cell in cells}
     done = {}

@@ -6,12 +6,13 @@ from pathlib import Path
 import polars as pl
 from matplotlib import rc_context
 
-from cltools.errors import InputError
-from cltools.figures import FIGURES, Sweeps, draw
+from cltools.config.sweeps import Sweeps
+from cltools.figures import FIGURES, draw
 from cltools.figures.style import parameters, save
 from cltools.figures.tables import PAPERS, Experiment
-from cltools.files import read_table
-from cltools.versions import VERSIONS
+from cltools.layout import VERSIONS
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import read_table
 
 VERSION = VERSIONS["plot"]
 # The stage that makes a table, where it is not of the table's name.

@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cltools.engine.encoded import EncodedSource, write_encoded_store
-from cltools.engine.sources import read_source
-from cltools.engine.store import write_store
-from cltools.versions import VERSIONS
+from cltools.data.encoded import EncodedSource, write_encoded_store
+from cltools.data.sources import read_source
+from cltools.data.store import write_store
+from cltools.layout import VERSIONS
 
 VERSION = VERSIONS["prepare"]
 

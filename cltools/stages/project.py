@@ -15,18 +15,19 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from cltools.cells import read_manifest, with_defaults
-from cltools.engine import recalibration
-from cltools.engine.data import ImageSet, trained_images, with_stores
-from cltools.engine.models import Network
-from cltools.engine.tensors import choose_device
-from cltools.errors import InputError
-from cltools.files import whole_file
+from cltools.config.schema import with_defaults
+from cltools.data.image_set import ImageSet
+from cltools.layout import VERSIONS
 from cltools.maths.projection import principal_plane, turned, umap_plane
-from cltools.progress import track
-from cltools.stages.embed import BLOCK, load_network
-from cltools.stages.train import saved_weights, weights_file
-from cltools.versions import VERSIONS
+from cltools.runtime.devices import choose_device
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file
+from cltools.runtime.progress import track
+from cltools.stages.train import weights_file
+from cltools.training import recalibration
+from cltools.training.manifests import read_manifest, saved_weights
+from cltools.training.networks import Network
+from cltools.training.trained import BLOCK, load_network, trained_images, with_stores
 
 VERSION = VERSIONS["project"]
 

@@ -4,7 +4,7 @@ P2's Theorem 1 bounds how far CL and NSCL drift apart under similarity descent, 
 networks by regularity conditions: a bounded Jacobian J = ∂Σ/∂w, a small Taylor remainder, a finite
 Ση². Here DCL and NSCL are trained on a small reference set from one start, with the same batches
 and views, and all of this is measured at every step; similarity descent runs beside them from the
-same Σ, with the same batches and learning rates. See `cltools.engine.regularity`.
+same Σ, with the same batches and learning rates. See `cltools.training.regularity`.
 
 One row per step and objective. Columns, norms being Frobenius norms of (M, 2M) matrices unless
 they say otherwise:
@@ -39,20 +39,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from cltools.cells import defaults, with_defaults
-from cltools.engine.data import image_set, open_store
-from cltools.engine.regularity import (
-    FixedViews,
-    Linearised,
-    SimilarityMap,
-    reference_set,
-    spectral_norm,
-    taylor_remainder,
-)
-from cltools.engine.tensors import choose_device
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError
-from cltools.files import whole_file
+from cltools.config.schema import defaults, with_defaults
+from cltools.data.image_set import image_set, open_store
+from cltools.layout import VERSIONS
 from cltools.maths.surrogate import (
     Descent,
     batch_gradient,
@@ -61,8 +50,19 @@ from cltools.maths.surrogate import (
     similarity_steps,
     touched_entries,
 )
-from cltools.progress import track
-from cltools.versions import VERSIONS
+from cltools.runtime.devices import choose_device
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file
+from cltools.runtime.progress import track
+from cltools.training.regularity import (
+    FixedViews,
+    Linearised,
+    SimilarityMap,
+    reference_set,
+    spectral_norm,
+    taylor_remainder,
+)
+from cltools.training.trainer import CoupledTrainer
 
 VERSION = VERSIONS["regularity"]
 OBJECTIVES = ("dcl", "nscl")  # the surrogate's CL and NSCL, in its order

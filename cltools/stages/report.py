@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 
 import cltools
-from cltools.cells import read_manifest
-from cltools.errors import InputError
 from cltools.figures import FIGURES
-from cltools.files import read_json, read_table, whole_file
+from cltools.layout import VERSIONS
 from cltools.report.page import Drawn, Material, page
-from cltools.versions import VERSIONS
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import read_json, read_table, whole_file
+from cltools.training.manifests import read_manifest
 
 PACKAGES = ("torch", "numpy", "polars", "snakemake")
 

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cltools.experiment import Experiment, Plan
-from cltools.tables import tables_of
-from cltools.versions import VERSIONS
+from cltools.config.experiment import Experiment, Plan
+from cltools.figures import figures_of
+from cltools.layout import VERSIONS, tables_of
 
 # done: made, and by the present version; stale: made by another version of the stage, from other
 # images or with other settings; running: a process holds the lock of the run; failed: its log ends
@@ -60,7 +60,9 @@ def status(experiment: Experiment, results: Path) -> dict[str, Any]:
         "counts": {stage: dict(found) for stage, found in counts.items()},
         "cells": cells,
         "tables": sorted(path.name for path in folder.glob("*.parquet")),
-        "figures": {name: (folder / f"figures/{name}.pdf").exists() for name in experiment.figures},
+        "figures": {
+            name: (folder / f"figures/{name}.pdf").exists() for name in figures_of(experiment)
+        },
     }
 
 

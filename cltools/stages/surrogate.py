@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cltools.cells import with_defaults
-from cltools.errors import InputError
-from cltools.files import whole_file
+from cltools.config.schema import with_defaults
+from cltools.layout import VERSIONS
 from cltools.maths.surrogate import similarities_of_views, similarity_descent
-from cltools.progress import track
-from cltools.versions import VERSIONS
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import whole_file
+from cltools.runtime.progress import track
 
 VERSION = VERSIONS["surrogate"]
 # What describes drawn clusters, and has no use with features that are given.

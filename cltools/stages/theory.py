@@ -14,24 +14,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from cltools.cells import read_manifest, with_defaults
-from cltools.engine.batches import Batches
-from cltools.engine.curvature import largest_curvature
-from cltools.engine.data import trained_images, with_stores
-from cltools.engine.models import Network
-from cltools.engine.store import ImageStore
-from cltools.engine.tensors import choose_device
-from cltools.errors import InputError
-from cltools.files import (
-    read_json,
-    whole_file,
-    write_json,
-)
-from cltools.maths import theory
+from cltools.config.schema import with_defaults
+from cltools.data.store import ImageStore
+from cltools.layout import VERSIONS, theory_table
+from cltools.maths import bounds
 from cltools.maths.objectives import REFERENCE, contrastive_loss, pair_masks, similarity_logits
-from cltools.progress import track
-from cltools.stages.embed import load_network
-from cltools.stages.inequalities import (
+from cltools.measurements.inequalities import (
     SCHEMA,
     Key,
     Row,
@@ -43,9 +31,16 @@ from cltools.stages.inequalities import (
     lemma_rows,
     value_of,
 )
-from cltools.stages.train import saved_weights, weights_file
-from cltools.tables import theory_table
-from cltools.versions import VERSIONS
+from cltools.runtime.devices import choose_device
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import read_json, whole_file, write_json
+from cltools.runtime.progress import track
+from cltools.stages.train import weights_file
+from cltools.training.batches import Batches
+from cltools.training.curvature import largest_curvature
+from cltools.training.manifests import read_manifest, saved_weights
+from cltools.training.networks import Network
+from cltools.training.trained import load_network, trained_images, with_stores
 
 VERSION = VERSIONS["theory"]
 PAIR = (REFERENCE, "nscl")
@@ -179,19 +174,19 @@ class _Training:
     def _drift_rows(self, step: int, values: Mapping[Key, float]) -> Iterator[Row]:
         """P2, Theorem 1 and Corollary 3, and Corollaries 1 and 2 with Theorem 1's bound."""
         tau, size, delta = self.cell["tau"], self.cell["batch_size"], self.settings["delta"]
-        eps = theory.epsilon(step, size, delta)
+        eps = bounds.epsilon(step, size, delta)
         taken = self.drawn[:step]
-        deviation = theory.batch_composition_deviation(taken, self.fractions)
+        deviation = bounds.batch_composition_deviation(taken, self.fractions)
         yield inequality("P2 Corollary 3", "batch_composition", "largest", eps, deviation,
                          vacuous_orders=math.log10(eps))  # fmt: skip
-        counts = theory.batch_class_counts(taken, len(self.fractions))
+        counts = bounds.batch_class_counts(taken, len(self.fractions))
         largest = counts.max() / taken.shape[1]
         sum_lr = float(self._until(step)["sum_lr"].max())
         for variant, delta_pi in (
-            ("stated", theory.delta_pi(tau, self.fractions.max(), eps)),
-            ("realised", theory.delta_pi(tau, largest)),
+            ("stated", bounds.delta_pi(tau, self.fractions.max(), eps)),
+            ("realised", bounds.delta_pi(tau, largest)),
         ):
-            drift = theory.drift_bound(tau, size, sum_lr, delta_pi)
+            drift = bounds.drift_bound(tau, size, sum_lr, delta_pi)
             for split, objective, features in groups(values, "similarity_gap"):
                 if objective != "nscl":
                     continue
@@ -203,18 +198,18 @@ class _Training:
                     "P2 Theorem 1", "drift", variant,
                     float(drift.value), value("similarity_gap", "frobenius"),
                     log10_bound=float(drift.log10),
-                    vacuous_orders=float(theory.vacuous_orders(drift.log10, images**2)), **about,
+                    vacuous_orders=float(bounds.vacuous_orders(drift.log10, images**2)), **about,
                 )  # fmt: skip
-                for source, metric, measure, norm, bounds in (
-                    ("P2 Corollary 1", "cka", "cosine_biased", "centred", theory.cka_lower_bound),
+                for source, metric, measure, norm, lower_bound in (
+                    ("P2 Corollary 1", "cka", "cosine_biased", "centred", bounds.cka_lower_bound),
                     ("P2 Corollary 2", "rsa", "pearson_cosine", "off_diagonal_scatter",
-                     theory.rsa_lower_bound),
+                     bounds.rsa_lower_bound),
                 ):  # fmt: skip
                     # ρ (or r) from the theorem; where it is 1 or more, nothing is claimed.
                     log10_ratio = float(drift.log10) - math.log10(value("similarity_norm", norm))
                     ratio = 10**log10_ratio if log10_ratio < 0 else math.inf
                     yield inequality(
-                        source, metric, f"theorem_1_{variant}", float(bounds(ratio)),
+                        source, metric, f"theorem_1_{variant}", float(lower_bound(ratio)),
                         value(metric, measure), "lower", vacuous_orders=log10_ratio, **about,
                     )  # fmt: skip
 
@@ -227,7 +222,7 @@ class _Training:
                          kind="estimate")  # fmt: skip
         if not (self.smoothness > 0 and largest > 0):
             return
-        form = theory.weight_bound(largest, self.smoothness, self.cell["tau"], self.classes, sum_lr)
+        form = bounds.weight_bound(largest, self.smoothness, self.cell["tau"], self.classes, sum_lr)
         yield inequality(
             "P2 Theorem 2", "weight_distance", "form",
             float(form.value), values["", "nscl", "", "weight_distance", "euclidean"],

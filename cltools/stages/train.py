@@ -13,20 +13,20 @@ import polars as pl
 import torch
 
 import cltools
-from cltools.cells import canonical_cell, cell_id, training_key
-from cltools.durations import Duration
-from cltools.engine.data import cell_subset, image_set, open_store
-from cltools.engine.distributed import join_ranks
-from cltools.engine.states import State, States
-from cltools.engine.store import ImageStore
-from cltools.engine.tensors import save_tensors
-from cltools.engine.trainer import CoupledTrainer
-from cltools.errors import InputError, Stopped
-from cltools.files import only_process, remove_scratch, sha256_file, whole_file, write_json
+from cltools.config.cells import canonical_cell, cell_id, training_key
+from cltools.config.durations import Duration
+from cltools.data.image_set import cell_subset, image_set, open_store
+from cltools.data.store import ImageStore
+from cltools.layout import VERSIONS
 from cltools.maths.bounds import gap_bound
-from cltools.progress import track
-from cltools.stopping import StopRequest, stop_requests
-from cltools.versions import VERSIONS
+from cltools.runtime.errors import InputError, Stopped
+from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file, write_json
+from cltools.runtime.progress import track
+from cltools.runtime.stopping import StopRequest, stop_requests
+from cltools.runtime.tensors import save_tensors
+from cltools.training.distributed import join_ranks
+from cltools.training.states import State, States
+from cltools.training.trainer import CoupledTrainer
 
 VERSION = VERSIONS["train"]
 STEPS_BETWEEN_TALKS = 10  # of several ranks, which wait for the device to learn who is to stop
@@ -217,15 +217,6 @@ def _write_manifest(
 def weights_file(run: Path, objective: str, step: int) -> Path:
     """Where a run keeps the weights of one objective before training step `step`."""
     return run / "weights" / f"{objective}-{step:07d}.safetensors"
-
-
-def saved_weights(manifest: dict[str, Any]) -> list[tuple[int, dict[str, str]]]:
-    """(step, objective -> hash of its weights) of every checkpoint, in order of both."""
-    objectives = manifest["cell"]["objectives"]
-    checkpoints = sorted(manifest["checkpoints"].items(), key=lambda entry: int(entry[0]))
-    return [
-        (int(step), {o: saved["weights"][o] for o in objectives}) for step, saved in checkpoints
-    ]
 
 
 def _save_weights(trainer: CoupledTrainer, run: Path) -> dict[str, Any]:

@@ -4,12 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from cltools.cells import canonical_cell, with_defaults
 from cltools.claims import FILE as CLAIMS
-from cltools.cluster import Site
-from cltools.durations import Duration
-from cltools.errors import InputError
-from cltools.estimates import (
+from cltools.cluster.estimates import (
     Bench,
     Run,
     embed_needs,
@@ -20,13 +16,19 @@ from cltools.estimates import (
     theory_needs,
     train_needs,
 )
-from cltools.experiment import identity_of, load_experiment
-from cltools.figures import FIGURES, TABLES
-from cltools.files import canonical_json, sha256_file
-from cltools.versions import VERSIONS
+from cltools.cluster.site import Site
+from cltools.config.cells import canonical_cell
+from cltools.config.durations import Duration
+from cltools.config.experiment import identity_of, load_experiment
+from cltools.config.schema import with_defaults
+from cltools.figures import FIGURES, figures_of
+from cltools.layout import TABLES, VERSIONS
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import canonical_json, sha256_file
 
 try:
     EXPERIMENT = load_experiment(config)
+    FIGURES_DRAWN = figures_of(EXPERIMENT)
     BENCH = Bench(EXPERIMENT.config.get("bench"))
     THEORY = with_defaults(EXPERIMENT.setting("theory"), "theory")
     MERGE = with_defaults(EXPERIMENT.setting("merge"), "merge")
@@ -52,9 +54,7 @@ def experiment_targets():
     name = EXPERIMENT.name
     return [
         f"results/{name}/report.html",
-        *expand(
-            "results/{name}/figures/{figure}.pdf", name=name, figure=EXPERIMENT.figures
-        ),
+        *expand("results/{name}/figures/{figure}.pdf", name=name, figure=FIGURES_DRAWN),
         f"results/{name}/theory.parquet",
         f"results/{name}/claims.parquet",
         *expand(

@@ -5,7 +5,7 @@ rule report:
         measures="results/{experiment}/measures.parquet",
         claims="results/{experiment}/claims.parquet",
         figures=expand(
-            "results/{{experiment}}/figures/{figure}.png", figure=EXPERIMENT.figures
+            "results/{{experiment}}/figures/{figure}.png", figure=FIGURES_DRAWN
         ),
         manifests=[manifest_of(cell) for cell in EXPERIMENT.plans],
     output:

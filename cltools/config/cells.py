@@ -1,0 +1,167 @@
+"""A cell: one point of the grid, its defaults, its checks and its identity.
+
+`schema.json` beside this file says what its keys mean.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from cltools.config.durations import Duration
+from cltools.config.recipes import RECIPES
+from cltools.config.schema import _Validator, cell_keys, check, defaults, schema
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import canonical_json, sha256_text
+
+
+def _is_valid(cell: Mapping[str, Any]) -> bool:
+    """Whether `check` would find nothing in a cell, a thousand times as fast where cells repeat.
+
+    A cell is an object of known and required keys whose values are valid each on its own, and most
+    values of a grid's cells are those of its other cells.
+    """
+    rules = schema()["$defs"]["cell"]
+    if not (cell.keys() <= rules["properties"].keys() and cell.keys() >= set(rules["required"])):
+        return False
+    try:
+        return all(_is_valid_value(key, canonical_json(value)) for key, value in cell.items())
+    except (TypeError, ValueError):  # no JSON, or NaN
+        return False
+
+
+@cache
+def _is_valid_value(key: str, text: str) -> bool:
+    rules = {"$defs": schema()["$defs"], "$ref": f"#/$defs/cell/properties/{key}"}
+    return _Validator(rules).is_valid(json.loads(text))
+
+
+def resolve_recipe(choice: str | Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The full recipe from a family's name, or from a mapping with `family` and overrides."""
+    family, overrides = (choice, {}) if isinstance(choice, str) else (choice["family"], choice)
+    if family not in RECIPES:
+        raise InputError(
+            f"config key {where} names the view recipe {family!r}, but must be one of "
+            f"{', '.join(sorted(RECIPES))}"
+        )
+    recipe = {**RECIPES[family], **{k: v for k, v in overrides.items() if k != "family"}}
+    check(recipe, "recipe", where)
+    return recipe
+
+
+def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, Any]:
+    """Fill defaults, check every key and bring durations into one form.
+
+    A bare number for `warmup` or in `checkpoints` counts in the unit of `horizon`. Raises
+    InputError, one sentence that names the key.
+    """
+    cell = {**defaults(), **settings}
+    if "recipe" in cell and (isinstance(cell["recipe"], str) or "family" in cell["recipe"]):
+        cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
+    if not _is_valid(cell):
+        check(cell, "cell", where)
+    cell = _with_floats(cell, schema()["$defs"]["cell"])
+    _check_encoder(cell, where)
+    _check_framework(cell, where)
+    horizon = Duration.parse(cell["horizon"])
+    if horizon.count == 0:
+        raise InputError(f"config key {where}.horizon is 0, but must be at least 1")
+    cell["horizon"] = str(horizon)
+    cell["warmup"] = str(Duration.parse(cell["warmup"], horizon.unit))
+    cell["checkpoints"] = [str(Duration.parse(c, horizon.unit)) for c in cell["checkpoints"]]
+    order = list(cell_keys()["objectives"]["items"]["enum"])
+    cell["objectives"] = sorted(cell["objectives"], key=order.index)
+    sources = list(cell_keys()["coupling"]["items"]["enum"])
+    cell["coupling"] = sorted(cell["coupling"], key=sources.index)
+    if cell["coupling"] == sources:
+        # With nothing of its own, the second DCL model would be the first.
+        cell["objectives"] = [o for o in cell["objectives"] if o != "dcl_twin"]
+    return cell
+
+
+def _with_floats(value: Any, rules: Mapping[str, Any]) -> Any:
+    """Integers as floats where the schema has numbers: 1 and 1.0 are one temperature, one cell."""
+    if "$ref" in rules:
+        rules = schema()["$defs"][rules["$ref"].rpartition("/")[2]]
+    kind = rules.get("type")
+    if kind == "number":
+        return float(value)
+    if kind == "array" and "items" in rules:
+        return [_with_floats(item, rules["items"]) for item in value]
+    if kind == "object" and "properties" in rules:
+        return {k: _with_floats(v, rules["properties"].get(k, {})) for k, v in value.items()}
+    return value
+
+
+def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that the encoder would not use: they would make another cell of the same run."""
+    if cell["architecture"] in ("small_vit", "vit_small", "vit_base"):
+        unused, kind = ("width", "stem"), "a ViT"
+    else:
+        unused, kind = ("patch",), "a ResNet"
+    for key in unused:
+        if cell[key] != defaults()[key]:
+            raise InputError(
+                f"config key {where}.{key} is {cell[key]!r}, but {cell['architecture']} is {kind}, "
+                f"which has no {key}: leave it out"
+            )
+
+
+def _check_framework(cell: Mapping[str, Any], where: str) -> None:
+    """Refuse what has no meaning in the cell's framework, and a queue that batches do not fill."""
+    if cell["framework"] == "simclr":
+        for key in ("queue_size", "key_momentum"):
+            if cell[key] != defaults()[key]:
+                raise InputError(
+                    f"config key {where}.{key} is {cell[key]!r}, but only MoCo has a queue: set "
+                    "framework to moco, or leave it out"
+                )
+        return
+    queue, batch = cell["queue_size"], cell["batch_size"]
+    if queue == 0 or queue % batch:
+        raise InputError(
+            f"config key {where}.queue_size is {queue}, but framework moco needs a multiple of "
+            f"batch_size ({batch})"
+        )
+    if "scl" in cell["objectives"]:
+        raise InputError(
+            f"config key {where}.objectives lists scl, which has no form with a queue: take it "
+            "out, or set framework to simclr"
+        )
+    for key, value in (("views", 2), ("view_forward", "together")):
+        if cell[key] != value:
+            raise InputError(
+                f"config key {where}.{key} is {cell[key]!r}, but MoCo passes a query and a key of "
+                f"each image through networks of their own: leave it at {value!r}"
+            )
+
+
+def canonical_cell(cell: Mapping[str, Any]) -> str:
+    """Canonical JSON of a resolved cell without the keys at their default."""
+    plain = _plain_cell(cell["horizon"])
+    shown = {k: v for k, v in cell.items() if k in ("recipe", "horizon") or v != plain[k]}
+    return canonical_json(shown)
+
+
+@cache
+def _plain_cell(horizon: str) -> dict[str, Any]:
+    """The resolved cell that leaves every key but its horizon at the default; not to be changed."""
+    return resolve_cell({"dataset": "any", "recipe": next(iter(RECIPES)), "horizon": horizon})
+
+
+def cell_id(cell: Mapping[str, Any]) -> str:
+    """Folder name of a cell: readable, and unique by a hash of the canonical cell."""
+    classes = "all" if cell["classes"] is None else cell["classes"]
+    readable = (
+        f"{cell['dataset'].rsplit('-', 1)[0]}-C{classes}-tau{cell['tau']:g}-B{cell['batch_size']}"
+        f"-{cell['lr_rule']}-seed{cell['seed']}"
+    )
+    return f"{readable}-{sha256_text(canonical_cell(cell))[:10]}"
+
+
+def training_key(cell: Mapping[str, Any]) -> str:
+    """Hash of all that decides one model's weights: the cell without its list of objectives.
+
+    A model trained alone and the same model trained with others carry the same key.
+    """
+    return sha256_text(canonical_cell({**cell, "objectives": defaults()["objectives"]}))

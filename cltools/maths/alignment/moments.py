@@ -1,0 +1,73 @@
+"""The d×d moments and the N numbers that all measures of alignment are made of.
+
+`measures` says how.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cltools.maths.alignment.features import Vector, centre_rows
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the inner products need to know of single images: N numbers each, in float64."""
+
+    square: Vector  # ‖x_i‖² before centring; for cosines 1, or 0 for a row without direction
+    spread: Vector  # q_i = ‖c_i‖²
+
+    @property
+    def constant(self) -> bool:
+        """All rows are equal, as far as a mean summed in float64 can tell."""
+        return self.spread.sum() <= 1e-24 * self.square.sum()
+
+
+def moments_of(
+    arrays: dict[str, NDArray], pairs: list[Pair], cosine: bool, block: int, dtype: np.dtype
+) -> tuple[dict[str, Rows], dict[Pair, float]]:
+    """The row statistics of each name in `pairs`, and ‖CᵀC'‖²_F of each pair and self-pair."""
+    from scipy.linalg.blas import get_blas_funcs
+
+    # BLAS adds to a matrix in place and makes only one triangle of CᵀC: numpy can do neither.
+    syrk, gemm = get_blas_funcs(("syrk", "gemm"), dtype=dtype)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    n = len(arrays[names[0]])
+    blocks = [slice(start, min(start + block, n)) for start in range(0, n, block)]
+
+    centres, scales, rows = {}, {}, {}
+    for name in names:
+        centres[name], scales[name], square = centre_rows(name, arrays[name], blocks, cosine)
+        rows[name] = Rows(square, np.empty(n))
+    buffers = {name: np.empty((min(block, n), arrays[name].shape[1])) for name in names}
+
+    keys = dict.fromkeys([(name, name) for name in names] + pairs)
+    moments = {
+        (a, b): np.zeros((arrays[a].shape[1], arrays[b].shape[1]), dtype, order="F")
+        for a, b in keys
+    }
+    for part in blocks:
+        columns = {}  # Cᵀ of this block, in the column order that BLAS expects
+        for name in names:
+            c = buffers[name][: part.stop - part.start]
+            np.multiply(arrays[name][part], scales[name][part, None], out=c)
+            c -= centres[name]
+            np.einsum("ij,ij->i", c, c, out=rows[name].spread[part])
+            columns[name] = c.astype(dtype, copy=False).T
+        for (a, b), m in moments.items():
+            into = {"beta": 1, "c": m, "overwrite_c": True}
+            if a == b:
+                moments[a, b] = syrk(1, columns[a], **into)
+            else:
+                moments[a, b] = gemm(1, columns[a], columns[b], trans_b=True, **into)
+
+    frobenius = {}
+    for (a, b), m in moments.items():
+        whole = np.square(m, dtype=np.float64).sum()
+        if a == b:  # the other triangle is zero
+            whole = 2 * whole - np.square(m.diagonal(), dtype=np.float64).sum()
+        frobenius[a, b] = float(whole)
+    return rows, frobenius

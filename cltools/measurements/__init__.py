@@ -1,0 +1,41 @@
+"""What is measured of representations: generators of tidy rows, one function per family.
+
+A row is a dict with any of the columns of `tidy`; those that a family does not set are the same for
+all that is measured together, or are left empty.
+"""
+
+from cltools.maths.objectives import REFERENCE
+from cltools.measurements.alignment import (
+    add_intervals,
+    alignment_rows,
+    angle_rows,
+    corollary_rows,
+    null_rows,
+    rank_rows,
+)
+from cltools.measurements.downstream import downstream_rows
+from cltools.measurements.geometry import geometry_rows, head_rows, view_rows
+from cltools.measurements.losses import batch_loss_rows, labelling_rows, loss_rows
+from cltools.measurements.table import SCHEMA, Row, tidy
+from cltools.measurements.weights import weight_rows
+
+__all__ = [
+    "REFERENCE",
+    "SCHEMA",
+    "Row",
+    "add_intervals",
+    "alignment_rows",
+    "angle_rows",
+    "batch_loss_rows",
+    "corollary_rows",
+    "downstream_rows",
+    "geometry_rows",
+    "head_rows",
+    "labelling_rows",
+    "loss_rows",
+    "null_rows",
+    "rank_rows",
+    "tidy",
+    "view_rows",
+    "weight_rows",
+]

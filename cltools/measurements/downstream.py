@@ -1,0 +1,59 @@
+"""What classifiers read from the encoder's features."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from cltools.maths.few_shot import few_shot, knn
+from cltools.maths.intervals import accuracy_interval
+from cltools.maths.probes import linear_probe, nccc
+from cltools.measurements.table import Features, Row, rows_of
+
+SHOTS = (1, 5, 10, 20, 50, 100, 500)
+# A probe must be fitted at each draw; the papers have five.
+REPEATS: dict[Literal["nccc", "linear"], int] = {"nccc": 20, "linear": 5}
+NEIGHBOURS = 20
+
+
+def downstream_rows(
+    train: Features, y: np.ndarray, test: Features, test_y: np.ndarray, full: bool
+) -> Iterator[Row]:
+    """Accuracies in [0, 1] on h: nearest class centre; with `full` also the dearer ones.
+
+    Intervals (90 %) are over test images, for the classifier at hand; those of few-shot
+    accuracies, which other draws of the support set move more, are 5 and 95 % quantiles of the
+    draws.
+    """
+    for objective, x in train.items():
+        sets = (x, y, test[objective], test_y)
+        on_train, on_test = {}, {}
+        on_train["nccc", "accuracy"], on_test["nccc", "accuracy"] = nccc(*sets)
+        if full:
+            probe = linear_probe(*sets)
+            on_train["linear_probe", "accuracy"], on_test["linear_probe", "accuracy"] = probe[:2]
+            on_test["knn", f"k_{NEIGHBOURS}"] = knn(*sets, NEIGHBOURS)
+        about = {"objective": objective, "features": "h"}
+        for split, values, n in (("train", on_train, len(y)), ("test", on_test, len(test_y))):
+            for row in rows_of(values, split=split, n=n, **about):
+                yield row | dict(
+                    zip(("ci_low", "ci_high"), accuracy_interval(row["value"], n), strict=True)
+                )
+        if full:
+            for row in _few_shot_rows(*sets):
+                yield {"split": "test", "n": len(test_y), **about, **row}
+
+
+def _few_shot_rows(*sets: np.ndarray) -> Iterator[Row]:
+    for probe, metric in (("nccc", "few_shot_nccc"), ("linear", "few_shot_linear_probe")):
+        for ways, name in ((None, "all_way"), (2, "two_way")):
+            found = few_shot(*sets, SHOTS, REPEATS[probe], ways, probe=probe)
+            limits = np.quantile(found.accuracies, (0.05, 0.95), axis=1).T
+            for shots, mean, (low, high) in zip(SHOTS, found.mean, limits, strict=True):
+                yield {
+                    "metric": f"{metric}_{name}",
+                    "variant": f"shots_{shots}",
+                    "value": float(mean),
+                    "ci_low": float(low),
+                    "ci_high": float(high),
+                }

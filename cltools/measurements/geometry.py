@@ -1,0 +1,93 @@
+"""Collapse: towards class means and a simplex, of views, and of a classifier onto class means."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from cltools.maths import collapse
+from cltools.maths.intervals import subsampling_interval
+from cltools.measurements.table import Features, Row, rows_of
+
+INTERVAL_DRAWS = 100
+CLASSES_ONE_BY_ONE = 10  # up to so many classes, every pair of class means has a row of its own
+# Functions of the class statistics that intervals are worked out for.
+WITH_INTERVAL = {
+    ("cdnv", "pairs"): collapse.cdnv,
+    ("cdnv", "directional"): collapse.directional_cdnv,
+    ("etf_deviation", "gram"): collapse.etf_deviation,
+    ("within_class_spread", "share"): collapse.within_class_spread,
+}
+
+
+def geometry_rows(arrays: Features, labels: np.ndarray, intervals: bool = False) -> Iterator[Row]:
+    """Collapse towards class means and a simplex, and the effective rank.
+
+    `class_mean_cosine` is of one pair of centred class means, classes counted as in the cell. With
+    `intervals`, 90 % intervals over images beside some of them.
+    """
+    for name, h in arrays.items():
+        s = collapse.class_statistics(h, labels)
+        equiangular_sd, equiangular = collapse.nc2_equiangularity(s)
+        pairs = np.triu_indices(len(s.means), 1)
+        cosines = collapse.class_mean_cosines(s)[pairs]
+        angles = np.degrees(np.arccos(cosines))
+        values = {measure: function(s) for measure, function in WITH_INTERVAL.items()} | {
+            ("cdnv", "root"): collapse.cdnv_root(s),
+            ("nc1", "pseudo_inverse"): collapse.nc1(s),
+            ("nc1", "quotient"): collapse.nc1_quotient(s),
+            ("nc2", "equinorm"): collapse.nc2_equinorm(s),
+            ("nc2", "equiangular"): equiangular,
+            ("nc2", "equiangular_sd"): equiangular_sd,
+            ("class_mean_angle", "smallest"): angles.min(),
+            ("class_mean_angle", "mean"): angles.mean(),
+            ("class_mean_angle", "largest"): angles.max(),
+            ("effective_rank", "covariance"): collapse.effective_rank(s.total),
+        }
+        if len(s.means) <= CLASSES_ONE_BY_ONE:
+            values |= {
+                ("class_mean_cosine", f"classes_{i}_{j}"): cosine
+                for i, j, cosine in zip(*pairs, cosines, strict=True)
+            }
+        limits = _intervals(h, labels) if intervals else {}
+        for row in rows_of(values, objective=name, features="h"):
+            yield row | limits.get((row["metric"], row["variant"]), {})
+
+
+def view_rows(z_views: Features) -> Iterator[Row]:
+    """Agreement of the views of an image and spread over the sphere, z_views (K, n, d)."""
+    for objective, views in z_views.items():
+        distance, relative = collapse.view_distance(views)
+        values = {
+            ("view_distance", "squared"): distance,
+            ("view_distance", "relative"): relative,
+            ("uniformity", "t_2"): collapse.uniformity(views[0]),
+        }
+        yield from rows_of(values, objective=objective, features="z")
+
+
+def head_rows(z: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, **about):
+    """NC3 and NC4 of a linear head, weight (C, d) and bias (C,), that reads z (n, d)."""
+    statistics = collapse.class_statistics(z, labels)
+    values = {
+        ("nc3", "head"): collapse.nc3(statistics, weight),
+        ("nc4", "head"): collapse.nc4(z, labels, (z @ weight.T + bias).argmax(axis=1)),
+    }
+    yield from rows_of(values, features="z", **about)
+
+
+def _intervals(h: np.ndarray, labels: np.ndarray) -> dict[tuple[str, str], dict[str, float]]:
+    """ci_low and ci_high of the measures in WITH_INTERVAL; none for fewer than four images."""
+
+    def values(images: np.ndarray) -> list[float]:
+        if len(np.unique(labels[images])) < 2:
+            return [np.nan] * len(WITH_INTERVAL)
+        s = collapse.class_statistics(h[images], labels[images])
+        return [function(s) for function in WITH_INTERVAL.values()]
+
+    if len(h) < 4:
+        return {}
+    _, low, high = subsampling_interval(values, len(h), draws=INTERVAL_DRAWS)
+    return {
+        measure: {"ci_low": float(low[i]), "ci_high": float(high[i])}
+        for i, measure in enumerate(WITH_INTERVAL)
+    }

@@ -1,0 +1,198 @@
+"""The papers' inequalities beside what was measured: a bound, a value, and whether it held.
+
+P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Generators of rows with any of the columns of SCHEMA.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from cltools.maths import bounds
+from cltools.maths.bounds import few_shot_bound, few_shot_bound_displayed
+from cltools.maths.bounds.few_shot import SMALLEST_SHOTS_DISPLAYED
+from cltools.maths.surrogate import batch_gradient, similarities_of_views
+
+Row = dict[str, Any]
+Key = tuple[str, str, str, str, str]  # split, objective, features, metric, variant
+# `bound` never fails for what is measured; `network` is proved for P2's surrogate dynamics and set
+# beside a network here, which it does not speak of; `estimate` has constants that are estimated.
+KINDS = ("bound", "network", "estimate")
+SCHEMA = {
+    "step": pl.Int64,
+    "epoch": pl.Float64,
+    "split": pl.String,
+    "objective": pl.String,
+    "features": pl.String,
+    "source": pl.String,
+    "quantity": pl.String,
+    "variant": pl.String,
+    "kind": pl.String,
+    "side": pl.String,  # of the bound: "upper" or "lower"
+    "bound": pl.Float64,
+    "log10_bound": pl.Float64,
+    "measured": pl.Float64,
+    # By how many orders of magnitude a bound is beyond what can be at all; below 0 it is not.
+    "vacuous_orders": pl.Float64,
+    "holds": pl.Boolean,  # null where nothing is claimed
+}
+ROUNDING = 1e-6  # features are stored in float32
+
+
+def inequality(
+    source: str,
+    quantity: str,
+    variant: str,
+    bound: float,
+    measured: float,
+    side: str = "upper",
+    kind: str = "bound",
+    log10_bound: float | None = None,
+    vacuous_orders: float | None = None,
+    **about: Any,
+) -> Row:
+    """A row: what is bounded, by what, and whether that held.
+
+    `holds` is left out where the bound or the measured value is NaN, and where nothing was proved
+    (kind `estimate`).
+    """
+    known = not (math.isnan(bound) or math.isnan(measured)) and kind != "estimate"
+    slack = ROUNDING * max(1.0, abs(measured))
+    low, high = (bound, measured) if side == "lower" else (measured, bound)
+    if log10_bound is None:
+        log10_bound = math.log10(bound) if bound > 0 else None
+    return {
+        **about,
+        "source": source,
+        "quantity": quantity,
+        "variant": variant,
+        "kind": kind,
+        "side": side,
+        "bound": bound,
+        "log10_bound": log10_bound,
+        "measured": measured,
+        "vacuous_orders": vacuous_orders,
+        "holds": low <= high + slack if known else None,
+    }
+
+
+def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterator[Row]:
+    """P1, Theorem 1: 0 ≤ DCL - NSCL ≤ bound, whole set and batches, under any labels.
+
+    A bound counts as vacuous beyond log(K (N - 1)), the DCL loss of an encoder that maps all images
+    to one point: at τ = 0.1 it is.
+    """
+    for (split, objective, features, metric, variant), gap in values.items():
+        if metric == "gap" or (metric.startswith("gap_") and metric.endswith("_labels")):
+            of = metric.replace("gap", "gap_bound", 1)
+        elif metric == "batch_gap":
+            of = "batch_gap_bound"
+        else:
+            continue
+        bound = values.get((split, objective, features, of, variant))
+        if bound is None:
+            continue
+        about = {"split": split, "objective": objective, "features": features}
+        images = value_of(values, split, objective, features, "images", "count")
+        negatives = views * ((batch_size if metric == "batch_gap" else images) - 1)
+        orders = math.log10(bound / math.log(negatives))
+        yield inequality("P1 Theorem 1", metric, variant, bound, gap, vacuous_orders=orders,
+                         **about)  # fmt: skip
+        yield inequality("P1 Theorem 1", metric, variant, 0.0, gap, "lower", **about)
+
+
+def corollary_rows(values: Mapping[Key, float]) -> Iterator[Row]:
+    """P2, Corollaries 1 and 2 with the measured ρ and r, and that centring contracts."""
+    plain = (
+        ("P2 Corollary 1", "cka", "cosine_biased"),
+        ("P2 Corollary 2", "rsa", "pearson_cosine"),
+    )
+    for split, objective, features in groups(values, "similarity_gap"):
+        value = partial(value_of, values, split, objective, features)
+        about = {"split": split, "objective": objective, "features": features}
+        for source, metric, variant in plain:
+            for which in ("corollary", "tight"):
+                bound = value(f"{metric}_lower_bound", which)
+                measured = value(metric, variant)
+                yield inequality(source, metric, which, bound, measured, "lower", **about)
+        yield inequality(
+            "P2 Theorem 1, proof", "centring", "difference",
+            value("similarity_gap", "frobenius"),
+            value("similarity_gap", "rho") * value("similarity_norm", "centred"), **about,
+        )  # fmt: skip
+
+
+def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
+    """P1, Proposition 1: error of the nearest class centre with few shots.
+
+    Measured: mean error over support sets drawn from the training images, on test images; the
+    variances are those of the test images. `best` minimises the bound over a (P1, Corollary 1),
+    `displayed` is the paper's own choice. A bound above 1 is vacuous.
+    """
+    for split, objective, features in groups(values, "few_shot_nccc_all_way"):
+        value = partial(value_of, values, split, objective, features)
+        about = {"split": split, "objective": objective, "features": features}
+        spread = [value("cdnv", which) for which in ("directional", "pairs", "root")]
+        if not all(map(math.isfinite, spread)):
+            continue
+        for name, ways in (("all_way", classes), ("two_way", 2)):
+            metric = f"few_shot_nccc_{name}"
+            for key, accuracy in values.items():
+                if key[:4] != (split, objective, features, metric) or math.isnan(accuracy):
+                    continue
+                shots = int(key[4].removeprefix("shots_"))
+                bounds = {"best": few_shot_bound(*spread, shots, ways)}
+                if shots >= SMALLEST_SHOTS_DISPLAYED:
+                    bounds["displayed"] = few_shot_bound_displayed(*spread, shots, ways)
+                for which, bound in bounds.items():
+                    yield inequality(
+                        "P1 Proposition 1", f"few_shot_error_{name}", f"{which}_{key[4]}",
+                        bound, 1 - accuracy, vacuous_orders=math.log10(bound), **about,
+                    )  # fmt: skip
+
+
+def lemma_rows(z: Mapping[str, np.ndarray], labels: np.ndarray, tau: float) -> Iterator[Row]:
+    """The three lemmas of P2's Theorem 1 on one batch: z (K, B, d) of "dcl" and "nscl".
+
+    The first two of the K views are taken, as in P2. Of the reweighting lemma, the anchor that
+    comes nearest to its bound is shown.
+    """
+    sigma = {name: similarities_of_views(views[:2]) for name, views in z.items()}
+    other_image = np.tile(~np.eye(len(labels), dtype=bool), 2)
+    same_class = np.tile(labels[:, None] == labels, 2)
+    other_class = ~same_class
+    for name, matrix in sigma.items():
+        sides = [
+            bounds.reweighting_sides(row[use], same[use], tau)
+            for row, use, same in zip(matrix, other_image, same_class, strict=True)
+            if not same[use].all()
+        ]
+        tightest = max(sides, key=lambda s: s.left / s.right if s.right else 0.0, default=None)
+        if tightest is not None:
+            yield inequality(
+                "P2 Theorem 1, proof", "reweighting", "batch", tightest.right, tightest.left,
+                vacuous_orders=math.log10(tightest.right / 2) if tightest.right else None,
+                objective=name, features="z",
+            )  # fmt: skip
+    for name, negatives in (("dcl", other_image), ("nscl", other_class)):
+        if not negatives.any(axis=1).all():
+            continue
+        gradients = [batch_gradient(matrix, negatives, tau) for matrix in sigma.values()]
+        sides = bounds.lipschitz_sides(*gradients, *sigma.values(), tau, len(labels))
+        yield inequality(
+            "P2 Theorem 1, proof", "smoothness_of_gradient", f"{name}_gradient",
+            sides.right, sides.left, features="z",
+        )  # fmt: skip
+
+
+def value_of(values: Mapping[Key, float], *key: str) -> float:
+    """The value, NaN where it was not measured."""
+    return values.get(key, math.nan)
+
+
+def groups(values: Mapping[Key, float], metric: str) -> list[tuple[str, str, str]]:
+    """(split, objective, features) where a metric was measured, in the table's order."""
+    return list(dict.fromkeys(key[:3] for key in values if key[3] == metric))

@@ -1,0 +1,31 @@
+"""How far every objective's weights lie from those of DCL."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from cltools.maths.angles import weight_angle
+from cltools.maths.objectives import REFERENCE
+from cltools.maths.weights import weight_distance, weight_gap
+from cltools.measurements.table import Row, others, rows_of
+
+Weights = Mapping[str, np.ndarray]  # name of a tensor -> tensor
+
+
+def weight_rows(weights: Mapping[str, Weights], initial: Weights | None = None) -> Iterator[Row]:
+    """Gaps and angles (degrees) between every objective's encoder and DCL's.
+
+    With `initial`, the weights that all started from, also the angle between the paths from there.
+    """
+    for objective in others(weights, REFERENCE):
+        pair = weights[REFERENCE], weights[objective]
+        gap, layers = weight_gap(*pair)
+        values = {
+            ("weight_gap", "mean_layer"): gap,
+            **{("weight_gap_layer", layer): value for layer, value in layers.items()},
+            ("weight_distance", "euclidean"): weight_distance(*pair),
+            ("weight_angle", "weights"): weight_angle(*pair),
+        }
+        if initial is not None:
+            values["weight_angle", "from_init"] = weight_angle(*pair, initial)
+        yield from rows_of(values, objective=objective, reference=REFERENCE)

@@ -1,0 +1,217 @@
+"""Files that appear whole or not at all, and hashes that do not depend on how a dict was built."""
+
+import fcntl
+import glob
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from cltools.runtime.errors import InputError
+from cltools.runtime.faults import disk_fault
+
+if TYPE_CHECKING:
+    import polars as pl
+
+log = logging.getLogger("cltools")
+
+ABANDONED = 24 * 3600  # seconds without a byte after which a scratch file has no writer any more
+
+
+@contextmanager
+def whole_file(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """Yield a scratch path beside `path`; it becomes `path` only when the block ends well.
+
+    The rename is atomic and the bytes are on disk before it, so that a crash at any moment leaves
+    either the old file or the new one. With `previous`, the old file is kept under that name.
+
+    Raises InputError where the disk is full or does not let us write.
+    """
+    path = Path(path)
+    # The suffix stays last: writers such as matplotlib choose the format by it.
+    name = f".{path.stem}.{socket.gethostname()}-{os.getpid()}.part{path.suffix}"
+    scratch = path.with_name(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_what_the_dead_left(path)
+        yield scratch
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o666 & ~_umask())  # some writers make private files
+        if previous is not None and path.exists():
+            _give_name(path, previous)
+        os.replace(scratch, path)
+    except Exception as error:
+        if (fault := disk_fault(error, path)) is not None:
+            raise fault from error
+        raise
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def _give_name(path: Path, another: Path) -> None:
+    """Give a file another name, which it keeps when a new file takes the first one."""
+    another.unlink(missing_ok=True)
+    try:
+        os.link(path, another)
+    except OSError:  # a file system without second names
+        os.replace(path, another)
+
+
+def _remove_what_the_dead_left(path: Path) -> None:
+    """Remove scratch files of `path` whose writers were killed.
+
+    Of a process on another machine nothing is known but the age of its file.
+    """
+    own = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)\.part")
+    for scratch in path.parent.glob(f".{glob.escape(path.stem)}.*.part{path.suffix}"):
+        with suppress(FileNotFoundError):  # its writer is just done
+            if (process := own.search(scratch.name)) is not None:
+                left = not _alive(int(process[1]))
+            else:
+                left = time.time() - scratch.stat().st_mtime > ABANDONED
+            if left:
+                scratch.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def remove_scratch(folder: Path, stem: str = "*") -> None:
+    """Remove what writers killed within `whole_file` left in `folder`, where none is at work.
+
+    With `stem`, only what was to become the file of that name (without its ending).
+    """
+    for scratch in folder.glob(f".{stem}.*.part*"):
+        scratch.unlink()
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Let no other process into such a block with the same folder, on this machine or another.
+
+    The kernel holds the lock, on the file `lock`, and drops it when this process ends in whatever
+    way; the text in it only says who holds it. Where the file system has no locks, a warning says
+    that nothing is checked.
+
+    Raises InputError when another process is in there.
+    """
+    path = folder / "lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            _lock(file)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is in use by {file.read() or 'another process'}: wait for its end, or "
+                "end it"
+            ) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start no second run of it", folder, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _lock(file: IO) -> None:
+    """Lock a file, or raise BlockingIOError when it is still held after a second.
+
+    `cltools status` holds a lock for a moment to see whether it can.
+    """
+    for _ in range(10):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is the same for equal values: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as sorted, indented JSON, whole or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read JSON written by a stage; `made_by` names the command to run when it is missing.
+
+    Raises InputError when the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run `{made_by}` first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{path} is damaged: delete it and run `{made_by}` again") from None
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file; `what` says in a message what it is.
+
+    Raises InputError when the file is missing or is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{what} {path} does not exist: check its path") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise InputError(f"{what} {path} is not valid YAML{line}: correct it") from None
+
+
+def read_table(path: Path, made_by: str) -> "pl.DataFrame":
+    """A parquet table of an experiment; `made_by` as in `read_json`.
+
+    Raises InputError when the file is missing or damaged.
+    """
+    import polars as pl
+
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run `{made_by}` first") from None
+    except pl.exceptions.PolarsError:
+        raise InputError(f"{path} is damaged: delete it and run `{made_by}` again") from None
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,92 @@
+"""Tensors on disk: safetensors, whole or not at all, with one key of sorted metadata."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import canonical_json, sha256_file, whole_file
+
+log = logging.getLogger("cltools")
+
+CONTENT = "content"  # key of the metadata
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Write tensors and return the file's SHA-256. Same tensors and metadata, same bytes.
+
+    The metadata is one key of canonical JSON: safetensors writes several keys in random order.
+    """
+    with whole_file(path) as scratch:
+        _write(scratch, _plain(tensors), metadata)
+        digest = sha256_file(scratch)
+    return digest
+
+
+def save_checked(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], previous: Path | None
+) -> None:
+    """Write tensors with a hash of all that is in the file, by which `load_checked` checks it.
+
+    What was at `path` is kept at `previous`, if that is given.
+    """
+    plain = _plain(tensors)
+    with whole_file(path, previous) as scratch:
+        _write(scratch, plain, {**metadata, CONTENT: _content(plain, metadata)})
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    save_file(tensors, path, metadata={"cltools": canonical_json(metadata)})
+
+
+def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 over the metadata, and names, types, shapes and bytes of all tensors."""
+    about = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    digest = hashlib.sha256(canonical_json([metadata, about]).encode())
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and metadata. Raises InputError when missing, cut short or foreign.
+
+    `remedy` ends the message: what the user can do about it. Raises OSError where reading fails.
+    """
+    try:
+        open(path, "rb").close()  # safetensors says of any file it cannot open that there is none
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["cltools"])
+        return load_file(path), metadata
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: {remedy}") from None
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError):
+        raise _damaged(path, remedy) from None
+
+
+def load_checked(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_checked` wrote, as `load_tensors` gives it, if not one bit of it has changed.
+
+    Files older than the hash have none, and are only checked as far as `load_tensors` does.
+    """
+    tensors, metadata = load_tensors(path, remedy)
+    content = metadata.pop(CONTENT, None)
+    if content is not None and content != _content(tensors, metadata):
+        raise _damaged(path, remedy)
+    return tensors, metadata
+
+
+def _damaged(path: Path, remedy: str) -> InputError:
+    return InputError(f"{path} is damaged or is not a file of cltools: {remedy}")

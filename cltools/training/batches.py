@@ -1,0 +1,144 @@
+"""The batches of a training run: which images a step takes, and the views it makes of them.
+
+Both are functions of the cell and the step alone (see `randomness`). The cell's `coupling` says
+which of them all models share; of the rest every model but DCL has its own.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cltools.data.image_set import ImageSet
+from cltools.data.views import EpochViews, Recipe, epoch_views
+from cltools.maths.objectives import REFERENCE
+from cltools.maths.randomness import balanced_order, batch_order
+from cltools.runtime.errors import InputError
+from cltools.training.distributed import Ranks
+
+
+def owner(cell: dict[str, Any], model: str, source: str) -> str | None:
+    """Whose draws a model takes of a source (init, batches or views): None where they are shared.
+
+    DCL, which all others are measured against, always has the shared ones.
+    """
+    return None if model == REFERENCE or source in cell["coupling"] else model
+
+
+def batches_of_models(
+    cell: dict[str, Any], data: ImageSet, device: torch.device, ranks: Ranks
+) -> dict[str, "Batches"]:
+    """The batches of every objective of a cell; objectives that share all share the object."""
+    shared = Batches(cell, data, device, ranks=ranks)
+    found = {}
+    for model in cell["objectives"]:
+        private = any(owner(cell, model, source) for source in ("batches", "views"))
+        found[model] = Batches(cell, data, device, model, ranks) if private else shared
+    return found
+
+
+class Batches:
+    """The batches of one cell, by step; of a model that shares not all with DCL, when it is named.
+
+    Of several ranks, each makes the views of its share. Raises InputError when the batch is larger
+    than the training set or cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        cell: dict[str, Any],
+        data: ImageSet,
+        device: torch.device,
+        model: str = REFERENCE,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if cell["batch_size"] > len(data.labels):
+            raise InputError(
+                f"config key batch_size is {cell['batch_size']}, but the training set of this cell "
+                f"has {len(data.labels)} images: lower batch_size"
+            )
+        self.ranks = ranks or Ranks()
+        if cell["batch_size"] % self.ranks.size:
+            raise InputError(
+                f"config key batch_size is {cell['batch_size']}, which {self.ranks.size} ranks "
+                f"cannot share evenly: make it a multiple of {self.ranks.size}, or start another "
+                "number of ranks"
+            )
+        self.cell, self.data, self.device, self.model = cell, data, device, model
+        self.owners = {source: owner(cell, model, source) for source in ("batches", "views")}
+        self.recipe = Recipe.from_settings(cell["recipe"])
+        self.steps_per_epoch = len(data.labels) // cell["batch_size"]
+        self._order = torch.empty(0)
+        self._views: EpochViews | None = None
+        self._epochs: dict[int, tuple[Tensor, EpochViews]] = {}
+        self._begun: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
+        self._orders: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """What `step` trains on: standardised views, view-major (K*B, c, H, W), labels (B,).
+
+        Views are on the device and of this rank's share of the batch, labels on the CPU and of the
+        whole batch.
+        """
+        wanted = range(step, step + 1 + self.data.ahead)
+        epochs = {later // self.steps_per_epoch for later in wanted}
+        self._epochs = {e: drawn for e, drawn in self._epochs.items() if e in epochs}
+        self._begun = {later: self._begun.get(later) or self._begin(later) for later in wanted}
+        positions, views = self._begun.pop(step)
+        return self.data.normalise(views()), self.data.labels[positions]
+
+    def close(self) -> None:
+        """Call off the batches that were begun ahead."""
+        self._begun.clear()
+
+    def _begin(self, step: int) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Positions (B,) of the images of `step`, and what gives their views once they are made."""
+        self._enter(step)
+        positions = self._order[step % self.steps_per_epoch]
+        own = self.ranks.share(positions)
+        parameters = self._views.rows(slice(None), own)
+        return positions, self.data.views(own, parameters, self.recipe)
+
+    def positions(self, steps: Sequence[int]) -> Tensor:
+        """Positions (steps, B) of the images of any steps, without their views."""
+        places = [divmod(step, self.steps_per_epoch) for step in steps]
+        epochs, known = {epoch for epoch, _ in places}, self._orders
+        self._orders = {e: known[e] if e in known else self._order_of(e) for e in epochs}
+        return torch.stack([self._orders[epoch][place] for epoch, place in places])
+
+    def labels(self, steps: int) -> Tensor:
+        """Classes (steps, B) of the images of the first steps, without their views."""
+        epochs = -(-steps // self.steps_per_epoch)
+        orders = [self._order_of(epoch) for epoch in range(epochs)]
+        return self.data.labels[torch.cat(orders)[:steps]]
+
+    def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
+        """The digests of batches and views with the epoch of `step` folded in."""
+        self._enter(step)
+        of = "" if not any(self.owners.values()) else f"/{self.model}"
+        batches = hashlib.sha256(digests.get(f"batches{of}", "").encode())
+        batches.update(self.data.samples[self._order].numpy().tobytes())
+        views = hashlib.sha256(digests.get(f"views{of}", "").encode())
+        self._views.update_digest(views)
+        chained = {f"batches{of}": batches.hexdigest(), f"views{of}": views.hexdigest()}
+        return {**digests, **chained}
+
+    def _order_of(self, epoch: int) -> Tensor:
+        seed, size, owner = self.cell["seed"], self.cell["batch_size"], self.owners["batches"]
+        if self.cell["sampler"] == "authors":
+            return balanced_order(seed, epoch, self.data.labels, size, owner)
+        return batch_order(seed, epoch, len(self.data.labels), size, owner)
+
+    def _enter(self, step: int) -> None:
+        """Draw the order and the views of the epoch that `step` lies in."""
+        epoch = step // self.steps_per_epoch
+        if epoch not in self._epochs:
+            data = self.data
+            views = epoch_views(
+                self.cell["seed"], epoch, self.cell["views"], data.split_size, data.samples,
+                self.recipe, *data.extent, self.owners["views"],
+            )  # fmt: skip
+            self._epochs[epoch] = (self._order_of(epoch), views)
+        self._order, self._views = self._epochs[epoch]

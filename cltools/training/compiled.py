@@ -1,0 +1,32 @@
+"""Networks compiled by torch: a faster step, equal to the plain one but for rounding."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from cltools.runtime.errors import InputError
+
+
+def compiled(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The network's forward pass, compiled at its first call; weights stay the network's own.
+
+    No choice between kernels is made by timing them: every run computes the same bytes. The call
+    raises InputError where the machine cannot compile.
+    """
+    # Imported here: it takes a second, and most cells are not compiled.
+    from torch._dynamo.exc import TorchDynamoException
+
+    forward = torch.compile(network, fullgraph=True, dynamic=False, options={"deterministic": True})
+
+    def call(images: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return forward(images)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"config key compile is true, but this machine cannot compile ({reason}): install "
+                "a C++ compiler or set it to false"
+            ) from None
+
+    return call

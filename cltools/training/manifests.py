@@ -1,0 +1,25 @@
+"""What a training manifest says. Light: no numerical library is imported here."""
+
+from pathlib import Path
+from typing import Any
+
+from cltools.config.schema import defaults
+from cltools.runtime.files import read_json
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What `cltools train` wrote of a cell; settings that are younger have their defaults.
+
+    Raises InputError when it is missing or damaged.
+    """
+    manifest = read_json(path, made_by="cltools train")
+    return {**manifest, "cell": {**defaults(), **manifest["cell"]}}
+
+
+def saved_weights(manifest: dict[str, Any]) -> list[tuple[int, dict[str, str]]]:
+    """(step, objective -> hash of its weights) of every checkpoint, in order of both."""
+    objectives = manifest["cell"]["objectives"]
+    checkpoints = sorted(manifest["checkpoints"].items(), key=lambda entry: int(entry[0]))
+    return [
+        (int(step), {o: saved["weights"][o] for o in objectives}) for step, saved in checkpoints
+    ]

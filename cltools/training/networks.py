@@ -1,0 +1,261 @@
+"""Encoders, the projector of the papers and the linear head of CE.
+
+One residual network serves every size: with the published blocks its modules carry torchvision's
+names and it computes what torchvision's ResNet computes (tested). It is written here because
+torchvision's has no width multiplier that widens the whole network, no small variant and no CIFAR
+stem, and because importing torchvision takes longer than training a small cell.
+
+Vision transformers are timm's. With the same weights they compute what torchvision's, which the
+authors train, compute (tested): GELU is exact and LayerNorm's epsilon is 1e-6 in both.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cltools.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Blocks per stage, channels of the first stage at width 1, and the kind of block."""
+
+    blocks: tuple[int, ...]
+    channels: int
+    bottleneck: bool
+
+
+ARCHITECTURES = {
+    "small_resnet": Architecture((1, 1, 1), 8, bottleneck=False),
+    "resnet18": Architecture((2, 2, 2, 2), 64, bottleneck=False),
+    "resnet50": Architecture((3, 4, 6, 3), 64, bottleneck=True),
+}
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Layers, attention heads per layer, and features of each token; an MLP has 4 times as many."""
+
+    layers: int
+    heads: int
+    features: int
+
+
+# The papers' "ViT-Base" is `vit_base` on ImageNet and, with half the features, `vit_small` on
+# CIFAR and Tiny-ImageNet. (Elsewhere a ViT-S has 6 heads.)
+TRANSFORMERS = {
+    "small_vit": Transformer(4, 4, 64),
+    "vit_small": Transformer(12, 12, 384),
+    "vit_base": Transformer(12, 12, 768),
+}
+# Patches for images of up to so many pixels a side: the papers' for CIFAR and Tiny-ImageNet, half
+# of CIFAR's for images half as large, and beyond them ImageNet's.
+PATCHES = {16: 2, 32: 4, 64: 8}
+LARGEST_PATCH = 16
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(inputs, channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _convolution(channels, channels, 3)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _shortcut(inputs, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.downsample(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(inputs, channels, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _convolution(channels, channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = _convolution(channels, channels * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.downsample = _shortcut(inputs, channels * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + self.downsample(x), inplace=True)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    narrow = inputs < 64  # in none of the published networks
+    make = EveryOther if narrow else partial(_convolution, kernel=1)
+    pointwise = make(inputs, outputs, stride=stride)
+    return nn.Sequential(pointwise, nn.BatchNorm2d(outputs))
+
+
+class EveryOther(nn.Conv2d):
+    """A 1 x 1 convolution with a stride, whose pixels are picked first.
+
+    torch 2.14 corrupts memory on a CPU in the backward pass of such a convolution with stride 2
+    from 8 to 16 channels in channels_last layout, at 64 pixels and more.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, bias=False)
+        self.every = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, :: self.every, :: self.every])
+
+
+class ResNet(nn.Module):
+    """Images (n, c, h, w) to features h (n, features).
+
+    stem "imagenet": 7x7 convolution with stride 2 and max pooling; "cifar": 3x3 with stride 1 and
+    no pooling. `width` multiplies every stage's channels (2048 features of ResNet-50 become 4096).
+    """
+
+    def __init__(self, architecture: Architecture, stem: str, width: int, image_channels: int):
+        super().__init__()
+        channels = architecture.channels * width
+        block = Bottleneck if architecture.bottleneck else BasicBlock
+        if stem == "imagenet":
+            self.conv1 = _convolution(image_channels, channels, 7, 2)
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
+        else:
+            self.conv1 = _convolution(image_channels, channels, 3)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(channels)
+        inputs = channels
+        self.stages = len(architecture.blocks)
+        for stage, count in enumerate(architecture.blocks):
+            outputs = channels * 2**stage
+            layers = []
+            for index in range(count):
+                layers.append(block(inputs, outputs, 2 if stage > 0 and index == 0 else 1))
+                inputs = outputs * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.features = inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in range(self.stages):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        return x.mean(dim=(2, 3))
+
+
+class VisionTransformer(nn.Module):
+    """Images (n, c, h, w) to features h (n, features): the class token after the last LayerNorm.
+
+    image_shape: (h, w, c), sides that `patch` divides.
+    """
+
+    def __init__(self, transformer: Transformer, patch: int, image_shape: Sequence[int]):
+        # Imported here: timm takes seconds to import.
+        from timm.models import vision_transformer
+
+        super().__init__()
+        height, width, channels = image_shape
+        self.features = transformer.features
+        self.vit = vision_transformer.VisionTransformer(
+            (height, width), patch, channels, num_classes=0, embed_dim=self.features,
+            depth=transformer.layers, num_heads=transformer.heads, weight_init="skip",
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vit(x)
+
+
+def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
+    """Pixels per side of a ViT's patches of images (h, w, c); None: as the papers choose them.
+
+    Raises InputError when the images cannot be cut into such patches.
+    """
+    height, width, _ = image_shape
+    if patch is None:
+        fitting = (side for limit, side in PATCHES.items() if max(height, width) <= limit)
+        patch = next(fitting, LARGEST_PATCH)
+    if height % patch or width % patch:
+        sides = [str(n) for n in range(1, height + 1) if math.gcd(height, width) % n == 0]
+        raise InputError(
+            f"images of {height} × {width} pixels cannot be cut into patches of {patch} × {patch}: "
+            f"set config key patch to one of {', '.join(sides)}"
+        )
+    return patch
+
+
+class Projector(nn.Sequential):
+    """Linear-BN-ReLU-Linear-BN, no linear biases, the last BN's shift fixed at 0 (papers' head)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, outputs, bias=False),
+            nn.BatchNorm1d(outputs),
+        )
+        self[4].bias.requires_grad_(False)
+
+
+class Network(nn.Module):
+    """Encoder, projector and, for CE, a linear head on the normalised projection.
+
+    `forward` maps images (n, c, h, w) to (h, z): h (n, features) and z (n, projector_dim) of unit
+    norm in float32. `class_logits` maps z to (n, classes).
+    """
+
+    def __init__(
+        self, encoder: ResNet | VisionTransformer, hidden: int, outputs: int, classes: int | None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = Projector(encoder.features, hidden, outputs)
+        if classes is not None:
+            self.head = nn.Linear(outputs, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.encoder(x)
+        return h, F.normalize(self.projector(h).float(), dim=1)
+
+    def class_logits(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return self.head(z.float())
+
+
+def build_network(cell: dict, image_shape: Sequence[int], classes: int, objective: str) -> Network:
+    """The network of one objective of a cell, with uninitialised randomness (see `initialise`).
+
+    image_shape: (h, w, c) of the images that it is given. Raises InputError where a ViT's patches
+    do not fit them.
+    """
+    return Network(
+        _encoder(cell, image_shape),
+        cell["projector_hidden"],
+        cell["projector_dim"],
+        classes if objective == "ce" else None,
+    )
+
+
+def _encoder(cell: dict, image_shape: Sequence[int]) -> ResNet | VisionTransformer:
+    name = cell["architecture"]
+    if name in TRANSFORMERS:
+        patch = patch_side(cell["patch"], image_shape)
+        return VisionTransformer(TRANSFORMERS[name], patch, image_shape)
+    return ResNet(ARCHITECTURES[name], cell["stem"], cell["width"], image_shape[-1])

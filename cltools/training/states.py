@@ -1,0 +1,57 @@
+"""The resume states of a run on disk: the latest, and while training goes on the one before it.
+
+Each appears whole and is checked bit by bit when it is read. Where the latest is damaged, training
+goes on from the one before and a warning says so. Where no state is intact, nothing is thrown away
+unasked: a run may stand for days of work, and a disk that reads badly may get over it.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cltools.runtime.errors import InputError
+from cltools.runtime.tensors import load_checked, save_checked
+
+LATEST, PREVIOUS = "resume.safetensors", "resume-previous.safetensors"
+log = logging.getLogger("cltools")
+
+State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, and a mapping for JSON
+
+
+class States:
+    """The resume states in `folder`; one process writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.latest, self.previous = folder / LATEST, folder / PREVIOUS
+        self._keep_latest = True
+
+    def load(self) -> State | None:
+        """The latest intact state; None where there is no state at all.
+
+        Raises InputError where there are states and none is intact.
+        """
+        found = [path for path in (self.latest, self.previous) if path.exists()]
+        for path in found:
+            try:
+                return load_checked(path, "going on from the state before it")
+            except InputError as error:
+                if path != found[-1]:
+                    log.warning("%s", error)
+                    self._keep_latest = False
+        if not found:
+            return None
+        names = " and ".join(str(path) for path in found)
+        are, them = ("is", "it") if len(found) == 1 else ("are", "them")
+        raise InputError(f"{names} {are} damaged: delete {them} to train this cell from the start")
+
+    def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Write a state; the latest becomes the previous one, unless it was found damaged."""
+        save_checked(self.latest, tensors, about, self.previous if self._keep_latest else None)
+        self._keep_latest = True
+
+    def drop_previous(self) -> None:
+        """Keep the latest alone."""
+        self.previous.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""What a trained cell left: its images, its networks and their weights."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cltools.data.image_set import PER_CLASS, ImageSet, image_set
+from cltools.data.store import ImageStore
+from cltools.runtime.errors import InputError
+from cltools.runtime.files import read_json, sha256_file
+from cltools.runtime.tensors import load_tensors
+from cltools.training.networks import Network, build_network
+
+# Images per forward pass. Of small images, twice as many take a CPU half as long again for each.
+BLOCK = 256
+
+
+def load_network(
+    path: Path, sha256: str, cell: dict[str, Any], data: ImageSet, objective: str,
+    device: torch.device,
+) -> Network:  # fmt: skip
+    """A trained network in evaluation mode. Raises InputError as `load_weights`."""
+    weights = load_weights(path, sha256)
+    network = build_network(cell, data.image_shape, data.classes, objective)
+    network.load_state_dict(weights)
+    return network.to(device, memory_format=torch.channels_last).eval()
+
+
+def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Weights by name. Raises InputError when the file is not the one that was saved."""
+    remedy = f"delete the training manifests in {path.parents[2]} and train this cell again"
+    if path.exists() and sha256_file(path) != sha256:
+        raise InputError(
+            f"{path} is damaged (its hash is not the one in the training manifest): {remedy}"
+        )
+    return load_tensors(path, remedy)[0]
+
+
+def with_stores(
+    manifests: Iterable[Path], store_folders: Iterable[Path]
+) -> Iterator[tuple[Path, ImageStore]]:
+    """Each training manifest's path with the store that carries the name of its data set.
+
+    Raises InputError when there is none.
+    """
+    stores = {store.name: store for store in map(ImageStore.open, store_folders)}
+    for path in manifests:
+        dataset = read_json(path, made_by="cltools train")["cell"]["dataset"]
+        if dataset not in stores:
+            raise InputError(
+                f"{path} was trained on {dataset!r}, but the stores given hold "
+                f"{', '.join(map(repr, stores))}: give the store of that data set"
+            )
+        yield path, stores[dataset]
+
+
+def trained_images(
+    store: ImageStore,
+    manifest: Mapping[str, Any],
+    manifest_path: Path,
+    device: torch.device,
+    workers: int | None = None,
+) -> dict[str, ImageSet]:
+    """The images of both splits, "train" and "test", of a trained cell.
+
+    Raises InputError when the store holds other images than the cell was trained on.
+    """
+    if store.content != manifest["store"]:
+        raise InputError(
+            f"the store {store.folder} holds other images than {manifest_path} was trained on: "
+            "prepare that data set again, or delete the cell's folder to train it anew"
+        )
+    cell = manifest["cell"]
+    return {split: image_set(store, cell, split, device, workers) for split in PER_CLASS}

@@ -1,0 +1,372 @@
+"""The coupled trainer: several objectives, the same start, the same views of the same batches.
+
+Each objective has its own network and optimiser; the step makes the views once and gives them to
+all, but for those that the cell's `coupling` gives batches or views of their own. Nothing draws
+random numbers here (see `randomness`), so objectives do not influence each other, and nothing waits
+for the device inside a step.
+
+Several ranks (see `distributed`) train one run together: each passes its share of the batch through
+its replicas of the networks; losses, masks and labels are of the whole batch on every rank.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cltools.config.durations import Duration
+from cltools.data.image_set import ImageSet
+from cltools.maths.objectives import (
+    CONTRASTIVE,
+    NEED_TWO_CLASSES,
+    QUEUE_OBJECTIVES,
+    KeyMasks,
+    PairMasks,
+    contrastive_loss,
+    cross_entropy,
+    key_logits,
+    loss_of,
+    pair_masks,
+    queue_loss,
+    similarity_logits,
+)
+from cltools.maths.randomness import initialise
+from cltools.runtime.devices import to_device
+from cltools.runtime.errors import InputError
+from cltools.training.batches import Batches, batches_of_models, owner
+from cltools.training.compiled import compiled
+from cltools.training.distributed import Ranks
+from cltools.training.moco import KeyQueue, key_masks, queued_positions
+from cltools.training.networks import Network, build_network
+from cltools.training.optimizers import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
+
+# Rows of the log stay on the device until this many steps are done: one wait for all of them.
+FLUSH_STEPS = 50
+# Tracked on every contrastive model whatever is trained: DCL, NSCL and their gap come for free.
+ALWAYS_LOGGED = ("dcl", "nscl", "scl")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What models that share their batches train on: views (K*B, c, H, W) and labels (B,).
+
+    `largest_class` and `classes` count the images among which the negatives are: the batch, or with
+    a queue all whose keys it holds. Of several ranks, the views are of one rank's share and all
+    else is of the whole batch.
+    """
+
+    views: Tensor
+    labels: Tensor
+    masks: PairMasks | KeyMasks
+    largest_class: int
+    classes: int
+
+
+def _no_lap(part: str) -> None:
+    """Default of `CoupledTrainer.lap`: nobody is timing."""
+
+
+class CoupledTrainer:
+    """The state of a coupled run, and its step.
+
+    Raises InputError when the batch is larger than the training set or cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        cell: dict[str, Any],
+        data: ImageSet,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.cell, self.data, self.device = cell, data, device
+        self.ranks = ranks or Ranks()
+        self.batches = batches_of_models(cell, data, device, self.ranks)
+        self.steps_per_epoch = next(iter(self.batches.values())).steps_per_epoch
+        self.horizon = self.in_steps(cell["horizon"])
+        self.warmup = self.in_steps(cell["warmup"])
+        self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
+        self.queued = cell["queue_size"] // cell["batch_size"]  # batches; 0 without a queue
+        self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in cell["objectives"]]
+        self.columns = ["grad_norm", *self.logged, "ce"]
+
+        self.networks = {o: self._network(o) for o in cell["objectives"]}
+        self.queues: dict[str, KeyQueue] = {}
+        if cell["framework"] == "moco":
+            contrastive = [o for o in cell["objectives"] if loss_of(o) != "ce"]
+            self.queues = {o: KeyQueue(self._network(o), cell) for o in contrastive}
+        self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
+        self.forward = {o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()}
+
+        self.step = 0
+        self.trained_by = {"0": self.ranks.size}  # from this step on, so many ranks
+        self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
+        self.lap: Callable[[str], None] = _no_lap
+        self._pending: list[Tensor] = []
+        self._pending_composition: list[list[list[int]]] = []
+        self._measured = torch.empty(0, len(self.networks), len(self.columns))
+        self._composition = torch.empty(0, len(self.networks), 2, dtype=torch.int64)
+
+    def _network(self, objective: str) -> Network:
+        """The network of an objective as it is before the first step."""
+        network = build_network(self.cell, self.data.image_shape, self.data.classes, objective)
+        initialise(network, self.cell["seed"], owner(self.cell, objective, "init"))
+        self.ranks.couple(network)
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def in_steps(self, duration: str) -> int:
+        return Duration.parse(duration).in_steps(self.steps_per_epoch)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, by the cell's schedule."""
+        if self.cell["lr_schedule"] == "per_epoch":
+            return lr_by_epoch(step, self.peak_lr, self.warmup, self.horizon, self.steps_per_epoch)
+        return lr_at(step, self.peak_lr, self.warmup, self.horizon)
+
+    def _init_digest(self) -> str:
+        """Hash of the initial weights that all objectives share (encoder and projector)."""
+        digest = hashlib.sha256()
+        for name, tensor in next(iter(self.networks.values())).state_dict().items():
+            if not name.startswith("head."):
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def train_step(self) -> None:
+        """One step of every objective on one batch."""
+        distinct = {id(batches): batches for batches in self.batches.values()}
+        made = {key: self._make(batches) for key, batches in distinct.items()}
+
+        lr = self.lr_at(self.step)
+        rows, composition = [], []
+        for objective, network in self.networks.items():
+            batch = made[id(self.batches[objective])]
+            composition.append([batch.largest_class, batch.classes])
+            if objective in self.queues:
+                self._renew_keys(objective, batch)
+            if objective in NEED_TWO_CLASSES and batch.classes < 2:
+                # No anchor of this batch has a negative: the model takes no step. The manifest
+                # counts these steps.
+                rows.append(batch.views.new_full((len(self.columns),), torch.nan))
+                continue
+            rows.append(self._update(objective, network, batch, lr))
+        self._pending.append(torch.stack(rows))
+        self._pending_composition.append(composition)
+        self.step += 1
+        if len(self._pending) >= FLUSH_STEPS:
+            self.flush()
+        self.lap("logging")
+
+    def _make(self, batches: Batches) -> _Batch:
+        """This step's batch; at the start of an epoch it enters the digests."""
+        if self.step % self.steps_per_epoch == 0:
+            self.digests = batches.chain_digests(self.step, self.digests)
+            self.lap("epoch")
+        views, labels = batches.at(self.step)
+        here, among = to_device(labels, self.device), labels
+        if self.queues:
+            queued = queued_positions(batches, self.step, self.queued)
+            among = self.data.labels[queued]
+            own = self.step % self.queued * len(labels)
+            masks = key_masks(queued, own, len(labels), self.data.labels, self.device)
+        else:
+            masks = pair_masks(here, self.cell["views"])
+        counts = torch.bincount(among)
+        self.lap("views")
+        return _Batch(views, here, masks, int(counts.max()), int((counts > 0).sum()))
+
+    def images_among(self, step: int) -> int:
+        """The images among which a step's negatives are: a batch's, or those with queued keys."""
+        return self.cell["batch_size"] * max(1, min(step + 1, self.queued))
+
+    def close(self) -> None:
+        """Call off what was begun for the steps to come."""
+        for batches in self.batches.values():
+            batches.close()
+
+    def _update(self, objective: str, network: Network, batch: _Batch, lr: float) -> Tensor:
+        """Forward, backward and step of one objective; its row of the log."""
+        optimizer = self.optimizers[objective]
+        set_lr(optimizer, lr)
+        optimizer.zero_grad(set_to_none=True)
+        network.train()
+        views, passed = batch.views, self.cell["views"]
+        if objective in self.queues:
+            views, passed = views.chunk(passed)[0], 1
+        with self._autocast():
+            z = self._project(self.forward[objective], views)
+        self.lap("forward")
+        z = z.unflatten(0, (passed, -1))
+        own = loss_of(objective)
+        if own == "ce":
+            # Class logits are gathered, not z: each rank's part of the head's gradient is then of
+            # its own images, as it is for all other weights.
+            loss = cross_entropy(self.ranks.gather(network.class_logits(z)), batch.labels)
+            others = {"ce": loss.detach()}
+        else:
+            value = self._losses(objective, self.ranks.gather(z), batch)
+            loss = value(own)
+            with torch.no_grad():
+                others = {name: value(name) for name in self._defined(objective, batch, but=own)}
+            others[own] = loss.detach()
+        self.lap("losses")
+        loss.backward()
+        self.ranks.sum_gradients(network)
+        self.lap("backward")
+        grad_norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in network.parameters() if p.grad is not None]
+        )
+        self.lap("logging")
+        optimizer.step()
+        self.lap("optimizer")
+        undefined = loss.new_full((), torch.nan)
+        return torch.stack([grad_norm, *(others.get(name, undefined) for name in self.columns[1:])])
+
+    def _losses(self, objective: str, z: Tensor, batch: _Batch) -> Callable[[str], Tensor]:
+        """What gives any contrastive loss by name, from the z (K, B, d) of the whole batch."""
+        if objective in self.queues:
+            keys = self.queues[objective].until(self.step)
+            logits = key_logits(z[0], keys, self.cell["tau"])
+            return lambda name: queue_loss(name, logits, batch.masks)
+        logits = similarity_logits(z, self.cell["tau"])
+        return lambda name: contrastive_loss(name, logits, batch.masks)
+
+    def _defined(self, objective: str, batch: _Batch, but: str) -> list[str]:
+        """The losses beside `but` that the log has of this batch."""
+        names = set(self.logged) - {but}
+        if objective in self.queues:
+            names &= set(QUEUE_OBJECTIVES)
+        if batch.classes < 2:
+            names -= set(NEED_TWO_CLASSES)
+        return [name for name in self.logged if name in names]
+
+    def _renew_keys(self, objective: str, batch: _Batch) -> None:
+        """Keys of the batch's second views, by the network that follows, join the queue."""
+        queue = self.queues[objective]
+        queue.follow(self.networks[objective])
+        with torch.no_grad(), self._autocast():
+            keys = queue.network(batch.views.chunk(self.cell["views"])[1])[1]
+        queue.put(self.step, self.ranks.gather(keys[None])[0])
+        self.lap("forward")
+
+    def _autocast(self) -> torch.autocast:
+        bfloat16 = self.cell["precision"] == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+    def _project(self, network: Callable[[Tensor], Any], views: Tensor) -> Tensor:
+        """z (K*B, d) of the views, in one pass or, each with batch statistics of its own, in K."""
+        if self.cell["view_forward"] == "together":
+            return network(views)[1]
+        return torch.cat([network(view)[1] for view in views.chunk(self.cell["views"])])
+
+    def flush(self) -> None:
+        """Bring the log's rows to the CPU; stop on a loss that is not finite.
+
+        Raises InputError naming the step and the objective.
+        """
+        if not self._pending:
+            return
+        first = self.step - len(self._pending)
+        rows = torch.stack(self._pending).cpu()
+        self._measured = torch.cat([self._measured, rows])
+        self._composition = torch.cat([self._composition, torch.tensor(self._pending_composition)])
+        self._pending, self._pending_composition = [], []
+        for number, objective in enumerate(self.networks):
+            own = rows[:, number, self.columns.index(loss_of(objective))]
+            bad = ~own.isfinite()
+            if objective in NEED_TWO_CLASSES:
+                bad &= self._composition[first:, number, 1] > 1
+            if bad.any():
+                raise InputError(
+                    f"the {objective} loss is not finite at step {first + int(bad.nonzero()[0])}: "
+                    "lower lr or lengthen warmup"
+                )
+
+    def skipped_steps(self, until: int) -> dict[str, int]:
+        """Steps below `until` that were not taken because the batch was of one class."""
+        self.flush()
+        one_class = (self._composition[:until, :, 1] == 1).sum(dim=0).tolist()
+        found = dict(zip(self.networks, one_class, strict=True))
+        return {o: count for o, count in found.items() if o in NEED_TWO_CLASSES}
+
+    def log(self, until: int) -> dict[str, np.ndarray]:
+        """Columns of the training log, one row per step below `until` and model."""
+        self.flush()
+        models = len(self.networks)
+        steps = np.arange(until)
+        rates = np.array([self.lr_at(step) for step in steps])
+        per_step = {
+            "step": steps,
+            "epoch": steps / self.steps_per_epoch,
+            "lr": rates,
+            "sum_lr": np.cumsum(rates),
+        }
+        log = {name: np.repeat(values, models) for name, values in per_step.items()}
+        composition = self._composition[:until].flatten(0, 1).numpy()
+        log |= {"n_max": composition[:, 0], "batch_classes": composition[:, 1]}
+        log["model"] = np.tile(list(self.networks), until)
+        values = self._measured[:until].flatten(0, 1).numpy()
+        for number, column in enumerate(self.columns):
+            log[column] = values[:, number].astype(np.float64)
+        return log
+
+    def check_replicas(self) -> None:
+        """Raises InputError when ranks stand at different steps or hold different weights."""
+        step = torch.tensor([self.step], device=self.device)
+        for objective, network in self.networks.items():
+            if not self.ranks.identical([step, *network.state_dict().values()]):
+                raise InputError(
+                    f"the {self.ranks.size} ranks hold different weights of {objective} at step "
+                    f"{self.step}: start again to go on from the last saved state, and if this "
+                    "comes back, use ranks of one machine"
+                )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs: tensors by name, and a mapping for JSON."""
+        self.flush()
+        tensors = {"log/measured": self._measured, "log/composition": self._composition}
+        for objective, network in self.networks.items():
+            for name, tensor in network.state_dict().items():
+                tensors[f"network/{objective}/{name}"] = tensor
+            names = {p: name for name, p in network.named_parameters()}
+            for parameter, slots in self.optimizers[objective].state.items():
+                for slot, value in slots.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer/{objective}/{slot}/{names[parameter]}"] = value
+        for objective, queue in self.queues.items():
+            for name, tensor in queue.state():
+                tensors[f"keys/{objective}/{name}"] = tensor
+        about = {"step": self.step, "digests": self.digests, "trained_by": self.trained_by}
+        return tensors, about
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Take up a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
+        self.step, self.digests = about["step"], dict(about["digests"])
+        before = about.get("trained_by", {"0": 1})
+        self.trained_by = {s: n for s, n in before.items() if int(s) < self.step}
+        if self.trained_by.get(max(self.trained_by, key=int, default="")) != self.ranks.size:
+            self.trained_by[str(self.step)] = self.ranks.size
+        self._measured = tensors["log/measured"]
+        composition = tensors["log/composition"]
+        if composition.ndim == 2:  # written before models could have batches of their own
+            composition = composition[:, None].expand(-1, len(self.networks), -1)
+        self._composition = composition
+        for objective, network in self.networks.items():
+            network.load_state_dict(_below(f"network/{objective}/", tensors))
+            if objective in self.queues:
+                self.queues[objective].restore(_below(f"keys/{objective}/", tensors))
+            parameters = dict(network.named_parameters())
+            optimizer = self.optimizers[objective]
+            for key, value in _below(f"optimizer/{objective}/", tensors).items():
+                slot, name = key.split("/")
+                parameter = parameters[name]
+                optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(value)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, named without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
