@@ -5,9 +5,8 @@
 #   results/<experiment>/               tables and figures of one experiment
 #
 # `snakemake --cores 2` runs the default experiment, `--configfile FILE` another one.
-#
-# Every command writes to its job's log; when it fails, the last lines, which say what is wrong, go to
-# the console as well.
+
+import shlex
 
 from snakemake.utils import min_version
 
@@ -22,7 +21,8 @@ if not workflow.configfiles:
 
 # A scheduler sends its signals to all processes of a job. Without a trap, the shell of the command
 # would be gone at once, and the job be over for it, while training still saves its state.
-shell.prefix("set -euo pipefail; trap : TERM USR1; ")
+LOGGED = shlex.quote(f"{workflow.basedir}/workflow/logged.sh")
+shell.prefix(f"set -euo pipefail; trap : TERM USR1; source {LOGGED}; ")
 
 
 report: "workflow/report/workflow.rst"

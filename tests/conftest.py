@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """The store of the real digits, as the default experiment makes it."""
-    from cltools.stages.prepare import prepare
+    from cltools.stages import prepare
 
     folder = tmp_path_factory.mktemp("stores") / "digits"
-    prepare("digits", {"source": "digits"}, folder)
+    prepare.run(name="digits", definition={"source": "digits"}, store=folder)
     return folder

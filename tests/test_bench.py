@@ -32,8 +32,8 @@ from cltools.cluster.estimates import (
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.runtime.errors import InputError
+from cltools.stages import train
 from cltools.stages.bench import Synthetic, bench_cell
-from cltools.stages.train import train
 
 COSTS = Costs(
     steps_per_epoch=10,
@@ -103,7 +103,13 @@ def test_a_cell(benched):
 
 
 def test_what_is_kept_is_what_is_on_disk(digits, benched, tmp_path):
-    train(cell(), digits, tmp_path / "run", tmp_path / "trained.json", device_name="cpu")
+    train.run(
+        cell=cell(),
+        store=digits,
+        run=tmp_path / "run",
+        manifest=tmp_path / "trained.json",
+        device="cpu",
+    )
     real = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert benched[2]["kinds"][0]["disk_mb"] == pytest.approx(real / 1e6, rel=0.1)
 

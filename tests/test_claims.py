@@ -22,7 +22,6 @@ from cltools.figures import FIGURES
 from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
 from cltools.runtime.errors import InputError
-from cltools.stages.claims import run_claims
 
 EXPECTED = Path(__file__).parents[1] / "config/paper/expected"
 ALL = {claim.id: claim for claim in c.load_claims().claims}
@@ -755,7 +754,7 @@ def folder(tmp_path_factory):
 def run(folder, output, claims=c.FILE, **more):
     tables = {"measures": folder / "measures.parquet", "theory": folder / "theory.parquet",
               "training_log": folder / "training_log.parquet", "minimise": None}  # fmt: skip
-    run_claims(folder / "plan.json", tables | more, claims, output)
+    claims.run(plan=folder / "plan.json", tables=tables | more, claims=claims, output=output)
 
 
 def test_the_table_and_its_readable_form(folder, tmp_path):

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from cltools.maths.alignment import alignment
 from cltools.runtime.errors import InputError
-from cltools.stages.compare import compare
+from cltools.stages import compare
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(60) % 3
@@ -32,7 +32,9 @@ def folder(tmp_path):
 
 def run(folder, *names, labels=None):
     path = None if labels is None else folder / labels
-    compare([folder / name for name in names], folder / "out.parquet", path)
+    compare.run(
+        files=[folder / name for name in names], output=folder / "out.parquet", labels_file=path
+    )
     return pl.read_parquet(folder / "out.parquet")
 
 

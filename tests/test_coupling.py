@@ -10,7 +10,7 @@ from cltools.config.cells import cell_id, resolve_cell
 from cltools.config.durations import Duration
 from cltools.data.image_set import image_set, open_store
 from cltools.runtime.tensors import load_tensors
-from cltools.stages.train import train
+from cltools.stages import train
 from cltools.training.trainer import CoupledTrainer
 
 SOURCES = ["init", "batches", "views"]
@@ -34,7 +34,14 @@ def cell(**settings):
 
 def run(settings, store, folder, until=None):
     stop = None if until is None else Duration.parse(until)
-    train(settings, store, folder / "run", folder / "trained.json", stop, "cpu")
+    train.run(
+        cell=settings,
+        store=store,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        until=stop,
+        device="cpu",
+    )
     return json.loads((folder / "trained.json").read_text())
 
 
@@ -136,13 +143,13 @@ def test_with_all_shared_the_second_dcl_model_would_be_the_first():
 def test_measures_of_a_run_without_common_start(digits, tmp_path):
     """CKA with the initial weights is with each model's own."""
     from cltools.data.store import ImageStore
-    from cltools.stages.embed import embed
-    from cltools.stages.measure import measure
+    from cltools.stages.embed import embed_cell
+    from cltools.stages.measure import measure_cell
 
     settings = cell(coupling=[], test_images_per_class=10, objectives=["dcl", "nscl", "dcl_twin"])
     run(settings, digits, tmp_path)
-    embed(tmp_path / "trained.json", ImageStore.open(digits), torch.device("cpu"))
-    table = pl.read_parquet(measure(tmp_path / "trained.json"))
+    embed_cell(tmp_path / "trained.json", ImageStore.open(digits), torch.device("cpu"))
+    table = pl.read_parquet(measure_cell(tmp_path / "trained.json"))
     begun = table.filter(
         step=0, metric="cka_to_init", variant="cosine_biased", features="h", split="test"
     )

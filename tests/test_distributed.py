@@ -28,7 +28,7 @@ from cltools.data.image_set import image_set, open_store
 from cltools.maths.objectives import similarity_logits
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.tensors import load_tensors
-from cltools.stages.train import train
+from cltools.stages import train
 from cltools.training.batches import Batches
 from cltools.training.distributed import SeveralRanks, join_ranks
 from cltools.training.trainer import CoupledTrainer
@@ -286,7 +286,15 @@ def test_each_rank_makes_its_part_of_the_same_views(digits):
 
 def run(settings, store, folder, until=None, **options):
     stop = None if until is None else Duration.parse(until)
-    train(settings, store, folder / "run", folder / "trained.json", stop, "cpu", **options)
+    train.run(
+        cell=settings,
+        store=store,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        until=stop,
+        device="cpu",
+        **options,
+    )
 
 
 def files(folder):
@@ -445,7 +453,14 @@ def test_replicas_that_drift_apart_are_refused(digits, tmp_path):
 
 def _refused(store, folder, settings, sentence, device="cpu"):
     with pytest.raises(InputError, match=sentence):
-        train(settings, store, folder / "run", folder / "trained.json", None, device)
+        train.run(
+            cell=settings,
+            store=store,
+            run=folder / "run",
+            manifest=folder / "trained.json",
+            until=None,
+            device=device,
+        )
 
 
 def test_a_batch_that_cannot_be_shared(digits, tmp_path):

@@ -23,10 +23,9 @@ from cltools.data.decoding import centre, in_order, pool
 from cltools.data.image_set import image_set
 from cltools.data.store import ImageStore
 from cltools.data.views import Recipe, epoch_views
+from cltools.layout import Embeddings
 from cltools.runtime.errors import InputError
-from cltools.stages.embed import embed_cells
-from cltools.stages.prepare import prepare
-from cltools.stages.train import train
+from cltools.stages import embed, prepare, train
 from cltools.training.batches import Batches
 from cltools.training.recalibration import recalibrate
 
@@ -64,7 +63,7 @@ def definition(root, **options):
 
 
 def prepared(folder, about, **options):
-    prepare("photographs", about, folder, **options)
+    prepare.run(name="photographs", definition=about, store=folder, **options)
     return ImageStore.open(folder, verify=True)
 
 
@@ -268,14 +267,21 @@ def test_an_interrupted_preparation_goes_on(photographs, both, tmp_path, monkeyp
 
     monkeypatch.setattr(writing, "_check", until_killed)
     with pytest.raises(Killed):
-        prepare("photographs", definition(photographs), tmp_path / "store", workers=1)
+        prepare.run(
+            name="photographs",
+            definition=definition(photographs),
+            store=tmp_path / "store",
+            workers=1,
+        )
     with pytest.raises(InputError, match="run `cltools prepare` first"):
         ImageStore.open(tmp_path / "store")
     with open(tmp_path / "store/train-images.bin", "ab") as file:
         file.write(b"half an image")
     before, checked[:] = checked[:], []
     monkeypatch.setattr(writing, "_check", lambda i, **o: checked.append(i[0]) or check(i, **o))
-    prepare("photographs", definition(photographs), tmp_path / "store", workers=1)
+    prepare.run(
+        name="photographs", definition=definition(photographs), store=tmp_path / "store", workers=1
+    )
     assert files_of(tmp_path / "store") == files_of(whole.folder)
     # Parts end with their split, which has 24 images.
     parts = (images - 1) // 5 * 5 if images < 25 else 24
@@ -310,7 +316,9 @@ def damaged(photographs, tmp_path):
 def test_a_damaged_image_is_named(damaged, tmp_path, encoded):
     root, (first, _) = damaged
     with pytest.raises(InputError) as caught:
-        prepare("x", definition(root, encoded=encoded), tmp_path / "store")
+        prepare.run(
+            name="x", definition=definition(root, encoded=encoded), store=tmp_path / "store"
+        )
     for words in (str(first), "cannot be decoded", "skip_damaged"):
         assert words in str(caught.value)
     assert not (tmp_path / "store").exists()
@@ -320,7 +328,7 @@ def test_a_repaired_image_is_enough_to_go_on(photographs, damaged, tmp_path, mon
     monkeypatch.setattr(writing, "PART", 4)
     root, broken = damaged
     with pytest.raises(InputError, match=broken[0].name):
-        prepare("x", definition(root), tmp_path / "store")
+        prepare.run(name="x", definition=definition(root), store=tmp_path / "store")
     for path in broken:
         shutil.copy(photographs / path.relative_to(root), path)
     prepared(tmp_path / "store", definition(root))
@@ -354,7 +362,7 @@ def test_damaged_rows_of_parquet_are_named_and_skipped(photographs, tmp_path):
         frame.write_parquet(tmp_path / "data" / f"{split}.parquet")
     about = {"source": "parquet", "path": str(tmp_path / "data"), "encoded": True, "size": 16}
     with pytest.raises(InputError, match=r"train-00000-of-00002\.parquet: row 3 .* no image bytes"):
-        prepare("x", about, tmp_path / "refused")
+        prepare.run(name="x", definition=about, store=tmp_path / "refused")
     store = prepared(tmp_path / "store", {**about, "skip_damaged": True})
     assert store.provenance["skipped"] == {"train": 4, "test": 2}
     assert list(store.images["train"]) == [*bytes_of[:3], *bytes_of[5:8]] * 2
@@ -412,7 +420,7 @@ def test_wrong_definitions_are_refused(photographs, tmp_path, options, words):
     about = {**definition(photographs), **options}
     about = {key: value for key, value in about.items() if value is not None}
     with pytest.raises(InputError, match=words):
-        prepare("x", about, tmp_path / "store")
+        prepare.run(name="x", definition=about, store=tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
@@ -467,10 +475,10 @@ def test_wrong_annotations_are_refused(tiny_imagenet, tmp_path):
     annotations = tiny_imagenet / "val/val_annotations.txt"
     annotations.write_text("val_0.JPEG\tn01\nval_1.JPEG n02\n")
     with pytest.raises(InputError, match=r"val_annotations\.txt: line 2 names the class ''"):
-        prepare("x", about, tmp_path / "store")
+        prepare.run(name="x", definition=about, store=tmp_path / "store")
     annotations.write_text("val_0.JPEG\tn01\nval_9.JPEG\tn02\n")
     with pytest.raises(InputError, match=r"val_9\.JPEG cannot be read"):
-        prepare("x", about, tmp_path / "store")
+        prepare.run(name="x", definition=about, store=tmp_path / "store")
 
 
 # --- end to end ------------------------------------------------------------------------------
@@ -489,8 +497,21 @@ def test_from_a_folder_to_embeddings(photographs, tmp_path):
             "--workers", 2, "--device", "cpu", "--recalibrate")  # fmt: skip
 
     again = tmp_path / "again"
-    train(settings, store, again / "run", again / "trained.json", device_name="cpu", workers=1)
-    embed_cells([again / "trained.json"], [store], again / "done.json", "cpu", recalibrate=True)
+    train.run(
+        cell=settings,
+        store=store,
+        run=again / "run",
+        manifest=again / "trained.json",
+        device="cpu",
+        workers=1,
+    )
+    embed.run(
+        manifests=[again / "trained.json"],
+        stores=[store],
+        done=again / "done.json",
+        device="cpu",
+        embeddings=Embeddings(recalibrated=True),
+    )
     for folder in ("run/weights", "embeddings-recalibrated"):
         assert files_of(again / folder) == files_of(made / folder)
     with xr.open_dataset(made / "embeddings-recalibrated/step-0000004.nc") as embedded:
@@ -503,7 +524,13 @@ def test_an_error_while_batches_are_made_ends_training(both, tmp_path):
     file = tmp_path / "store/train-images.bin"
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(InputError, match="is damaged: run `cltools prepare` again"):
-        train(cell(), tmp_path / "store", tmp_path / "run", tmp_path / "trained.json", workers=1)
+        train.run(
+            cell=cell(),
+            store=tmp_path / "store",
+            run=tmp_path / "run",
+            manifest=tmp_path / "trained.json",
+            workers=1,
+        )
 
 
 def test_statistics_worked_out_anew_take_the_centres(both):

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +26,14 @@ import torch
 from commands import SERVER
 
 import cltools.runtime.tensors
-import cltools.stages.embed
-import cltools.stages.train
 from cltools import cli
 from cltools.config.cells import canonical_cell, resolve_cell
 from cltools.config.durations import Duration
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, whole_file
 from cltools.runtime.tensors import load_checked, load_tensors, save_tensors
-from cltools.stages.embed import embed_cells
-from cltools.stages.measure import measure_cells
-from cltools.stages.prepare import prepare
-from cltools.stages.train import train
+from cltools.stages import embed, measure, prepare, train
+from cltools.stages.train import Saves
 from cltools.training.states import States
 from cltools.training.trainer import CoupledTrainer
 
@@ -65,7 +62,15 @@ def cell(**settings):
 def run(settings, store, folder, until=None, **options):
     """Train into `folder`; returns the manifest."""
     stop = None if until is None else Duration.parse(until)
-    train(settings, store, folder / "run", folder / "trained.json", stop, "cpu", **options)
+    train.run(
+        cell=settings,
+        store=store,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        until=stop,
+        device="cpu",
+        **options,
+    )
     return json.loads((folder / "trained.json").read_text())
 
 
@@ -243,7 +248,7 @@ def test_two_states_while_training_and_one_at_the_end(digits, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         interrupted(patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped):
-            run(cell(), digits, tmp_path, save_every_steps=1)
+            run(cell(), digits, tmp_path, saves=Saves(every_steps=1))
     assert (saved_step(latest), saved_step(previous)) == (5, 4)
     run(cell(), digits, tmp_path, until="8 steps")
     assert saved_step(latest) == 8
@@ -293,7 +298,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(digits, tmp_path, whole, mo
     with monkeypatch.context() as patch:
         interrupted(patch, lambda: os.kill(os.getpid(), signal.SIGTERM), step=6)
         with pytest.raises(Stopped):
-            run(cell(), digits, tmp_path, save_every_steps=2)
+            run(cell(), digits, tmp_path, saves=Saves(every_steps=2))
     assert (saved_step(latest), saved_step(previous)) == (6, 4)
     flip(latest)
     with monkeypatch.context() as patch:
@@ -460,7 +465,7 @@ def die_within(store, folder, moment, count):
         cltools.runtime.tensors.save_file = half
     else:
         os.replace = before_rename
-    run(cell(), store, folder, save_every_steps=1)
+    run(cell(), store, folder, saves=Saves(every_steps=1))
 
 
 @pytest.mark.parametrize("moment", ["half a file", "before a rename"])
@@ -540,14 +545,20 @@ def test_no_room_for_a_store(tmp_path):
 def test_no_room_for_embeddings_and_measures(digits, tmp_path, whole):
     shutil.copytree(whole, tmp_path / "cell")
     manifest = tmp_path / "cell/trained.json"
-    embed = (embed_cells, [manifest], [digits], tmp_path / "embedded.json", "cpu")
-    kind, said = within(small_files(50_000), *embed)
+    embedding = partial(
+        embed.run,
+        manifests=[manifest],
+        stores=[digits],
+        done=tmp_path / "embedded.json",
+        device="cpu",
+    )
+    kind, said = within(small_files(50_000), embedding)
     assert kind == "InputError"
     assert "cell/embeddings/step-0000000.nc cannot be written (File too large): allow" in said
     assert files(tmp_path / "cell/embeddings") == {}
-    embed_cells(*embed[1:])
-    measure = (measure_cells, [manifest], tmp_path / "measured.json")
-    kind, said = within(small_files(10_000), *measure)
+    embedding()
+    measuring = partial(measure.run, manifests=[manifest], done=tmp_path / "measured.json")
+    kind, said = within(small_files(10_000), measuring)
     assert kind == "InputError"
     assert ".parquet cannot be written (File too large): allow larger files" in said
     left = list((tmp_path / "cell/measures").rglob("*.*"))
@@ -555,7 +566,7 @@ def test_no_room_for_embeddings_and_measures(digits, tmp_path, whole):
         assert path.parent.name.endswith("-steps")
         assert pl.read_parquet(path).height > 0
     assert not (tmp_path / "measured.json").exists()
-    measure_cells(*measure[1:])
+    measuring()
     (table,) = (tmp_path / "cell/measures").iterdir()
     assert pl.read_parquet(table)["step"].n_unique() == 3
 
@@ -636,8 +647,7 @@ def fails_with(error, *arguments):
     def failing(*arguments, **options):
         raise error
 
-    cltools.stages.train.train = failing
-    cltools.stages.embed.embed_cells = failing
+    train.run = embed.run = failing
     return command(*arguments)
 
 
@@ -678,7 +688,7 @@ def test_a_loss_that_is_not_finite_is_never_saved(digits, tmp_path, whole, monke
     with monkeypatch.context() as patch:
         patch.setattr(CoupledTrainer, "train_step", poisoned)
         with pytest.raises(InputError, match="nscl loss is not finite at step 8: lower lr"):
-            run(cell(), digits, tmp_path, save_every_steps=every)
+            run(cell(), digits, tmp_path, saves=Saves(every_steps=every))
     saved = {1: 8, 2: 8, None: 5}[every]
     tensors, about = load_checked(tmp_path / "run/resume.safetensors", "")
     assert about["step"] == saved
@@ -692,27 +702,32 @@ def test_a_store_that_is_made_anew_under_a_run(digits, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(digits, store)
     run(cell(), store, tmp_path, until="5 steps")
-    prepare("digits", {"source": "digits", "seed": 1}, store)
+    prepare.run(name="digits", definition={"source": "digits", "seed": 1}, store=store)
     with pytest.raises(InputError, match="is of a run with other images than this one: delete"):
         run(cell(), store, tmp_path)
     with pytest.raises(InputError, match="holds other images"):
-        embed_cells([tmp_path / "trained.json"], [store], tmp_path / "done.json", "cpu")
+        embed.run(
+            manifests=[tmp_path / "trained.json"],
+            stores=[store],
+            done=tmp_path / "done.json",
+            device="cpu",
+        )
 
 
 def test_weights_that_are_damaged_say_what_to_do(digits, tmp_path, whole):
     shutil.copytree(whole, tmp_path / "cell")
     manifest = tmp_path / "cell/trained.json"
-    embed_cells([manifest], [digits], tmp_path / "done.json", "cpu")
+    embed.run(manifests=[manifest], stores=[digits], done=tmp_path / "done.json", device="cpu")
     weights = tmp_path / "cell/run/weights/nscl-0000005.safetensors"
     flip(weights)
     shutil.rmtree(tmp_path / "cell/embeddings")
     remedy = f"delete the training manifests in {tmp_path}/cell and train this cell again"
     sentence = rf"nscl-0000005\.safetensors is damaged .*: {remedy}"
     with pytest.raises(InputError, match=sentence):
-        embed_cells([manifest], [digits], tmp_path / "done.json", "cpu")
+        embed.run(manifests=[manifest], stores=[digits], done=tmp_path / "done.json", device="cpu")
     weights.unlink()
     with pytest.raises(InputError, match=f"nscl-0000005.safetensors does not exist: {remedy}"):
-        embed_cells([manifest], [digits], tmp_path / "done.json", "cpu")
+        embed.run(manifests=[manifest], stores=[digits], done=tmp_path / "done.json", device="cpu")
 
 
 def test_clocks_may_jump(digits, tmp_path, whole, monkeypatch):

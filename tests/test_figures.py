@@ -1,8 +1,10 @@
 """Figures: their numbers, their bytes, and what they say when rows are missing."""
 
+import json
 import math
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,22 @@ from cltools.figures import FIGURES
 from cltools.figures.style import NEUTRAL, OBJECTIVES
 from cltools.figures.tables import PAPERS, Experiment, papers_rows
 from cltools.runtime.errors import InputError
-from cltools.stages.plot import plot, read_papers
+from cltools.stages import plot as stage
+from cltools.stages.plot import read_papers
 from cltools.tidy import evenly
 
 SEEDS = 3
 STAGES = ("merge", "project", "surrogate", "minimise", "regularity")
 SUFFIXES = ("pdf", "png", "csv")
+
+
+def plot(name, tables, sweeps, output, style, papers=()):
+    """Draw a figure of an experiment with these sweeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / "plan.json"
+        listed = [{"name": sweep, **about} for sweep, about in sweeps.items()]
+        plan.write_text(json.dumps({"sweeps": listed}))
+        stage.run(name=name, plan=plan, tables=tables, output=output, style=style, papers=papers)
 
 
 @pytest.fixture(scope="module")
@@ -516,7 +528,7 @@ def test_wrong_requests(change, message, inputs, tmp_path):
         "name": "downstream",
         "tables": inputs,
         "sweeps": made_up.SWEEPS,
-        "output_stem": tmp_path / "f",
+        "output": tmp_path / "f",
         "style": {},
     }
     with pytest.raises(InputError, match=message):

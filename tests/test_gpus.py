@@ -175,7 +175,7 @@ def test_losses_of_large_sets_are_worth_a_gpu(monkeypatch):
 def test_a_missing_device_is_told_before_measuring(monkeypatch, tmp_path):
     monkeypatch.setattr(tensors.torch, "empty", _no_cuda)
     with pytest.raises(InputError, match=r"'cuda' is not available here \(no driver\)"):
-        measure.measure_cells([], tmp_path / "m.json", device_name="cuda")
+        measure.run(manifests=[], done=tmp_path / "m.json", device="cuda")
     assert not (tmp_path / "m.json").exists()
 
 

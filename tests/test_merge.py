@@ -15,13 +15,13 @@ from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.data.image_set import image_set
 from cltools.data.store import ImageStore
+from cltools.layout import Embeddings
 from cltools.maths.randomness import initialise
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import sha256_file
-from cltools.stages.embed import embed, embed_cells
-from cltools.stages.merge import merge, merge_cells
-from cltools.stages.prepare import prepare
-from cltools.stages.train import train
+from cltools.stages import embed, merge, prepare, train
+from cltools.stages.embed import embed_cell
+from cltools.stages.merge import merge_cell
 from cltools.training.merging import interpolate
 from cltools.training.networks import build_network
 from cltools.training.recalibration import Norm, recalibrate
@@ -52,7 +52,13 @@ def cell(**settings):
 def manifest(tmp_path_factory, digits):
     """A trained cell of four objectives."""
     folder = tmp_path_factory.mktemp("trained")
-    train(cell(), digits, folder / "run", folder / "trained.json", device_name="cpu")
+    train.run(
+        cell=cell(),
+        store=digits,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        device="cpu",
+    )
     return folder / "trained.json"
 
 
@@ -169,7 +175,13 @@ def test_interpolation_of_different_networks(data):
 
 def test_table(manifest, digits, tmp_path):
     done = tmp_path / "merged.json"
-    merge_cells([manifest], [digits], done, {"with": ["nscl", "ce"], "points": 5}, "cpu")
+    merge.run(
+        manifests=[manifest],
+        stores=[digits],
+        done=done,
+        settings={"with": ["nscl", "ce"], "points": 5},
+        device="cpu",
+    )
     listed = json.loads(done.read_text())
     assert (listed["stage"], set(listed)) == ("merge", {"stage", "tables", "version"})
     table = pl.read_parquet(listed["tables"][str(manifest)])
@@ -193,14 +205,14 @@ def test_table(manifest, digits, tmp_path):
 
 def test_made_once(copied, digits):
     store, settings = ImageStore.open(digits), {"points": 2}
-    path = merge(copied, store, CPU, settings)
+    path = merge_cell(copied, store, CPU, settings)
     written = path.stat().st_mtime_ns
-    assert merge(copied, store, CPU, {**settings, "sweeps": ["base"]}) == path
+    assert merge_cell(copied, store, CPU, {**settings, "sweeps": ["base"]}) == path
     assert path.stat().st_mtime_ns == written
-    assert merge(copied, store, CPU, {"points": 3}) != path
+    assert merge_cell(copied, store, CPU, {"points": 3}) != path
     bytes_before = path.read_bytes()
     path.unlink()
-    assert merge(copied, store, CPU, settings).read_bytes() == bytes_before
+    assert merge_cell(copied, store, CPU, settings).read_bytes() == bytes_before
 
 
 def test_many_points_have_their_own_names(data, monkeypatch):
@@ -220,7 +232,7 @@ def test_start_of_all_lines_is_dcl(copied, digits):
     store, starts = ImageStore.open(digits), []
     for objective in ("nscl", "ce"):
         settings = {"with": [objective, "nt_xent"], "points": 2}
-        table = pl.read_parquet(merge(copied, store, CPU, settings))
+        table = pl.read_parquet(merge_cell(copied, store, CPU, settings))
         assert set(table["objective"]) == {objective}
         start = table.filter(
             pl.col("variant") == "lambda_0.00", pl.col("metric") != "merged_cka_to_objective"
@@ -234,10 +246,12 @@ def test_ends_are_the_trained_networks(copied, digits):
     from cltools.maths.probes import nccc
 
     store = ImageStore.open(digits)
-    table = pl.read_parquet(merge(copied, store, CPU, {"points": 3})).filter(
+    table = pl.read_parquet(merge_cell(copied, store, CPU, {"points": 3})).filter(
         pl.col("metric") == "merged_nccc"
     )
-    with xr.open_dataset(embed(copied, store, CPU, recalibrate=True)[-1]) as dataset:
+    with xr.open_dataset(
+        embed_cell(copied, store, CPU, embeddings=Embeddings(recalibrated=True))[-1]
+    ) as dataset:
         for objective, variant in (("dcl", "lambda_0.00"), ("nscl", "lambda_1.00")):
             parts = [dataset.isel(sample=dataset.split == split) for split in ("train", "test")]
             arrays = [
@@ -252,8 +266,15 @@ def test_ends_are_the_trained_networks(copied, digits):
 def test_equal_networks_give_a_flat_line(digits, tmp_path):
     """Before training, all objectives have one network."""
     manifest = tmp_path / "trained.json"
-    train(cell(), digits, tmp_path / "run", manifest, Duration.parse("0 steps"), "cpu")
-    table = pl.read_parquet(merge(manifest, ImageStore.open(digits), CPU, {"points": 4}))
+    train.run(
+        cell=cell(),
+        store=digits,
+        run=tmp_path / "run",
+        manifest=manifest,
+        until=Duration.parse("0 steps"),
+        device="cpu",
+    )
+    table = pl.read_parquet(merge_cell(manifest, ImageStore.open(digits), CPU, {"points": 4}))
     for _, along in table.group_by("split", "metric"):
         assert along["value"].n_unique() == 1
         assert len(along) == 4
@@ -264,23 +285,31 @@ def test_equal_networks_give_a_flat_line(digits, tmp_path):
 def test_what_cannot_be_merged(copied, digits, tmp_path):
     store = ImageStore.open(digits)
     with pytest.raises(InputError, match=r"merge\.point is unknown: did you mean points\?"):
-        merge(copied, store, CPU, {"point": 3})
-    prepare("digits", {"source": "digits", "seed": 5}, tmp_path / "redrawn")
+        merge_cell(copied, store, CPU, {"point": 3})
+    prepare.run(
+        name="digits", definition={"source": "digits", "seed": 5}, store=tmp_path / "redrawn"
+    )
     with pytest.raises(InputError, match="holds other images"):
-        merge(copied, ImageStore.open(tmp_path / "redrawn"), CPU, {"points": 2})
-    prepare("other", {"source": "digits"}, tmp_path / "other")
+        merge_cell(copied, ImageStore.open(tmp_path / "redrawn"), CPU, {"points": 2})
+    prepare.run(name="other", definition={"source": "digits"}, store=tmp_path / "other")
     with pytest.raises(InputError, match="but the stores given hold 'other'"):
-        merge_cells([copied], [tmp_path / "other"], tmp_path / "m.json", {}, "cpu")
+        merge.run(
+            manifests=[copied],
+            stores=[tmp_path / "other"],
+            done=tmp_path / "m.json",
+            settings={},
+            device="cpu",
+        )
     weights = copied.parent / "run/weights/nscl-0000012.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"nscl-0000012.safetensors is damaged"):
-        merge(copied, store, CPU, {"points": 2})
+        merge_cell(copied, store, CPU, {"points": 2})
     assert not (copied.parent / "merge").exists()
     manifest = json.loads(copied.read_text())
     manifest["cell"]["objectives"].remove("dcl")
     copied.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="no network of 'dcl' to merge others with"):
-        merge(copied, store, CPU, {"points": 2})
+        merge_cell(copied, store, CPU, {"points": 2})
 
 
 def opened(path):
@@ -290,11 +319,17 @@ def opened(path):
 
 def test_recalibrated_embeddings(copied, digits, tmp_path):
     store = ImageStore.open(digits)
-    plain_files = embed(copied, store, CPU)
+    plain_files = embed_cell(copied, store, CPU)
     hashes = [sha256_file(path) for path in plain_files]
     plain = [opened(path) for path in plain_files]
     assert all("recalibrated" not in json.loads(data.attrs["cltools"]) for data in plain)
-    embed_cells([copied], [digits], tmp_path / "e.json", "cpu", recalibrate=True)
+    embed.run(
+        manifests=[copied],
+        stores=[digits],
+        done=tmp_path / "e.json",
+        device="cpu",
+        embeddings=Embeddings(recalibrated=True),
+    )
     (files,) = json.loads((tmp_path / "e.json").read_text())["files"].values()
     assert not {str(path) for path in plain_files} & set(files)
     for before, path in zip(plain, files, strict=True):
@@ -306,6 +341,6 @@ def test_recalibrated_embeddings(copied, digits, tmp_path):
             change = np.linalg.norm(after[name] - before[name]) / np.linalg.norm(before[name])
             assert change > 0.05
     written = [Path(path).stat().st_mtime_ns for path in files]
-    embed(copied, store, CPU, recalibrate=True)
+    embed_cell(copied, store, CPU, embeddings=Embeddings(recalibrated=True))
     assert [Path(path).stat().st_mtime_ns for path in files] == written
     assert [sha256_file(path) for path in plain_files] == hashes

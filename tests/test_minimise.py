@@ -10,7 +10,7 @@ from cltools.figures.order import summary
 from cltools.maths.minimise import minimise, nscl_minimum
 from cltools.maths.whole_set import whole_set_losses
 from cltools.runtime.errors import InputError
-from cltools.stages.minimise import run_minimise
+from cltools.stages import minimise as stage
 
 
 def balanced(classes, per_class=5):
@@ -121,14 +121,14 @@ RUN = ["objective", "classes", "dimension", "tau", "seed", "per_class"]
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):
     output = tmp_path_factory.mktemp("minimise") / "out.parquet"
-    run_minimise(GRID, output)
+    stage.run(settings=GRID, output=output)
     return pl.read_parquet(output)
 
 
 def test_two_runs_of_the_stage_write_the_same_bytes(tmp_path):
     few = {**GRID, "classes": [3], "dimensions": ["C"], "taus": [0.5], "seeds": [1]}
     for name in "ab":
-        run_minimise(few, tmp_path / name)
+        stage.run(settings=few, output=tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -177,7 +177,7 @@ def test_nscl_of_the_stage_reaches_the_etf_and_dcl_does_not(grid):
 
 def test_minimum_loss_is_of_nscl_with_room_for_the_simplex_only(tmp_path):
     few = {"classes": [4], "taus": [0.5], "seeds": [0], "per_class": 2, "descent_steps": 1}
-    run_minimise(few, tmp_path / "out.parquet")
+    stage.run(settings=few, output=tmp_path / "out.parquet")
     known = pl.read_parquet(tmp_path / "out.parquet").drop_nulls("minimum_loss")
     assert set(known["objective"]) == {"nscl"}
     assert set(known["dimension"]) == {3, 4}
@@ -202,7 +202,7 @@ def test_minimum_loss_is_of_nscl_with_room_for_the_simplex_only(tmp_path):
 )
 def test_stage_refuses_bad_settings(settings, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        run_minimise(settings, tmp_path / "out.parquet")
+        stage.run(settings=settings, output=tmp_path / "out.parquet")
     assert not any(tmp_path.iterdir())
 
 

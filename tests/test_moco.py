@@ -16,9 +16,7 @@ from cltools.maths.bounds import gap_bound
 from cltools.maths.objectives import QUEUE_OBJECTIVES, KeyMasks, key_logits, queue_loss
 from cltools.runtime.errors import InputError
 from cltools.runtime.tensors import load_tensors
-from cltools.stages.embed import embed_cells
-from cltools.stages.measure import measure_cells
-from cltools.stages.train import train
+from cltools.stages import embed, measure, train
 from cltools.training.moco import KeyQueue, key_masks, queued_positions
 from cltools.training.trainer import CoupledTrainer
 
@@ -53,7 +51,14 @@ def trainer(digits, **settings):
 
 def run(settings, store, folder, until=None):
     stop = None if until is None else Duration.parse(until)
-    train(settings, store, folder / "run", folder / "trained.json", stop, "cpu")
+    train.run(
+        cell=settings,
+        store=store,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        until=stop,
+        device="cpu",
+    )
     return json.loads((folder / "trained.json").read_text())
 
 
@@ -188,8 +193,20 @@ def test_a_model_alone_is_the_model_among_others(digits, tmp_path):
 def test_it_is_embedded_and_measured(digits, tmp_path):
     run(cell(), digits, tmp_path)
     manifests = [tmp_path / "trained.json"]
-    embed_cells(manifests, [digits], tmp_path / "embedded.json", "cpu", "float32", 1)
-    measure_cells(manifests, tmp_path / "measured.json", "last", False, 1)
+    embed.run(
+        manifests=manifests,
+        stores=[digits],
+        done=tmp_path / "embedded.json",
+        device="cpu",
+        threads=1,
+    )
+    measure.run(
+        manifests=manifests,
+        done=tmp_path / "measured.json",
+        full_at="last",
+        discard_embeddings=False,
+        threads=1,
+    )
     (table,) = json.loads((tmp_path / "measured.json").read_text())["tables"].values()
     rows = pl.read_parquet(table).filter(metric="cka", objective="nscl", split="test")
     assert rows["value"].is_between(0, 1 + 1e-6).all()

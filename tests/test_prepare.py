@@ -20,7 +20,7 @@ from cltools.data.sources.torchvision import TORCHVISION_FILES
 from cltools.data.store import ImageStore, channel_statistics, select, write_store
 from cltools.runtime import progress
 from cltools.runtime.errors import InputError
-from cltools.stages.prepare import prepare
+from cltools.stages import prepare
 
 RNG = np.random.Generator(np.random.PCG64(0))
 
@@ -42,7 +42,7 @@ def files_of(folder):
 def refused(definition, tmp_path, *words):
     """Preparing `definition` raises one InputError with all `words` and writes nothing."""
     with pytest.raises(InputError) as caught:
-        prepare("sample", definition, tmp_path / "refused")
+        prepare.run(name="sample", definition=definition, store=tmp_path / "refused")
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -51,7 +51,7 @@ def refused(definition, tmp_path, *words):
 
 
 def prepared(definition, folder, name="sample"):
-    prepare(name, definition, folder)
+    prepare.run(name=name, definition=definition, store=folder)
     return ImageStore.open(folder, verify=True)
 
 
@@ -90,7 +90,7 @@ def test_digits(digits):
 
 
 def test_digits_are_the_same_bytes_twice(digits, tmp_path):
-    prepare("digits", {"source": "digits"}, tmp_path / "again")
+    prepare.run(name="digits", definition={"source": "digits"}, store=tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(digits.folder)
     assert not digits.images["train"].flags.writeable
 
@@ -423,7 +423,9 @@ def test_parquet_as_cifar10_comes(tmp_path):
         "sha256",
     }
     before = files_of(store.folder)
-    prepare("sample", {"source": "parquet", "path": str(data)}, tmp_path / "store")
+    prepare.run(
+        name="sample", definition={"source": "parquet", "path": str(data)}, store=tmp_path / "store"
+    )
     assert files_of(store.folder) == before
 
 

@@ -10,12 +10,12 @@ from sklearn.decomposition import PCA
 
 from cltools.config.cells import resolve_cell
 from cltools.config.experiment import load_experiment
+from cltools.data.embeddings import read_embeddings
+from cltools.layout import CellFolder, Embeddings
 from cltools.maths.projection import principal_plane, turned, umap_plane
 from cltools.runtime.errors import InputError
-from cltools.stages.embed import embed_cells, embedding_file, embedding_folder
-from cltools.stages.measure import read_embeddings
-from cltools.stages.project import all_turned, run_project, some_images
-from cltools.stages.train import train
+from cltools.stages import embed, project, train
+from cltools.stages.project import all_turned, some_images
 from cltools.training.manifests import read_manifest, saved_weights
 
 OBJECTIVES = ["dcl", "nscl"]
@@ -95,7 +95,13 @@ def manifest(tmp_path_factory, digits):
         "objectives": OBJECTIVES, "images_per_class": 15, "test_images_per_class": 10,
         "batch_size": 30, "projector_hidden": 16, "projector_dim": 8, "optimizer": "sgd",
     }  # fmt: skip
-    train(resolve_cell(small), digits, folder / "run", folder / "trained.json", device_name="cpu")
+    train.run(
+        cell=resolve_cell(small),
+        store=digits,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        device="cpu",
+    )
     return folder / "trained.json"
 
 
@@ -105,14 +111,28 @@ def test_project(settings, recalibrate, manifest, digits, tmp_path):
     """The plane of what `embed` stores of the same images, up to size and orientation."""
     output = tmp_path / "p.parquet"
     settings = {"images_per_class": 4, **settings}
-    run_project(manifest, digits, output, settings, "cpu", recalibrate=recalibrate)
+    project.run(
+        manifest=manifest,
+        store=digits,
+        output=output,
+        settings=settings,
+        device="cpu",
+        recalibrate=recalibrate,
+    )
     table = pl.read_parquet(output)
-    embed_cells([manifest], [digits], tmp_path / "e.json", "cpu", recalibrate=recalibrate)
+    embed.run(
+        manifests=[manifest],
+        stores=[digits],
+        done=tmp_path / "e.json",
+        device="cpu",
+        embeddings=Embeddings(recalibrated=recalibrate),
+    )
     split, which = settings.get("split", "test"), settings.get("features", "h")
     about = read_manifest(manifest)
     for step, hashes in saved_weights(about):
-        file = embedding_file(embedding_folder(manifest.parent, recalibrate), step)
-        stored = read_embeddings(file, about["store"], hashes, recalibrate)
+        made = Embeddings(recalibrated=recalibrate)
+        file = CellFolder.of(manifest).embeddings(made).file(step)
+        stored = read_embeddings(file, about["store"], hashes, made)
         stored = stored.isel(sample=stored.split == split)
         for objective in OBJECTIVES:
             rows = table.filter(objective=objective, step=step)
@@ -134,7 +154,13 @@ def test_project(settings, recalibrate, manifest, digits, tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("umap") is not None, reason="umap-learn is there")
 def test_umap_that_is_not_installed(manifest, digits, tmp_path):
     with pytest.raises(InputError, match=r"umap-learn is not installed: run `uv sync --extra umap"):
-        run_project(manifest, digits, tmp_path / "p.parquet", {"method": "umap"}, "cpu")
+        project.run(
+            manifest=manifest,
+            store=digits,
+            output=tmp_path / "p.parquet",
+            settings={"method": "umap"},
+            device="cpu",
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,8 @@ from cltools.maths.surrogate import (
     touched_entries,
 )
 from cltools.runtime.errors import InputError
-from cltools.stages.regularity import follow, followed_cell, run_regularity
+from cltools.stages import regularity
+from cltools.stages.regularity import follow, followed_cell
 from cltools.training.networks import build_network
 from cltools.training.regularity import (
     FixedViews,
@@ -293,7 +294,13 @@ SETTINGS = {"steps": 3, "reference_images": IMAGES, "power_iterations": 1}
 
 def test_stage_writes_the_same_bytes_twice(digits, tmp_path):
     for name in ("a", "b"):
-        run_regularity(cell(), digits, tmp_path / f"{name}.parquet", SETTINGS, "cpu")
+        regularity.run(
+            cell=cell(),
+            store=digits,
+            output=tmp_path / f"{name}.parquet",
+            settings=SETTINGS,
+            device="cpu",
+        )
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     table = pl.read_parquet(tmp_path / "a.parquet")
     assert table.height == 6
@@ -304,8 +311,12 @@ def test_stage_writes_the_same_bytes_twice(digits, tmp_path):
 def test_stage_takes_any_cell_for_plain_sgd(digits, tmp_path):
     """What the theory prescribes is set, whatever the cell says of it."""
     lars = cell(optimizer="lars", momentum=0.5, weight_decay=0.1, views=3, warmup=3, horizon=9)
-    run_regularity(lars, digits, tmp_path / "a.parquet", SETTINGS, "cpu")
-    run_regularity(cell(), digits, tmp_path / "b.parquet", SETTINGS, "cpu")
+    regularity.run(
+        cell=lars, store=digits, output=tmp_path / "a.parquet", settings=SETTINGS, device="cpu"
+    )
+    regularity.run(
+        cell=cell(), store=digits, output=tmp_path / "b.parquet", settings=SETTINGS, device="cpu"
+    )
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
@@ -325,5 +336,11 @@ def test_stage_takes_any_cell_for_plain_sgd(digits, tmp_path):
 def test_stage_refuses_bad_input(digits, settings, changes, message, tmp_path):
     output = tmp_path / "out.parquet"
     with pytest.raises(InputError, match=message):
-        run_regularity(cell(**changes), digits, output, {**SETTINGS, **settings}, "cpu")
+        regularity.run(
+            cell=cell(**changes),
+            store=digits,
+            output=output,
+            settings={**SETTINGS, **settings},
+            device="cpu",
+        )
     assert not any(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from cltools.config.cells import resolve_cell
 from cltools.report.explore import exploration
 from cltools.report.page import _summary
 from cltools.runtime.errors import InputError
-from cltools.stages.report import report
+from cltools.stages import report
 from cltools.tidy import with_setting
 
 PNG = base64.b64decode(
@@ -98,7 +98,7 @@ def material(measures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(material):
-    report(**material)
+    report.run(**material)
     return material["output"]
 
 
@@ -197,7 +197,7 @@ def test_values_that_are_not_finite_are_left_out(measures):
 
 def test_the_same_input_gives_the_same_page(material, page, tmp_path):
     again = tmp_path / "again.html"
-    report(**{**material, "output": again})
+    report.run(**{**material, "output": again})
     assert again.read_bytes() == page.read_bytes()
 
 
@@ -208,7 +208,7 @@ def test_without_what_is_optional(material, measures, tmp_path):
     )
     few.write_parquet(tmp_path / "few.parquet")
     output = tmp_path / "few.html"
-    report(**{**material, "measures": tmp_path / "few.parquet", "benchmarks": None,
+    report.run(**{**material, "measures": tmp_path / "few.parquet", "benchmarks": None,
               "figures": tmp_path, "output": output})  # fmt: skip
     text = output.read_text()
     assert 'id="gap"' in text
@@ -218,12 +218,12 @@ def test_without_what_is_optional(material, measures, tmp_path):
 
 def test_what_is_missing_is_named(material, tmp_path):
     with pytest.raises(InputError, match=r"has no manifest here: run `cltools train`"):
-        report(**{**material, "manifests": material["manifests"][1:]})
+        report.run(**{**material, "manifests": material["manifests"][1:]})
     with pytest.raises(InputError, match=r"none\.parquet does not exist: run `cltools claims`"):
-        report(**{**material, "claims": tmp_path / "none.parquet"})
+        report.run(**{**material, "claims": tmp_path / "none.parquet"})
     (tmp_path / "cut.parquet").write_bytes(material["measures"].read_bytes()[:1000])
     with pytest.raises(InputError, match=r"cut\.parquet is damaged"):
-        report(**{**material, "measures": tmp_path / "cut.parquet"})
+        report.run(**{**material, "measures": tmp_path / "cut.parquet"})
 
 
 # ---- in a browser -------------------------------------------------------------------------------

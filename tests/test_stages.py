@@ -12,8 +12,8 @@ from commands import cltools
 from cltools import measurements
 from cltools.config.cells import canonical_cell, resolve_cell
 from cltools.maths.alignment import alignment
-from cltools.stages.embed import embed_cells
-from cltools.stages.measure import measure, measure_cells
+from cltools.stages import embed, measure
+from cltools.stages.measure import measure_cell
 
 CONFIG = """
 experiment: tiny
@@ -262,11 +262,21 @@ def test_embeddings_that_are_kept(made, tmp_path):
     cell = shutil.copytree(made / "cell", tmp_path / "cell")
     manifest = cell / "trained-2epochs.json"
     files = sorted((cell / "embeddings").iterdir())
-    embed_cells([manifest], [made / "store"], tmp_path / "e.json", "cpu", keep=True)
-    measure_cells([manifest], tmp_path / "m.json", "all", discard_embeddings=True)
+    embed.run(
+        manifests=[manifest],
+        stores=[made / "store"],
+        done=tmp_path / "e.json",
+        device="cpu",
+        keep=True,
+    )
+    measure.run(
+        manifests=[manifest], done=tmp_path / "m.json", full_at="all", discard_embeddings=True
+    )
     assert [file for file in sorted((cell / "embeddings").iterdir()) if file.suffix] == files
     (cell / "embeddings/kept").unlink()
-    measure_cells([manifest], tmp_path / "m.json", "all", discard_embeddings=True)
+    measure.run(
+        manifests=[manifest], done=tmp_path / "m.json", full_at="all", discard_embeddings=True
+    )
     assert not (cell / "embeddings").exists()
 
 
@@ -286,9 +296,9 @@ def test_measuring_goes_on_where_it_was_killed(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(measurements, "downstream_rows", rows)
     with pytest.raises(KeyboardInterrupt):
-        measure(cell / "trained-2epochs.json", "all")
+        measure_cell(cell / "trained-2epochs.json", "all")
     assert not whole.exists()
-    assert measure(cell / "trained-2epochs.json", "all") == whole
+    assert measure_cell(cell / "trained-2epochs.json", "all") == whole
     assert len(measured) == 3  # two checkpoints, and the one that was interrupted
     assert whole.read_bytes() == content
     assert list((cell / "measures").iterdir()) == [whole]

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from cltools.cli import app
 from cltools.config.experiment import load_experiment
-from cltools.layout import VERSIONS, measures_table
-from cltools.stages.status import status, status_lines
+from cltools.layout import PLAIN, VERSIONS, measures_table
+from cltools.stages import status
+from cltools.stages.status import status_lines
 
 CONFIG = {
     "experiment": "tiny",
@@ -33,7 +34,7 @@ def results(tmp_path):
 
 
 def of(results, cell=FIRST, stage="train"):
-    return status(EXPERIMENT, results)["cells"][cell][stage]
+    return status.run(experiment=EXPERIMENT, results=results)["cells"][cell][stage]
 
 
 def trained(results, cell=FIRST, version=VERSIONS["train"], store="images"):
@@ -70,7 +71,7 @@ def list_of(results, folder, manifests, tables):
 
 
 def test_nothing_is_there(results):
-    report = status(EXPERIMENT, results)
+    report = status.run(experiment=EXPERIMENT, results=results)
     assert report["counts"] == {stage: {"waiting": 2} for stage in ("train", "measure", "theory")}
     assert report["tables"] == []
     assert not any(report["figures"].values())
@@ -82,7 +83,10 @@ def test_trained_is_done(results):
     assert of(results)["state"] == "done"
     assert of(results, SECOND)["state"] == "waiting"
     assert of(results, FIRST, "measure")["state"] == "waiting"
-    assert status(EXPERIMENT, results)["counts"]["train"] == {"done": 1, "waiting": 1}
+    assert status.run(experiment=EXPERIMENT, results=results)["counts"]["train"] == {
+        "done": 1,
+        "waiting": 1,
+    }
 
 
 @pytest.mark.parametrize("changes", [{"version": VERSIONS["train"] + 1}, {"store": "others"}])
@@ -144,14 +148,14 @@ def test_an_error_in_the_log_is_failed(results, log, said):
     train_log(results, log)
     found = of(results)
     assert (found["state"], found["error"]) == ("failed", said)
-    lines = list(status_lines(status(EXPERIMENT, results)))
+    lines = list(status_lines(status.run(experiment=EXPERIMENT, results=results)))
     assert f"    train: {said}" in lines
     assert f"    train: see {results}/logs/train/{FIRST}-2epochs.log" in lines
 
 
 def test_a_table_is_done_when_it_is_that_of_the_present_settings(results):
     manifests = [trained(results, cell) for cell in (FIRST, SECOND)]
-    table = measures_table(manifests[0])
+    table = measures_table(manifests[0], "last", PLAIN)
     table.parent.mkdir()
     table.touch()
     list_of(results, "measured", manifests, [table, "another.parquet"])
@@ -159,7 +163,7 @@ def test_a_table_is_done_when_it_is_that_of_the_present_settings(results):
     assert of(results, SECOND, "measure")["state"] == "stale"
     assert of(results, FIRST, "theory")["state"] == "waiting"
     table.unlink()
-    measures_table(manifests[0], full_at="all").touch()
+    measures_table(manifests[0], "all", PLAIN).touch()
     assert of(results, FIRST, "measure")["state"] == "stale"
 
 

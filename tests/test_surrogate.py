@@ -9,7 +9,8 @@ from cltools.maths import surrogate
 from cltools.maths.objectives import contrastive_loss, pair_masks
 from cltools.maths.surrogate import batch_gradient, similarities_of_views, similarity_descent
 from cltools.runtime.errors import InputError
-from cltools.stages.surrogate import gaussian_views, run_surrogate
+from cltools.stages import surrogate as stage
+from cltools.stages.surrogate import gaussian_views
 
 
 def configuration(seed):
@@ -171,8 +172,8 @@ SMALL = {
 
 
 def test_stage_writes_a_row_per_run_and_step(tmp_path):
-    run_surrogate(SMALL, tmp_path / "a.parquet")
-    run_surrogate(SMALL, tmp_path / "b.parquet")
+    stage.run(settings=SMALL, output=tmp_path / "a.parquet")
+    stage.run(settings=SMALL, output=tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     table = pl.read_parquet(tmp_path / "a.parquet")
     keys = ["classes", "tau", "batch_size", "total_lr", "seed", "step"]
@@ -191,18 +192,18 @@ def test_stage_takes_features(tmp_path):
     np.save(tmp_path / "labels.npy", labels)
     files = {"features": str(tmp_path / "z.npy"), "labels": str(tmp_path / "labels.npy")}
     rest = {key: SMALL[key] for key in ("taus", "batch_sizes", "sum_lrs", "steps")}
-    run_surrogate({**files, **rest, "seeds": [0]}, tmp_path / "out.parquet")
+    stage.run(settings={**files, **rest, "seeds": [0]}, output=tmp_path / "out.parquet")
     table = pl.read_parquet(tmp_path / "out.parquet")
     assert table.height == 4 * 5
     assert table["classes"].unique().to_list() == [3]
     with pytest.raises(InputError, match=r"surrogate\.batch_sizes is \[31\], .* at most the 30"):
-        run_surrogate({**files, "batch_sizes": [31]}, tmp_path / "out.parquet")
+        stage.run(settings={**files, "batch_sizes": [31]}, output=tmp_path / "out.parquet")
     np.save(tmp_path / "labels.npy", labels[1:])
     with pytest.raises(InputError, match="30 integer labels"):
-        run_surrogate({**files, **rest}, tmp_path / "out.parquet")
+        stage.run(settings={**files, **rest}, output=tmp_path / "out.parquet")
     (tmp_path / "labels.npy").write_text("no")
     with pytest.raises(InputError, match=r"not a \.npy file"):
-        run_surrogate({**files, **rest}, tmp_path / "out.parquet")
+        stage.run(settings={**files, **rest}, output=tmp_path / "out.parquet")
 
 
 @pytest.mark.parametrize(
@@ -232,5 +233,5 @@ def test_stage_takes_features(tmp_path):
 def test_stage_refuses_bad_settings(settings, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        run_surrogate(settings, tmp_path / "out.parquet")
+        stage.run(settings=settings, output=tmp_path / "out.parquet")
     assert not any(tmp_path.iterdir())

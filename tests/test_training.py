@@ -17,10 +17,10 @@ import torch
 from cltools.config.cells import canonical_cell, resolve_cell
 from cltools.config.durations import Duration
 from cltools.data.image_set import image_set, open_store
+from cltools.layout import VERSIONS
 from cltools.runtime.errors import InputError
 from cltools.runtime.tensors import load_tensors
-from cltools.stages.prepare import prepare
-from cltools.stages.train import train
+from cltools.stages import prepare, train
 from cltools.training.manifests import read_manifest
 from cltools.training.trainer import CoupledTrainer
 
@@ -55,7 +55,15 @@ def cell(**settings):
 def run(settings, store, folder, until=None, **options):
     """Train into `folder`; returns the manifest."""
     stop = None if until is None else Duration.parse(until)
-    train(settings, store, folder / "run", folder / "trained.json", stop, "cpu", **options)
+    train.run(
+        cell=settings,
+        store=store,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        until=stop,
+        device="cpu",
+        **options,
+    )
     return json.loads((folder / "trained.json").read_text())
 
 
@@ -272,7 +280,7 @@ def test_damaged_and_foreign_states(digits, tmp_path):
     state.write_bytes(whole)
     with pytest.raises(InputError, match="other settings"):
         run(cell(tau=0.1), digits, tmp_path)
-    prepare("digits", {"source": "digits", "seed": 1}, tmp_path / "other")
+    prepare.run(name="digits", definition={"source": "digits", "seed": 1}, store=tmp_path / "other")
     with pytest.raises(InputError, match="other images"):
         run(cell(), tmp_path / "other", tmp_path)
     assert run(cell(), digits, tmp_path)["steps"] == 12
@@ -282,7 +290,7 @@ def test_another_version_of_the_stage_trains_again(digits, tmp_path, monkeypatch
     run(cell(), digits, tmp_path, until="5 steps")
     first = tmp_path / "run/weights/dcl-0000000.safetensors"
     written = first.stat().st_mtime_ns
-    monkeypatch.setattr("cltools.stages.train.VERSION", 1000)
+    monkeypatch.setitem(VERSIONS, "train", 1000)
     assert run(cell(), digits, tmp_path)["made_by"]["version"] == 1000
     assert first.stat().st_mtime_ns > written
 

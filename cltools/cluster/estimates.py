@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cltools.config.cells import canonical_cell
-from cltools.config.durations import Duration
+from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
 from cltools.config.schema import defaults
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, read_json
@@ -23,7 +23,6 @@ COST_FREE = (
     "base_batch", "checkpoints", "class_draw", "horizon", "key_momentum", "lr", "lr_rule",
     "lr_schedule", "seed", "tau", "trust_coefficient", "warmup", "weight_decay",
 )  # fmt: skip
-SECONDS_BETWEEN_SAVES = 120.0  # of the resume state while training
 # Columns of the training log, at 8 bytes: what parquet makes of them is less.
 LOG_COLUMNS = 14
 

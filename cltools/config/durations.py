@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+SECONDS_BETWEEN_SAVES = 120.0  # of the resume state while training
+
 
 @dataclass(frozen=True, order=True)
 class Duration:

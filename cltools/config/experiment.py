@@ -9,7 +9,7 @@ from typing import Any
 
 from cltools.config.cells import cell_id, resolve_cell
 from cltools.config.durations import Duration
-from cltools.config.schema import check, schema, unknown_key
+from cltools.config.schema import check, schema, unknown_key, with_defaults
 from cltools.config.sweeps import base_sweep
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, read_yaml, sha256_text
@@ -50,6 +50,10 @@ class Experiment:
             rules = rules["properties"][key]
             value = value.get(key, rules.get("default", {}))
         return value
+
+    def settings_of(self, stage: str) -> dict[str, Any]:
+        """A stage's own settings, with defaults for the rest. Raises InputError."""
+        return with_defaults(self.setting(stage), stage)
 
     def summary(self) -> dict[str, Any]:
         """Cells and sweeps as later stages need them, for JSON."""

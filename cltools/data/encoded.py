@@ -30,7 +30,6 @@ from cltools.data.decoding import (
 )
 from cltools.data.store import (
     ENCODED_FORMAT,
-    MANIFEST,
     SPLITS,
     check_labels,
     counts,
@@ -38,12 +37,12 @@ from cltools.data.store import (
     part_hash,
     statistics_of_counts,
 )
+from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, read_json, sha256_text, whole_file, write_json
 from cltools.runtime.progress import track
 
 PART = 2000  # images: 250 MB of photographs, a quarter of a minute on one core
-PREPARING = "preparing"
 log = logging.getLogger("cltools")
 
 Named = tuple[str, Callable[[], bytes]]  # an image: its name for messages, and what reads it
@@ -105,15 +104,15 @@ def write_encoded_store(
     folder = Path(folder)
     for split in SPLITS:
         check_labels(name, source.class_names, split, source.labels[split])
-    (folder / MANIFEST).unlink(missing_ok=True)
+    StoreFolder(folder).manifest.unlink(missing_ok=True)
     _begin(folder, source)
     try:
         parts = {split: _write_images(folder, split, source, workers) for split in SPLITS}
     except InputError:
         _forget_if_empty(folder)
         raise
-    write_json(folder / MANIFEST, _finish(folder, name, source, parts))
-    shutil.rmtree(folder / PREPARING)
+    write_json(StoreFolder(folder).manifest, _finish(folder, name, source, parts))
+    shutil.rmtree(StoreFolder(folder).preparing)
     return {split: sum(part["count"] for part in parts[split]) for split in SPLITS}
 
 
@@ -126,36 +125,28 @@ def _begin(folder: Path, source: EncodedSource) -> None:
         "labels": sha256_text(canonical_json([source.class_names, labels])),
         "part": PART,
     }
-    path = folder / PREPARING / "source.json"
+    path = StoreFolder(folder).source
     if not path.exists() or read_json(path, made_by="cltools prepare") != plan:
-        shutil.rmtree(folder / PREPARING, ignore_errors=True)
+        shutil.rmtree(StoreFolder(folder).preparing, ignore_errors=True)
         write_json(path, plan)
 
 
 def _forget_if_empty(folder: Path) -> None:
     """Leave nothing of a call that failed in its first part."""
-    if list((folder / PREPARING).glob("*-*.json")):
+    if list(StoreFolder(folder).preparing.glob("*-*.json")):
         return
-    shutil.rmtree(folder / PREPARING)
+    shutil.rmtree(StoreFolder(folder).preparing)
     for split in SPLITS:
-        _images_file(folder, split).unlink(missing_ok=True)
+        StoreFolder(folder).encoded_images(split).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _images_file(folder: Path, split: str) -> Path:
-    return folder / f"{split}-images.bin"
-
-
-def _part_file(folder: Path, split: str, number: int) -> Path:
-    return folder / PREPARING / f"{split}-{number:05d}.json"
-
-
 def _whole_parts(folder: Path, split: str) -> list[dict[str, Any]]:
     """The records of the parts that lie whole in the file of images, in order."""
-    file, parts, end = _images_file(folder, split), [], 0
+    file, parts, end = StoreFolder(folder).encoded_images(split), [], 0
     written = file.stat().st_size if file.exists() else 0
-    while (path := _part_file(folder, split, len(parts))).exists():
+    while (path := StoreFolder(folder).part(split, len(parts))).exists():
         part = read_json(path, made_by="cltools prepare")
         end += part["bytes"]
         if end > written:
@@ -176,13 +167,13 @@ def _write_images(
     ahead = 8 * (workers or workers_available())
     checked = in_order(pool(workers), check, source.images(split, first), ahead)
     shown = track(checked, rows - first, f"Checking {split} images")
-    with open(_images_file(folder, split), "ab") as file, closing(checked):
+    with open(StoreFolder(folder).encoded_images(split), "ab") as file, closing(checked):
         file.truncate(sum(part["bytes"] for part in parts))
         for start in range(first, rows, PART):
             part = _write_part(file, islice(shown, PART), start)
             file.flush()
             os.fsync(file.fileno())
-            write_json(_part_file(folder, split, len(parts)), part)
+            write_json(StoreFolder(folder).part(split, len(parts)), part)
             parts.append(part)
     return parts
 
@@ -243,9 +234,9 @@ def _finish(
         skipped = [row for part in parts[split] for row in part["skipped"]]
         labels[split] = np.delete(source.labels[split], skipped)
         check_labels(name, source.class_names, split, labels[split])
-        _save(folder / f"{split}-offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-        _save(folder / f"{split}-sizes.npy", np.array(sizes, dtype=np.int32))
-        _save(folder / f"{split}-labels.npy", labels[split])
+        _save(StoreFolder(folder).array(split, "offsets"), np.cumsum([0, *lengths], dtype=np.int64))
+        _save(StoreFolder(folder).array(split, "sizes"), np.array(sizes, dtype=np.int32))
+        _save(StoreFolder(folder).array(split, "labels"), labels[split])
         splits[split] = {
             **counts(labels[split], len(source.class_names)),
             "bytes": sum(lengths),

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, read_json, sha256_text, whole_file, write_json
 
 FORMAT = 1
 ENCODED_FORMAT = "encoded-1"
-MANIFEST = "store.json"
 SPLITS = ("train", "test")
 
 # First word of every random key below, so that no two uses ever share a stream.
@@ -102,15 +102,15 @@ class ImageStore:
         Raises InputError when a file is missing, truncated or at odds with `store.json`.
         """
         folder = Path(folder)
-        manifest = read_json(folder / MANIFEST, made_by="cltools prepare")
+        manifest = read_json(StoreFolder(folder).manifest, made_by="cltools prepare")
         formats = (FORMAT, ENCODED_FORMAT)
         if not isinstance(manifest, dict) or manifest.get("format") not in formats:
             raise _damaged(
-                folder / MANIFEST,
+                StoreFolder(folder).manifest,
                 f"does not describe an image store of format {FORMAT} or {ENCODED_FORMAT}",
             )
         try:
-            splits = {split: _open_split(folder, split, manifest) for split in SPLITS}
+            splits = {split: _open_split(StoreFolder(folder), split, manifest) for split in SPLITS}
             store = cls(
                 folder=folder,
                 image_shape=tuple(manifest["image_shape"]),
@@ -124,7 +124,7 @@ class ImageStore:
             )
             content = _content(manifest, splits) if verify else store.content
         except (KeyError, TypeError):
-            raise _damaged(folder / MANIFEST, "lacks what a store needs") from None
+            raise _damaged(StoreFolder(folder).manifest, "lacks what a store needs") from None
         if content != store.content:
             raise _damaged(folder, "holds other images or labels than its store.json says")
         return store
@@ -190,12 +190,12 @@ def write_store(
     }
     canonical_json(manifest)  # a value that is not JSON fails here, before anything is touched
     # An older store stops being complete before its first array is replaced.
-    (folder / MANIFEST).unlink(missing_ok=True)
+    StoreFolder(folder).manifest.unlink(missing_ok=True)
     for split, arrays in splits.items():
         for kind, array in zip(("images", "labels"), arrays, strict=True):
-            with whole_file(folder / f"{split}-{kind}.npy") as scratch:
+            with whole_file(StoreFolder(folder).array(split, kind)) as scratch:
                 np.save(scratch, array, allow_pickle=False)
-    write_json(folder / MANIFEST, manifest)
+    write_json(StoreFolder(folder).manifest, manifest)
 
 
 def counts(labels: np.ndarray, classes: int) -> dict[str, Any]:
@@ -391,30 +391,30 @@ def _content(manifest: dict[str, Any], splits: Mapping[str, Arrays]) -> str:
     return encoded_content_hash(*about, labels, parts)
 
 
-def _open_split(folder: Path, split: str, manifest: dict[str, Any]) -> Arrays:
+def _open_split(folder: StoreFolder, split: str, manifest: dict[str, Any]) -> Arrays:
     """Map one split's images, load its labels and hold both against the manifest."""
     expected = manifest["splits"][split]
     shape = (expected["count"], *manifest["image_shape"])
     if manifest["format"] == FORMAT:
-        images = _open_array(folder / f"{split}-images.npy", np.uint8, shape)
+        images = _open_array(folder.array(split, "images"), np.uint8, shape)
     else:
         images = _open_encoded(folder, split, expected)
-    labels = np.array(_open_array(folder / f"{split}-labels.npy", np.int64, shape[:1]))
+    labels = np.array(_open_array(folder.array(split, "labels"), np.int64, shape[:1]))
     classes = len(manifest["class_names"])
     in_range = labels.min() >= 0 and labels.max() < classes
     if not in_range or np.bincount(labels, minlength=classes).tolist() != expected["class_counts"]:
-        raise _damaged(folder / f"{split}-labels.npy", "has other class counts than store.json")
+        raise _damaged(folder.array(split, "labels"), "has other class counts than store.json")
     return images, labels
 
 
-def _open_encoded(folder: Path, split: str, expected: dict[str, Any]) -> EncodedImages:
+def _open_encoded(folder: StoreFolder, split: str, expected: dict[str, Any]) -> EncodedImages:
     """One split's encoded images, held against the manifest."""
     count, size = expected["count"], expected["bytes"]
-    file = folder / f"{split}-images.bin"
-    offsets = np.array(_open_array(folder / f"{split}-offsets.npy", np.int64, (count + 1,)))
-    sizes = np.array(_open_array(folder / f"{split}-sizes.npy", np.int32, (count, 2)))
+    file = folder.encoded_images(split)
+    offsets = np.array(_open_array(folder.array(split, "offsets"), np.int64, (count + 1,)))
+    sizes = np.array(_open_array(folder.array(split, "sizes"), np.int32, (count, 2)))
     if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) <= 0).any():
-        raise _damaged(folder / f"{split}-offsets.npy", "has other offsets than store.json says")
+        raise _damaged(folder.array(split, "offsets"), "has other offsets than store.json says")
     try:
         images = EncodedImages(file, offsets, sizes)
     except FileNotFoundError:

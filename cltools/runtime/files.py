@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cltools")
 
 ABANDONED = 24 * 3600  # seconds without a byte after which a scratch file has no writer any more
+LOCK = "lock"  # the file of a folder that only one process may be at work in
 
 
 @contextmanager
@@ -105,13 +106,13 @@ def remove_scratch(folder: Path, stem: str = "*") -> None:
 def only_process(folder: Path) -> Iterator[None]:
     """Let no other process into such a block with the same folder, on this machine or another.
 
-    The kernel holds the lock, on the file `lock`, and drops it when this process ends in whatever
+    The kernel holds the lock, on the file `LOCK`, and drops it when this process ends in whatever
     way; the text in it only says who holds it. Where the file system has no locks, a warning says
     that nothing is checked.
 
     Raises InputError when another process is in there.
     """
-    path = folder / "lock"
+    path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:

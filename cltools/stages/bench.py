@@ -29,7 +29,8 @@ from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
 from cltools.config.schema import defaults
 from cltools.data.image_set import cell_subset, image_set, open_store
-from cltools.data.store import MANIFEST, ImageStore, write_store
+from cltools.data.store import ImageStore, write_store
+from cltools.layout import RESULTS, StoreFolder
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, read_json
@@ -54,6 +55,27 @@ class Synthetic:
     images: int | None = None
     classes: int | None = None
     channels: int | None = None
+
+
+def run(
+    *,
+    experiment: Experiment | None = None,
+    cell: dict[str, Any] | None = None,
+    store: Path | None = None,
+    device: str = "auto",
+    steps: int = 20,
+    synthetic: Synthetic | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Time the cells of an experiment, kind by kind, or one cell; the report (see `_report`).
+
+    `store` is the store of the cell, or the folder that holds the stores of the experiment [that of
+    the results]. Raises InputError as the two functions below do.
+    """
+    if experiment is not None:
+        stores = store or RESULTS.stores
+        return bench_experiment(experiment, stores, device, steps, synthetic, workers)
+    return bench_cell(cell, store, device, steps, synthetic, workers)
 
 
 def bench_cell(
@@ -233,7 +255,7 @@ def _images(
     cell: dict[str, Any], store: Path | None, synthetic: Synthetic | None
 ) -> Iterator[Path]:
     """The folder of the store that is benched: the one given, or a made one that goes away."""
-    exists = store is not None and (store / MANIFEST).exists()
+    exists = store is not None and StoreFolder(store).manifest.exists()
     if synthetic is None:
         if not exists:
             raise InputError(

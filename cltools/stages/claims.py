@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cltools.claims import load_claims
+from cltools.claims import FILE, load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.claims.report import markdown
-from cltools.layout import VERSIONS
+from cltools.layout import readable
 from cltools.runtime.files import read_json, read_table, whole_file
 
-VERSION = VERSIONS["claims"]
 
-
-def run_claims(plan: Path, tables: Mapping[str, Path | None], claims: Path, output: Path) -> None:
+def run(
+    *, plan: Path, tables: Mapping[str, Path | None], output: Path, claims: Path = FILE
+) -> None:
     """Write the verdicts to `output` (parquet) and, beside it, a readable table (`.md`).
 
     `plan` is what `cltools plan` wrote; `tables` are the experiment's by name, None where there is
@@ -27,7 +27,7 @@ def run_claims(plan: Path, tables: Mapping[str, Path | None], claims: Path, outp
     }
     table = evaluate(chosen, found, sweeps)
     text = markdown(planned["experiment"], table, chosen.error_rate)
-    with whole_file(output.with_suffix(".md")) as scratch:
+    with whole_file(readable(output)) as scratch:
         scratch.write_text(text)
     with whole_file(output) as scratch:
         table.write_parquet(scratch)

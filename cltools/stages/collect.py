@@ -6,12 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from cltools.layout import VERSIONS
+from cltools.layout import CellFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, whole_file
 from cltools.training.manifests import read_manifest
 
-VERSION = VERSIONS["collect"]
 # Settings of a cell that become columns, as they are.
 SETTINGS = (
     "class_draw", "imbalance", "framework", "tau", "batch_size", "sampler", "view_forward",
@@ -37,8 +36,8 @@ def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -
     return [pl.lit(value).alias(name) for name, value in values.items()]
 
 
-def collect(
-    plan: Path, lists: list[Path], measures: Path, training_log: Path, theory: Path | None = None
+def run(
+    *, plan: Path, lists: list[Path], measures: Path, log: Path, theory: Path | None = None
 ) -> None:
     """Join the tables of an experiment's cells into one parquet file of each kind.
 
@@ -59,14 +58,14 @@ def collect(
     for stage, have in needed.items():
         if missing := sorted(set(cells) - have):
             raise InputError(f"cell {missing[0]} of {plan} lacks its table: run `cltools {stage}`")
-    joined: dict[Path, list[pl.DataFrame]] = {measures: [], training_log: []}
+    joined: dict[Path, list[pl.DataFrame]] = {measures: [], log: []}
     if theory is not None:
         joined[theory] = []
     for identity, entry in cells.items():
         path = by_cell[identity]
         columns = cell_columns(manifests[path], entry["dataset"], entry["sweeps"])
-        log_file = Path(path).parent / "run" / manifests[path]["log"]["file"]
-        sources = [(measures, tables["measure"][path]), (training_log, log_file)]
+        log_file = CellFolder.of(Path(path)).run.path / manifests[path]["log"]["file"]
+        sources = [(measures, tables["measure"][path]), (log, log_file)]
         if path in tables["merge"]:
             sources.append((measures, tables["merge"][path]))
         if theory is not None:

@@ -17,7 +17,7 @@ from cltools.runtime.files import whole_file
 NAMES = {"features": ("features", "h"), "labels": ("labels", "label"), "ids": ("ids", "sample_id")}
 
 
-def compare(files: list[Path], output: Path, labels_file: Path | None = None) -> None:
+def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> None:
     """Measure the representations in `files` against the first one; tidy rows to `output`.
 
     Representations are named like their files. Measured as h in `cltools measure`: alignment (all

@@ -1,6 +1,5 @@
 """Stage `measure`: from a trained cell's embeddings and weights to tidy rows, one row a value."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -13,54 +12,60 @@ import torch
 import xarray as xr
 
 from cltools import measurements
-from cltools.layout import VERSIONS, measures_table
+from cltools.data.embeddings import discard, read_embeddings
+from cltools.layout import (
+    PLAIN,
+    VERSIONS,
+    CellFolder,
+    Embeddings,
+    RunFolder,
+    measures_table,
+    step_of,
+    unfinished,
+)
 from cltools.runtime.devices import choose_device
-from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file, write_json
 from cltools.runtime.gpus import claim_gpus
 from cltools.runtime.progress import track
-from cltools.stages.embed import discard, embedding_file, embedding_folder
-from cltools.stages.train import weights_file
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.trained import load_weights
 
-VERSION = VERSIONS["measure"]
 # Images of a split from which its losses are worth a GPU that other cells could train on: the time
 # of losses of a whole data set grows with their square, and is minutes of a CPU thread below.
 LARGE = 100_000
 log = logging.getLogger("cltools")
 
 
-def measure_cells(
+def run(
+    *,
     manifests: list[Path],
     done: Path,
     full_at: str = "last",
+    embeddings: Embeddings = PLAIN,
     discard_embeddings: bool = False,
+    device: str = "cpu",
     threads: int = 1,
-    recalibrated: bool = False,
-    dtype: str = "float32",
-    device_name: str = "cpu",
 ) -> None:
     """Measure several embedded cells and write the list of tables, by manifest, to `done`.
 
-    Raises InputError as `measure` does, and for a device that this machine lacks.
+    With `discard_embeddings`, those that are measured are deleted. Raises InputError as
+    `measure_cell` does, and for a device that this machine lacks.
     """
     torch.set_num_threads(threads)
-    if device_name != "auto":
-        choose_device(device_name)  # or say at once that it is missing
+    if device != "auto":
+        choose_device(device)  # or say at once that it is missing
     tables = {}
     for path in manifests:
-        tables[str(path)] = str(measure(path, full_at, recalibrated, dtype, device_name))
+        tables[str(path)] = str(measure_cell(path, full_at, embeddings, device))
         if discard_embeddings:
-            discard(embedding_folder(path.parent, recalibrated, dtype))
-    write_json(done, {"stage": "measure", "tables": tables, "version": VERSION})
+            discard(CellFolder.of(path).embeddings(embeddings))
+    write_json(done, {"stage": "measure", "tables": tables, "version": VERSIONS["measure"]})
 
 
-def measure(
+def measure_cell(
     manifest_path: Path,
     full_at: str = "last",
-    recalibrated: bool = False,
-    dtype: str = "float32",
+    embeddings: Embeddings = PLAIN,
     device_name: str = "cpu",
 ) -> Path:
     """Measure one trained and embedded cell at all its checkpoints; the tidy parquet file.
@@ -69,33 +74,30 @@ def measure(
     folder beside it, from where the next call goes on after a kill.
 
     `full_at` is "last" or "all" checkpoints: there the dearer measures are made too (linear probe,
-    few-shot, kNN, permutation nulls, rank correlation, other labels, intervals). `recalibrated` and
-    `dtype` say which embeddings to take. The losses of whole data sets are worked out on
+    few-shot, kNN, permutation nulls, rank correlation, other labels, intervals). `embeddings` says
+    which of them to take. The losses of whole data sets are worked out on
     the device that is named ("auto": on a GPU if they are `LARGE`), all else on the CPU. Raises
     InputError when embeddings are missing, of another type or of other weights than the manifest's,
     and for a device that this machine lacks.
     """
     manifest = read_manifest(manifest_path)
-    run = manifest_path.parent / "run"
-    embeddings = embedding_folder(manifest_path.parent, recalibrated, dtype)
-    path = measures_table(manifest_path, full_at, recalibrated, dtype)
-    unfinished = path.with_name(f"{path.stem}-steps")
+    home = CellFolder.of(manifest_path)
+    path = measures_table(manifest_path, full_at, embeddings)
     if path.exists():
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished(path), ignore_errors=True)
         return path
     cell = manifest["cell"]
     steps: list[Path] = []
     initial: dict[str, dict[str, np.ndarray]] = {}
     initial_weights: dict[str, np.ndarray] | None = None
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
-        steps.append(unfinished / f"step-{step:07d}.parquet")
+        steps.append(step_of(path, step))
         if step > 0 and steps[-1].exists():
             continue
-        dataset = read_embeddings(
-            embedding_file(embeddings, step), manifest["store"], hashes, recalibrated, dtype
-        )
+        file = home.embeddings(embeddings).file(step)
+        dataset = read_embeddings(file, manifest["store"], hashes, embeddings)
         full = full_at == "all" or step == manifest["steps"]
-        weights = _read_weights(run, hashes, step)
+        weights = _read_weights(home.run, hashes, step)
         parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
         if step == 0:
             initial = {split: _arrays(part, "h") for split, part in parts.items()}
@@ -121,33 +123,8 @@ def measure(
             measurements.tidy({**at, **row} for row in found).write_parquet(scratch)
     with whole_file(path) as scratch:
         pl.concat(pl.read_parquet(step) for step in steps).rechunk().write_parquet(scratch)
-    shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished(path))
     return path
-
-
-def read_embeddings(
-    path: Path,
-    store: str,
-    weights: dict[str, str],
-    recalibrated: bool = False,
-    dtype: str = "float32",
-) -> xr.Dataset:
-    """One checkpoint's embeddings. Raises InputError unless made from these weights and images."""
-    options = f"{' --recalibrate' * recalibrated}{' --dtype float16' * (dtype == 'float16')}"
-    remedy = f"run `cltools embed{options}` on this cell again"
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            dataset = opened.load()
-        made_from = json.loads(dataset.attrs["cltools"])
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: {remedy}") from None
-    except (OSError, KeyError, ValueError):
-        raise InputError(f"{path} is damaged: {remedy}") from None
-    if made_from["weights"] != weights or made_from["store"] != store:
-        raise InputError(f"{path} was made from other weights or images than trained: {remedy}")
-    if made_from["dtype"] != dtype:
-        raise InputError(f"{path} holds {made_from['dtype']}, not {dtype}: {remedy}")
-    return dataset
 
 
 def _arrays(part: xr.Dataset, variable: str) -> dict[str, np.ndarray]:
@@ -199,12 +176,14 @@ def _device_of_losses(name: str, images: int) -> torch.device:
     return choose_device(name)
 
 
-def _read_weights(run: Path, hashes: dict[str, str], step: int) -> dict[str, dict[str, np.ndarray]]:
+def _read_weights(
+    run: RunFolder, hashes: dict[str, str], step: int
+) -> dict[str, dict[str, np.ndarray]]:
     """Objective -> name -> array of one checkpoint."""
     return {
         objective: {
             name: tensor.numpy()
-            for name, tensor in load_weights(weights_file(run, objective, step), sha).items()
+            for name, tensor in load_weights(run.weights(objective, step), sha).items()
         }
         for objective, sha in hashes.items()
     }

@@ -19,49 +19,48 @@ from cltools import measurements
 from cltools.config.schema import with_defaults
 from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
-from cltools.layout import VERSIONS, merge_table
+from cltools.layout import VERSIONS, CellFolder, merge_table
 from cltools.maths.alignment import alignment
 from cltools.maths.probes import linear_probe, nccc
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file, write_json
 from cltools.runtime.progress import track
-from cltools.stages.train import weights_file
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.merging import interpolate
 from cltools.training.networks import Network, build_network
 from cltools.training.recalibration import recalibrate
 from cltools.training.trained import BLOCK, load_weights, trained_images, with_stores
 
-VERSION = VERSIONS["merge"]
 CKA = ("cka", "cosine_biased")
 Features = dict[str, np.ndarray]  # split -> h (n, features)
 log = logging.getLogger("cltools")
 
 
-def merge_cells(
+def run(
+    *,
     manifests: list[Path],
-    store_folders: list[Path],
+    stores: list[Path],
     done: Path,
     settings: Mapping[str, Any],
-    device_name: str = "auto",
+    device: str = "auto",
     threads: int = 1,
 ) -> None:
     """Merge the networks of several trained cells and write the list of tables to `done`.
 
     Each cell takes the store that carries the name of its data set. Raises InputError when there is
-    none, and as `merge` does.
+    none, and as `merge_cell` does.
     """
     torch.set_num_threads(threads)
-    device = choose_device(device_name)
+    chosen = choose_device(device)
     tables = {
-        str(path): str(merge(path, store, device, settings))
-        for path, store in with_stores(manifests, store_folders)
+        str(path): str(merge_cell(path, store, chosen, settings))
+        for path, store in with_stores(manifests, stores)
     }
-    write_json(done, {"stage": "merge", "tables": tables, "version": VERSION})
+    write_json(done, {"stage": "merge", "tables": tables, "version": VERSIONS["merge"]})
 
 
-def merge(
+def merge_cell(
     manifest_path: Path, store: ImageStore, device: torch.device, settings: Mapping[str, Any]
 ) -> Path:
     """Measure the networks between those of one cell's last checkpoint; the tidy parquet file.
@@ -103,7 +102,7 @@ def _last_weights(
         if objective not in hashes:
             log.info("%s did not train %s: not merged", manifest_path, objective)
             continue
-        file = weights_file(manifest_path.parent / "run", objective, step)
+        file = CellFolder.of(manifest_path).run.weights(objective, step)
         named = load_weights(file, hashes[objective])
         weights[objective] = {n: w for n, w in named.items() if not n.startswith("head.")}
     return step, weights

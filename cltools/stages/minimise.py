@@ -12,16 +12,13 @@ import polars as pl
 import torch
 
 from cltools.config.schema import with_defaults
-from cltools.layout import VERSIONS
 from cltools.maths.minimise import minimise, nscl_minimum
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
 
-VERSION = VERSIONS["minimise"]
 
-
-def run_minimise(settings: Mapping[str, Any], output: Path) -> None:
+def run(*, settings: Mapping[str, Any], output: Path) -> None:
     """Run the whole grid and write a tidy parquet, one row per run and iteration, to `output`.
 
     Columns: objective, classes, dimension, tau (null for CE, which does not use it and runs once

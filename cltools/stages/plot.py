@@ -6,41 +6,40 @@ from pathlib import Path
 import polars as pl
 from matplotlib import rc_context
 
-from cltools.config.sweeps import Sweeps
 from cltools.figures import FIGURES, draw
 from cltools.figures.style import parameters, save
 from cltools.figures.tables import PAPERS, Experiment
-from cltools.layout import VERSIONS
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import read_table
+from cltools.runtime.files import read_json, read_table
 
-VERSION = VERSIONS["plot"]
 # The stage that makes a table, where it is not of the table's name.
 MADE_BY = {"measures": "measure", "log": "train"}
 
 
-def plot(
+def run(
+    *,
     name: str,
+    plan: Path,
     tables: Mapping[str, Path],
-    sweeps: Sweeps,
-    output_stem: Path,
+    output: Path,
     style: Mapping[str, float],
     papers: Sequence[Path] = (),
 ) -> None:
-    """Write `<output_stem>.pdf`, `.png` and `.csv` of figure `name`, a key of `FIGURES`.
+    """Write `<output>.pdf`, `.png` and `.csv` of figure `name`, a key of `FIGURES`.
 
-    Of `tables`, keys of `cltools.figures.TABLES`, only those that the figure shows are read.
-    `style` may set the keys of `cltools.figures.style.DEFAULTS`. `papers` are files of the papers'
-    numbers, drawn beside where they are of the same data set. Raises InputError when a table or the
-    rows are missing.
+    `plan` is what `cltools plan` wrote. Of `tables`, keys of `cltools.layout.TABLES`, only those
+    that the figure shows are read. `style` may set the keys of `cltools.figures.style.DEFAULTS`.
+    `papers` are files of the papers' numbers, drawn beside where they are of the same data set.
+    Raises InputError when a table or the rows are missing.
     """
+    sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
     read = {table: _read(tables.get(table), table) for table in used}
     experiment = Experiment(sweeps, **read, papers=read_papers(papers))
     # Matplotlib reads some settings only when it draws, so saving belongs inside too.
     with rc_context(parameters(style)):
         figure, plotted = draw(name, experiment)
-        save(figure, plotted, output_stem)
+        save(figure, plotted, output)
 
 
 def _read(path: Path | None, name: str) -> pl.DataFrame:

@@ -17,29 +17,27 @@ from torch import Tensor
 
 from cltools.config.schema import with_defaults
 from cltools.data.image_set import ImageSet
-from cltools.layout import VERSIONS
+from cltools.layout import CellFolder
 from cltools.maths.projection import principal_plane, turned, umap_plane
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
-from cltools.stages.train import weights_file
 from cltools.training import recalibration
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.networks import Network
 from cltools.training.trained import BLOCK, load_network, trained_images, with_stores
 
-VERSION = VERSIONS["project"]
 
-
-def run_project(
-    manifest_path: Path,
-    store_folder: Path,
+def run(
+    *,
+    manifest: Path,
+    store: Path,
     output: Path,
     settings: Mapping[str, Any],
-    device_name: str = "auto",
-    threads: int = 1,
     recalibrate: bool = False,
+    device: str = "auto",
+    threads: int = 1,
 ) -> None:
     """Project features of one trained cell and write a tidy parquet, one row a point, to `output`.
 
@@ -48,11 +46,11 @@ def run_project(
     split), class, x, y. A picture has a root mean square radius of 1.
 
     Args:
-        manifest_path: the cell's training manifest.
-        store_folder: image store of its data set.
+        manifest: the cell's training manifest.
+        store: image store of its data set.
         output: the parquet file.
         settings: keys of the config schema's `project`, in the place of their defaults.
-        device_name, threads, recalibrate: as in `embed_cells`.
+        recalibrate, device, threads: as `cltools embed` has them.
 
     Raises:
         InputError: settings that the schema refuses, no umap-learn, weights or images that are not
@@ -60,17 +58,17 @@ def run_project(
     """
     chosen = with_defaults(settings, "project")
     torch.set_num_threads(threads)
-    manifest = read_manifest(manifest_path)
-    ((_, store),) = with_stores([manifest_path], [store_folder])
-    sets = trained_images(store, manifest, manifest_path, choose_device(device_name))
+    trained = read_manifest(manifest)
+    ((_, opened),) = with_stores([manifest], [store])
+    sets = trained_images(opened, trained, manifest, choose_device(device))
     data = sets[chosen["split"]]
     data = data.chosen(some_images(data.labels, chosen["classes"], chosen["images_per_class"]))
     planes, shares = {}, {}
-    for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "projecting"):
+    for step, hashes in track(saved_weights(trained), len(trained["checkpoints"]), "projecting"):
         for objective, sha in hashes.items():
-            file = weights_file(manifest_path.parent / "run", objective, step)
+            file = CellFolder.of(manifest).run.weights(objective, step)
             network = load_network(
-                file, sha, manifest["cell"], sets["train"], objective, data.device
+                file, sha, trained["cell"], sets["train"], objective, data.device
             )
             if recalibrate:
                 recalibration.recalibrate(network, sets["train"])
@@ -85,9 +83,9 @@ def run_project(
         pl.DataFrame(
             {"sample": samples, "class": labels, "x": points[:, 0], "y": points[:, 1]}
         ).select(
-            pl.lit(manifest["id"]).alias("cell"),
+            pl.lit(trained["id"]).alias("cell"),
             pl.lit(step, pl.Int64).alias("step"),
-            pl.lit(step / manifest["steps_per_epoch"], pl.Float64).alias("epoch"),
+            pl.lit(step / trained["steps_per_epoch"], pl.Float64).alias("epoch"),
             pl.lit(objective).alias("objective"),
             pl.lit(chosen["method"]).alias("method"),
             pl.lit(chosen["split"]).alias("split"),

@@ -41,7 +41,6 @@ from numpy.typing import NDArray
 
 from cltools.config.schema import defaults, with_defaults
 from cltools.data.image_set import image_set, open_store
-from cltools.layout import VERSIONS
 from cltools.maths.surrogate import (
     Descent,
     batch_gradient,
@@ -64,16 +63,16 @@ from cltools.training.regularity import (
 )
 from cltools.training.trainer import CoupledTrainer
 
-VERSION = VERSIONS["regularity"]
 OBJECTIVES = ("dcl", "nscl")  # the surrogate's CL and NSCL, in its order
 
 
-def run_regularity(
+def run(
+    *,
     cell: Mapping[str, Any],
-    store_folder: Path,
+    store: Path,
     output: Path,
     settings: Mapping[str, Any],
-    device_name: str = "auto",
+    device: str = "auto",
 ) -> None:
     """Follow a cell's network for some steps and write what the module's docstring lists.
 
@@ -81,7 +80,7 @@ def run_regularity(
 
     Args:
         cell: a resolved cell.
-        store_folder: the store of its data set.
+        store: the store of its data set.
         output: the parquet file.
         settings: any of the schema's `regularity` keys but for `set`, which made the cell.
 
@@ -92,8 +91,8 @@ def run_regularity(
     """
     chosen = with_defaults(settings, "regularity")
     torch.set_num_threads(cell["threads"])
-    device = choose_device(device_name)
-    data = image_set(open_store(store_folder, cell), cell, "train", device)
+    chosen_device = choose_device(device)
+    data = image_set(open_store(store, cell), cell, "train", chosen_device)
     images, size = chosen["reference_images"], cell["batch_size"]
     if not size <= images <= len(data.labels):
         raise InputError(
@@ -102,8 +101,8 @@ def run_regularity(
         )
     cell = followed_cell(cell, chosen["steps"])
     data = reference_set(data, images, cell["seed"])
-    trainer = CoupledTrainer(cell, data, device)
-    trainer.batches = dict.fromkeys(trainer.networks, FixedViews(cell, data, device))
+    trainer = CoupledTrainer(cell, data, chosen_device)
+    trainer.batches = dict.fromkeys(trainer.networks, FixedViews(cell, data, chosen_device))
     table = follow(trainer, chosen["steps"], chosen["power_iterations"], chosen["delta"])
     with whole_file(output) as scratch:
         table.write_parquet(scratch)

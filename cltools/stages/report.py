@@ -12,7 +12,7 @@ import polars as pl
 
 import cltools
 from cltools.figures import FIGURES
-from cltools.layout import VERSIONS
+from cltools.layout import VERSIONS, benchmarks_of, figure_file
 from cltools.report.page import Drawn, Material, page
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, read_table, whole_file
@@ -21,7 +21,8 @@ from cltools.training.manifests import read_manifest
 PACKAGES = ("torch", "numpy", "polars", "snakemake")
 
 
-def report(
+def run(
+    *,
     plan: Path,
     measures: Path,
     claims: Path,
@@ -67,7 +68,7 @@ def report(
 
 
 def _drawn(folder: Path, name: str) -> Drawn | None:
-    png, csv = (folder / f"{name}.{ending}" for ending in ("png", "csv"))
+    png, csv = (figure_file(folder, name, ending) for ending in ("png", "csv"))
     if not (png.exists() and csv.exists()):
         return None
     return Drawn(name, FIGURES[name].description, png.read_bytes(), csv.read_bytes())
@@ -106,19 +107,13 @@ def _jobs(folder: Path, plan: Mapping[str, Any]) -> list[tuple[str, int, str, st
     """Stage, jobs, minutes, CPU minutes and peak memory in GB, of this experiment's jobs."""
     stores = {entry["cell"]["dataset"] for entry in plan["cells"].values()}
     lines = []
-    for stage in sorted(path for path in folder.glob("*") if path.is_dir()):
-        found = []
-        for file in sorted(stage.glob("*.tsv")):
-            stem = file.stem
-            of_cell = stem.rsplit("-", 1)[0] in plan["cells"]
-            of_experiment = stem == plan["experiment"] or stem.startswith(plan["experiment"] + "-")
-            if of_cell or of_experiment or stem in stores:
-                found.append(pl.read_csv(file, separator="\t", null_values="NA"))
-        if found:
+    for stage, files in benchmarks_of(folder, plan["experiment"], plan["cells"], stores):
+        if files:
+            found = [pl.read_csv(file, separator="\t", null_values="NA") for file in files]
             jobs = pl.concat(found, how="diagonal_relaxed")
             minutes, cpu = (
                 jobs[column].cast(pl.Float64).sum() / 60 for column in ("s", "cpu_time")
             )
             memory = (jobs["max_rss"].cast(pl.Float64).max() or 0) / 1024
-            lines.append((stage.name, len(jobs), f"{minutes:.1f}", f"{cpu:.1f}", f"{memory:.2f}"))
+            lines.append((stage, len(jobs), f"{minutes:.1f}", f"{cpu:.1f}", f"{memory:.2f}"))
     return lines

@@ -15,7 +15,7 @@ from typing import Any
 
 from cltools.config.experiment import Experiment, Plan
 from cltools.figures import figures_of
-from cltools.layout import VERSIONS, tables_of
+from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 
 # done: made, and by the present version; stale: made by another version of the stage, from other
 # images or with other settings; running: a process holds the lock of the run; failed: its log ends
@@ -38,7 +38,7 @@ class StageStatus:
     steps: int | None = None
 
 
-def status(experiment: Experiment, results: Path) -> dict[str, Any]:
+def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
     """The report on an experiment, for JSON.
 
     `cells`: id -> stage -> state (one of `STATES`), log, error, step and steps. `counts`: stage ->
@@ -46,23 +46,24 @@ def status(experiment: Experiment, results: Path) -> dict[str, Any]:
     Whether they are up to date, `snakemake --dry-run` knows.
     """
     _cached_json.cache_clear()
+    everything = Results(results)
     cells = {
-        identity: {stage: asdict(found) for stage, found in _stages(experiment, identity, results)}
+        identity: {
+            stage: asdict(found) for stage, found in _stages(experiment, identity, everything)
+        }
         for identity in experiment.plans
     }
     counts: dict[str, Counter] = {}
     for stages in cells.values():
         for stage, found in stages.items():
             counts.setdefault(stage, Counter())[found["state"]] += 1
-    folder = results / experiment.name
+    folder = everything.experiment(experiment.name)
     return {
         "experiment": experiment.name,
         "counts": {stage: dict(found) for stage, found in counts.items()},
         "cells": cells,
-        "tables": sorted(path.name for path in folder.glob("*.parquet")),
-        "figures": {
-            name: (folder / f"figures/{name}.pdf").exists() for name in figures_of(experiment)
-        },
+        "tables": folder.tables(),
+        "figures": {name: folder.figure(name).exists() for name in figures_of(experiment)},
     }
 
 
@@ -91,11 +92,11 @@ def _words(found: Mapping[str, Any]) -> str:
 
 
 def _stages(
-    experiment: Experiment, identity: str, results: Path
+    experiment: Experiment, identity: str, results: Results
 ) -> Iterator[tuple[str, StageStatus]]:
     plan = experiment.plans[identity]
-    manifest = results / "cells" / identity / f"trained-{plan.until.slug}.json"
-    train = _training(plan, manifest, results)
+    manifest = results.cell(identity).manifest(plan.until.slug)
+    train = _training(identity, plan, manifest, results)
     yield "train", train
     tables = tables_of(experiment, manifest) if train.state == "done" else {}
     stages = ["measure", "theory"]
@@ -105,21 +106,21 @@ def _stages(
         yield stage, _short_stage(stage, experiment, identity, manifest, tables.get(stage), results)
 
 
-def _training(plan: Plan, manifest: Path, results: Path) -> StageStatus:
-    run = manifest.parent / "run"
-    log = results / f"logs/train/{manifest.parent.name}-{plan.until.slug}.log"
+def _training(identity: str, plan: Plan, manifest: Path, results: Results) -> StageStatus:
+    folder = results.cell(identity).run
+    log = results.log("train", cell=identity, until=plan.until.slug)
     named = str(log) if log.exists() else None
     made = _json(manifest)
     if made is not None:
-        store = _store_content(results / "stores" / plan.cell["dataset"] / "store.json")
+        store = _store_content(results.store(plan.cell["dataset"]).manifest)
         current = made["made_by"]["version"] == VERSIONS["train"]
         current = current and store in (None, made["store"])
         state = "done" if current else "stale"
         return StageStatus(state, named, step=made["steps"], steps=made["steps"])
     text = _end_of(log)
-    step, steps = _progress(f"{_beginning_of(log)}\n{text}", run)
+    step, steps = _progress(f"{_beginning_of(log)}\n{text}", folder)
     error = _last_error(text)
-    if _locked(run / "lock"):
+    if _locked(folder.lock):
         return StageStatus("running", named, None, step, steps)
     if error:
         return StageStatus("failed", named, error, step, steps)
@@ -133,13 +134,12 @@ def _short_stage(
     identity: str,
     manifest: Path,
     table: Path | None,
-    results: Path,
+    results: Results,
 ) -> StageStatus:
     """Of a stage that works through batches; `table` is None before training is done."""
     batches = experiment.merge_batches if stage == "merge" else experiment.batches
     batch = next(name for name, cells in batches.items() if identity in cells)
-    folder = {"measure": "measured", "theory": "theory", "merge": "merged"}[stage]
-    made = _cached_json(results / experiment.name / folder / f"{batch}.json") or {}
+    made = _cached_json(results.experiment(experiment.name).list_of(stage, batch)) or {}
     if table is not None and table.exists():
         return StageStatus("done")
     if str(manifest) in made.get("tables", {}):
@@ -149,7 +149,7 @@ def _short_stage(
     # embed comes before measure in the same batch and leaves nothing else behind.
     jobs = ("measure", "embed") if stage == "measure" else (stage,)
     for job in jobs:
-        log = results / f"logs/{job}/{experiment.name}-{batch}.log"
+        log = results.log(job, experiment=experiment.name, batch=batch)
         if log.exists():
             error = _last_error(_end_of(log))
             return StageStatus("failed" if error else "begun", str(log), error)
@@ -168,7 +168,7 @@ def _locked(path: Path) -> bool:
     return False
 
 
-def _progress(log: str, run: Path) -> tuple[int | None, int | None]:
+def _progress(log: str, folder: RunFolder) -> tuple[int | None, int | None]:
     """The step where training is, by its log or its resume state, and that where it will stop."""
     start, done, steps = 0, None, None
     for begun, left, resumed, stop in _STEPS.findall(log):
@@ -176,7 +176,7 @@ def _progress(log: str, run: Path) -> tuple[int | None, int | None]:
             start, steps, done = int(resumed), int(stop), int(resumed)
         else:
             done, steps = start + int(begun), start + int(left)
-    saved = [_saved_step(path) for path in sorted(run.glob("resume*.safetensors"))]
+    saved = [_saved_step(path) for path in (folder.state, folder.previous_state)]
     known = [step for step in (done, *saved) if step is not None]
     return (max(known) if known else None), steps
 

@@ -14,18 +14,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cltools.config.schema import with_defaults
-from cltools.layout import VERSIONS
 from cltools.maths.surrogate import similarities_of_views, similarity_descent
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
 
-VERSION = VERSIONS["surrogate"]
 # What describes drawn clusters, and has no use with features that are given.
 _CLUSTERS = ("classes", "images", "dimension", "spread", "view_noise")
 
 
-def run_surrogate(settings: Mapping[str, Any], output: Path) -> None:
+def run(*, settings: Mapping[str, Any], output: Path) -> None:
     """Run the whole grid and write a tidy parquet, one row per run and step, to `output`.
 
     Columns: classes, tau, batch_size, total_lr (Ση of the whole run), seed, images, step (from 1),
@@ -135,7 +133,7 @@ def _load(path: str | Path) -> NDArray:
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with their defaults; raises InputError as `run_surrogate` does."""
+    """The settings with their defaults; raises InputError as `run` does."""
     chosen = with_defaults(settings, "surrogate")
     given = chosen["features"] is not None
     if given != (chosen["labels"] is not None):

@@ -16,7 +16,7 @@ import torch
 
 from cltools.config.schema import with_defaults
 from cltools.data.store import ImageStore
-from cltools.layout import VERSIONS, theory_table
+from cltools.layout import VERSIONS, CellFolder, theory_table
 from cltools.maths import bounds
 from cltools.maths.objectives import REFERENCE, contrastive_loss, pair_masks, similarity_logits
 from cltools.measurements.inequalities import (
@@ -35,24 +35,23 @@ from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, whole_file, write_json
 from cltools.runtime.progress import track
-from cltools.stages.train import weights_file
 from cltools.training.batches import Batches
 from cltools.training.curvature import largest_curvature
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.networks import Network
 from cltools.training.trained import load_network, trained_images, with_stores
 
-VERSION = VERSIONS["theory"]
 PAIR = (REFERENCE, "nscl")
 
 
-def theory_cells(
+def run(
+    *,
     manifests: list[Path],
     measured: Path,
-    store_folders: list[Path],
+    stores: list[Path],
     done: Path,
     settings: Mapping[str, Any],
-    device_name: str = "auto",
+    device: str = "auto",
     threads: int = 1,
 ) -> None:
     """Evaluate the bounds for several measured cells and write the list of tables to `done`.
@@ -62,16 +61,16 @@ def theory_cells(
     """
     torch.set_num_threads(threads)
     settings = with_defaults(settings, "theory")
-    device = choose_device(device_name)
+    chosen = choose_device(device)
     measures = read_json(measured, made_by="cltools measure")["tables"]
     tables = {}
-    cells = with_stores(manifests, store_folders)
+    cells = with_stores(manifests, stores)
     for path, store in track(cells, len(manifests), "theory"):
         if str(path) not in measures:
             raise InputError(f"{measured} lacks the cell of {path}: run `cltools measure` on it")
-        table = theory_of_cell(path, Path(measures[str(path)]), store, device, settings)
+        table = theory_of_cell(path, Path(measures[str(path)]), store, chosen, settings)
         tables[str(path)] = str(table)
-    write_json(done, {"stage": "theory", "tables": tables, "version": VERSION})
+    write_json(done, {"stage": "theory", "tables": tables, "version": VERSIONS["theory"]})
 
 
 def theory_of_cell(
@@ -127,11 +126,11 @@ class _Training:
         settings: Mapping[str, Any],
     ) -> None:
         self.cell, self.settings = manifest["cell"], settings
-        self.run = manifest_path.parent / "run"
+        self.run = CellFolder.of(manifest_path).run
         self.data = trained_images(store, manifest, manifest_path, device)["train"]
         self.device, self.classes = device, self.data.classes
         self.batches = Batches(self.cell, self.data, device)
-        table = pl.read_parquet(self.run / manifest["log"]["file"])
+        table = pl.read_parquet(self.run.path / manifest["log"]["file"])
         self.log = table.filter(pl.col("model").is_in(PAIR))
         self.drawn = self.batches.labels(manifest["steps"]).numpy()
         self.fractions = np.bincount(self.data.labels.numpy()) / len(self.data.labels)
@@ -144,7 +143,7 @@ class _Training:
         """Everything at one checkpoint."""
         networks = {
             objective: load_network(
-                weights_file(self.run, objective, step), hashes[objective], self.cell, self.data,
+                self.run.weights(objective, step), hashes[objective], self.cell, self.data,
                 objective, self.device,
             ).train()
             for objective in PAIR

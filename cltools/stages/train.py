@@ -14,10 +14,10 @@ import torch
 
 import cltools
 from cltools.config.cells import canonical_cell, cell_id, training_key
-from cltools.config.durations import Duration
+from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
 from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import ImageStore
-from cltools.layout import VERSIONS
+from cltools.layout import VERSIONS, CellFolder, RunFolder
 from cltools.maths.bounds import gap_bound
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file, write_json
@@ -28,20 +28,30 @@ from cltools.training.distributed import join_ranks
 from cltools.training.states import State, States
 from cltools.training.trainer import CoupledTrainer
 
-VERSION = VERSIONS["train"]
 STEPS_BETWEEN_TALKS = 10  # of several ranks, which wait for the device to learn who is to stop
 log = logging.getLogger("cltools")
 
 
-def train(
+@dataclass(frozen=True)
+class Saves:
+    """When the resume state is saved: every so many seconds, and every so many steps."""
+
+    every_seconds: float = SECONDS_BETWEEN_SAVES
+    every_steps: int | None = None
+
+
+USUAL_SAVES = Saves()
+
+
+def run(
+    *,
     cell: dict[str, Any],
-    store_folder: Path,
+    store: Path,
     run: Path,
     manifest: Path,
     until: Duration | None = None,
-    device_name: str = "auto",
-    save_every_seconds: float = 120.0,
-    save_every_steps: int | None = None,
+    device: str = "auto",
+    saves: Saves = USUAL_SAVES,
     workers: int | None = None,
 ) -> None:
     """Train until `until` (default: the horizon) and write the manifest that lists what was made.
@@ -63,10 +73,10 @@ def train(
     as `states` does; Stopped after a signal.
     """
     torch.set_num_threads(cell["threads"])
-    ranks, device = join_ranks(device_name)
-    store = open_store(store_folder, cell)
-    images = image_set(store, cell, "train", device, workers)
-    trainer = CoupledTrainer(cell, images, device, ranks)
+    ranks, chosen = join_ranks(device)
+    opened, folder = open_store(store, cell), RunFolder(run)
+    images = image_set(opened, cell, "train", chosen, workers)
+    trainer = CoupledTrainer(cell, images, chosen, ranks)
     until = until or Duration.parse(cell["horizon"])
     stop = until.in_steps(trainer.steps_per_epoch)
     if stop > trainer.horizon:
@@ -79,24 +89,26 @@ def train(
 
     with only_process(run) if ranks.first else nullcontext():
         if ranks.first:
-            for folder, stem in (
+            settings = CellFolder(run.parent).settings
+            for place, stem in (
                 (run, "*"),
-                (run / "weights", "*"),
-                (run.parent, "cell"),
+                (folder.all_weights, "*"),
+                (settings.parent, settings.stem),
                 (manifest.parent, manifest.stem),
             ):
-                remove_scratch(folder, stem)
-            write_json(run.parent / "cell.json", {"id": cell_id(cell), "cell": cell})
-        about = {"cell": canonical_cell(cell), "store": store.content, "version": VERSION}
-        progress = _resume(trainer, run, about, until, stop, checkpoints)
+                remove_scratch(place, stem)
+            write_json(settings, {"id": cell_id(cell), "cell": cell})
+        version = VERSIONS["train"]
+        about = {"cell": canonical_cell(cell), "store": opened.content, "version": version}
+        progress = _resume(trainer, folder, about, until, stop, checkpoints)
         trainer.check_replicas()  # a shared file system may show some ranks an older state
         if trainer.step:
             log.info("resumed at step %d of %d", trainer.step, stop)
         with closing(trainer), stop_requests() as request:
-            _train(trainer, progress, request, checkpoints, save_every_seconds, save_every_steps)
+            _train(trainer, progress, request, checkpoints, saves)
         ranks.leave()
         if ranks.first:
-            _write_manifest(trainer, store, run, manifest, until, checkpoints, progress.saved)
+            _write_manifest(trainer, opened, folder, manifest, until, checkpoints, progress.saved)
 
 
 @dataclass
@@ -107,7 +119,7 @@ class _Progress:
     and weights stay as they are.
     """
 
-    run: Path
+    run: RunFolder
     states: States
     about: dict[str, Any]
     saved: dict[str, Any]
@@ -140,8 +152,7 @@ def _train(
     progress: _Progress,
     request: StopRequest,
     checkpoints: list[int],
-    save_every_seconds: float,
-    save_every_steps: int | None,
+    saves: Saves,
 ) -> None:
     """Train to the last of the checkpoints, saving on the way.
 
@@ -163,8 +174,8 @@ def _train(
             ranks.largest(0)  # the first to leave has torchrun end the others: wait for rank 0
             where = f"at step {trainer.step} of {stop}: saved; start again to go on"
             raise Stopped(stopped_by, where)
-        due = save_every_steps and trainer.step % save_every_steps == 0
-        if due or time.monotonic() - last_save > save_every_seconds:
+        due = saves.every_steps and trainer.step % saves.every_steps == 0
+        if due or time.monotonic() - last_save > saves.every_seconds:
             progress.save_state(trainer)
             last_save = time.monotonic()
     if trainer.step == stop:
@@ -178,7 +189,7 @@ def _train(
 def _write_manifest(
     trainer: CoupledTrainer,
     store: ImageStore,
-    run: Path,
+    run: RunFolder,
     manifest: Path,
     until: Duration,
     checkpoints: list[int],
@@ -186,7 +197,7 @@ def _write_manifest(
 ) -> None:
     """Write the log up to the last checkpoint, and the manifest that lists what was made."""
     cell, stop = trainer.cell, checkpoints[-1]
-    log_file = run / f"log-{until.slug}.parquet"
+    log_file = run.log(until.slug)
     _write_log(trainer, stop, log_file)
     write_json(
         manifest,
@@ -206,7 +217,7 @@ def _write_manifest(
             "log": {"file": log_file.name, "sha256": sha256_file(log_file)},
             "made_by": {
                 "stage": "train",
-                "version": VERSION,
+                "version": VERSIONS["train"],
                 "cltools": cltools.__version__,
                 "torch": torch.__version__,
             },
@@ -214,12 +225,7 @@ def _write_manifest(
     )
 
 
-def weights_file(run: Path, objective: str, step: int) -> Path:
-    """Where a run keeps the weights of one objective before training step `step`."""
-    return run / "weights" / f"{objective}-{step:07d}.safetensors"
-
-
-def _save_weights(trainer: CoupledTrainer, run: Path) -> dict[str, Any]:
+def _save_weights(trainer: CoupledTrainer, run: RunFolder) -> dict[str, Any]:
     """Save every network as it is before the next step; rank 0 does, for all ranks.
 
     Returns the entry of this checkpoint: hashes of the files by objective, and digests of the
@@ -231,7 +237,7 @@ def _save_weights(trainer: CoupledTrainer, run: Path) -> dict[str, Any]:
     key = training_key(trainer.cell)
     hashes = {
         objective: save_tensors(
-            weights_file(run, objective, trainer.step),
+            run.weights(objective, trainer.step),
             network.state_dict(),
             {"training_key": key, "objective": objective, "step": trainer.step},
         )
@@ -242,7 +248,7 @@ def _save_weights(trainer: CoupledTrainer, run: Path) -> dict[str, Any]:
 
 def _resume(
     trainer: CoupledTrainer,
-    run: Path,
+    run: RunFolder,
     about: dict[str, Any],
     until: Duration,
     stop: int,
@@ -257,18 +263,18 @@ def _resume(
 
     Raises InputError where no state is intact, and for states of another cell or store.
     """
-    progress = _Progress(run, States(run), about, {})
+    progress = _Progress(run, States(run.path), about, {})
     state = _load(progress)
     if state and state[1]["step"] > stop:
         kept = _intact(run, state[1]["saved"], checkpoints)
         if len(kept) < len(checkpoints):
             log.info(
                 "%s is at step %d, but lacks weights up to step %d: training to there once more",
-                run,
+                run.path,
                 state[1]["step"],
                 stop,
             )
-            states = States(run / f"until-{until.slug}")
+            states = States(run.apart(until.slug).path)
             progress = _Progress(run, states, about, kept, apart=True)
             state = _load(progress)
     if state is None:
@@ -276,7 +282,7 @@ def _resume(
     tensors, found = state
     wanted = [step for step in checkpoints if str(step) in found["saved"]]
     if len(_intact(run, found["saved"], wanted)) < len(wanted):
-        log.warning("weights of %s are lost: training again from the start", run)
+        log.warning("weights of %s are lost: training again from the start", run.path)
         return progress
     trainer.restore(tensors, found)
     progress.saved = {**found["saved"], **progress.saved}
@@ -292,7 +298,7 @@ def _load(progress: _Progress) -> State | None:
         if state[1][key] != progress.about[key]:
             raise InputError(
                 f"{progress.states.latest} is of a run with other {what} than this one: delete the "
-                f"folder {progress.run} to train again, or give the ones it was made with"
+                f"folder {progress.run.path} to train again, or give the ones it was made with"
             )
     if state[1]["version"] != progress.about["version"]:
         log.warning(
@@ -303,12 +309,12 @@ def _load(progress: _Progress) -> State | None:
     return state
 
 
-def _intact(run: Path, saved: dict[str, Any], steps: list[int]) -> dict[str, Any]:
+def _intact(run: RunFolder, saved: dict[str, Any], steps: list[int]) -> dict[str, Any]:
     """The entries of `saved` at these steps whose weights lie there as they were saved."""
     kept = {str(step): saved[str(step)] for step in steps if str(step) in saved}
     for step, entry in list(kept.items()):
         for objective, sha256 in entry["weights"].items():
-            file = weights_file(run, objective, int(step))
+            file = run.weights(objective, int(step))
             if not file.exists() or sha256_file(file) != sha256:
                 log.warning("%s is missing or damaged", file)
                 kept.pop(step, None)

@@ -12,20 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
+from cltools.layout import RunFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.tensors import load_checked, save_checked
 
-LATEST, PREVIOUS = "resume.safetensors", "resume-previous.safetensors"
 log = logging.getLogger("cltools")
 
 State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, and a mapping for JSON
 
 
 class States:
-    """The resume states in `folder`; one process writes them."""
+    """The resume states in a run's folder; one process writes them."""
 
     def __init__(self, folder: Path) -> None:
-        self.latest, self.previous = folder / LATEST, folder / PREVIOUS
+        run = RunFolder(folder)
+        self.latest, self.previous = run.state, run.previous_state
         self._keep_latest = True
 
     def load(self) -> State | None:

@@ -1,20 +1,18 @@
 # Editing a claim tests all of them again, and does nothing else.
 rule claims:
     input:
-        plan="results/{experiment}/plan.json",
-        measures="results/{experiment}/measures.parquet",
-        log="results/{experiment}/training_log.parquet",
-        theory="results/{experiment}/theory.parquet",
-        without_cells=expand(
-            "results/{{experiment}}/{stage}.parquet", stage=EXPERIMENT.without_cells
-        ),
+        plan=HERE.plan,
+        measures=HERE.table("measures"),
+        log=HERE.table("log"),
+        theory=HERE.table("theory"),
+        without_cells=[HERE.table(stage) for stage in EXPERIMENT.without_cells],
     output:
-        table="results/{experiment}/claims.parquet",
-        readable="results/{experiment}/claims.md",
+        table=HERE.claims,
+        readable=HERE.readable_claims,
     log:
-        "results/logs/claims/{experiment}.log",
+        RESULTS.log("claims"),
     benchmark:
-        "results/benchmarks/claims/{experiment}.tsv"
+        RESULTS.benchmark("claims")
     localrule: True
     resources:
         mem_mb=grows(4000),
@@ -24,6 +22,6 @@ rule claims:
         claims=sha256_file(CLAIMS),
         version=VERSIONS["claims"],
     shell:
+        "logged {log} "
         "cltools claims --plan {input.plan} --measures {input.measures} --log {input.log} "
         "--theory {input.theory} {params.without_cells} --output {output.table} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

@@ -20,9 +20,8 @@ from cltools.cluster.site import Site
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import identity_of, load_experiment
-from cltools.config.schema import with_defaults
 from cltools.figures import FIGURES, figures_of
-from cltools.layout import TABLES, VERSIONS
+from cltools.layout import RESULTS, VERSIONS
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file
 
@@ -30,8 +29,8 @@ try:
     EXPERIMENT = load_experiment(config)
     FIGURES_DRAWN = figures_of(EXPERIMENT)
     BENCH = Bench(EXPERIMENT.config.get("bench"))
-    THEORY = with_defaults(EXPERIMENT.setting("theory"), "theory")
-    MERGE = with_defaults(EXPERIMENT.setting("merge"), "merge")
+    THEORY = EXPERIMENT.settings_of("theory")
+    MERGE = EXPERIMENT.settings_of("merge")
     SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
@@ -50,23 +49,26 @@ wildcard_constraints:
 PAPERS = Path(workflow.basedir) / "config/paper/expected"
 
 
+# Patterns of what is made from many cells, and the same files of the experiment at hand.
+HERE = RESULTS.experiment("{experiment}")
+OWN = RESULTS.experiment(EXPERIMENT.name)
+
+
 def experiment_targets():
-    name = EXPERIMENT.name
     return [
-        f"results/{name}/report.html",
-        *expand("results/{name}/figures/{figure}.pdf", name=name, figure=FIGURES_DRAWN),
-        f"results/{name}/theory.parquet",
-        f"results/{name}/claims.parquet",
-        *expand(
-            "results/{name}/{stage}.parquet", name=name, stage=EXPERIMENT.without_cells
-        ),
+        OWN.report,
+        *(OWN.figure(figure) for figure in FIGURES_DRAWN),
+        OWN.table("theory"),
+        OWN.claims,
+        *(OWN.table(stage) for stage in EXPERIMENT.without_cells),
     ]
 
 
 def figure_tables(wildcards):
     spec = FIGURES.get(wildcards.figure)
     tables = spec.tables_of(EXPERIMENT.further_stages) if spec else []
-    return {name: f"results/{wildcards.experiment}/{TABLES[name]}" for name in tables}
+    folder = RESULTS.experiment(wildcards.experiment)
+    return {name: folder.table(name) for name in tables}
 
 
 def figure_papers(wildcards):
@@ -85,17 +87,17 @@ def options_of_tables(wildcards, input):
 
 def stage_settings(stage, without=()):
     """A stage's own settings, defaults included: a default that changes is a change."""
-    settings = with_defaults(EXPERIMENT.setting(stage), stage)
+    settings = EXPERIMENT.settings_of(stage)
     return canonical_json({k: v for k, v in settings.items() if k not in without})
 
 
 def manifest_of(cell):
     until = EXPERIMENT.plans[cell].until.slug
-    return f"results/cells/{cell}/trained-{until}.json"
+    return RESULTS.cell(cell).manifest(until)
 
 
 def store_of(cell):
-    return f"results/stores/{EXPERIMENT.plans[cell].cell['dataset']}/store.json"
+    return RESULTS.store(EXPERIMENT.plans[cell].cell["dataset"]).manifest
 
 
 def store_of_cell(wildcards):
@@ -115,9 +117,7 @@ def stores_in(batches):
 
 def store_options_in(batches):
     stores = stores_in(batches)
-    return lambda wildcards: [
-        f"--store {Path(path).parent}" for path in stores(wildcards)
-    ]
+    return lambda wildcards: [f"--store {path.parent}" for path in stores(wildcards)]
 
 
 def pictured_manifest(wildcards):
@@ -129,7 +129,7 @@ def pictured_store(wildcards):
 
 
 def regularity_store(wildcards):
-    return f"results/stores/{EXPERIMENT.regularity_cell['dataset']}/store.json"
+    return RESULTS.store(EXPERIMENT.regularity_cell["dataset"]).manifest
 
 
 def regularity_cell(wildcards):
@@ -144,6 +144,10 @@ def definition(wildcards, output):
     # Where the files are is no part of what they are. Parameters that are functions of outputs are
     # not compared with those of an earlier run.
     return canonical_json(EXPERIMENT.stores[wildcards.store])
+
+
+def run_folder(wildcards):
+    return str(RESULTS.cell(wildcards.cell).run.path)
 
 
 def cell_settings(wildcards):
@@ -168,12 +172,6 @@ def cltools_on_gpus(wildcards, resources):
         return "cltools"
     torchrun = f"torchrun --standalone --nproc-per-node {gpus} -m -- cltools.cli"
     return f"cltools with-gpus {gpus} -- {torchrun}"
-
-
-def what_went_wrong(wildcards, resources):
-    # torchrun ends with a report of its own, after the line that says it.
-    said = "grep -m 1 -e Error: -e 'stopped by'"
-    return "tail -n 3" if gpus_per_cell(wildcards) == 1 else said
 
 
 # Time and memory that jobs ask for: no parameters, so that a new estimate runs nothing again.
@@ -243,7 +241,7 @@ def plan_config(wildcards):
 
 
 def figures_folder(wildcards):
-    return f"results/{wildcards.experiment}/figures"
+    return str(RESULTS.experiment(wildcards.experiment).figures)
 
 
 def shown_config(wildcards):

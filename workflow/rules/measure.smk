@@ -7,14 +7,14 @@ rule embed:
         stores=stores_in(EXPERIMENT.batches),
     output:
         (
-            "results/{experiment}/embedded/{batch}.json"
+            HERE.list_of("embed", "{batch}")
             if EXPERIMENT.setting("keep_embeddings")
-            else temp("results/{experiment}/embedded/{batch}.json")
+            else temp(HERE.list_of("embed", "{batch}"))
         ),
     log:
-        "results/logs/embed/{experiment}-{batch}.log",
+        RESULTS.log("embed"),
     benchmark:
-        "results/benchmarks/embed/{experiment}-{batch}.tsv"
+        RESULTS.benchmark("embed")
     resources:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(embed_needs, EXPERIMENT.batches),
@@ -33,22 +33,22 @@ rule embed:
         keep="--keep" if EXPERIMENT.setting("keep_embeddings") else "",
         version=VERSIONS["embed"],
     shell:
+        "logged {log} "
         "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
         "{params.recalibrate} {params.unless_measured} {params.keep} --done {output} "
         "--threads {threads} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule measure:
     input:
         manifests=manifests_in(EXPERIMENT.batches),
-        embedded="results/{experiment}/embedded/{batch}.json",
+        embedded=HERE.list_of("embed", "{batch}"),
     output:
-        "results/{experiment}/measured/{batch}.json",
+        HERE.list_of("measure", "{batch}"),
     log:
-        "results/logs/measure/{experiment}-{batch}.log",
+        RESULTS.log("measure"),
     benchmark:
-        "results/benchmarks/measure/{experiment}-{batch}.tsv"
+        RESULTS.benchmark("measure")
     resources:
         **SITE.resources("gpu"),  # on the CPU mostly, but in one job with embed
         mem_mb=memory_of(measure_needs, EXPERIMENT.batches),
@@ -62,22 +62,22 @@ rule measure:
         dtype=EXPERIMENT.setting("embedding_type"),
         version=VERSIONS["measure"],
     shell:
+        "logged {log} "
         "cltools measure {input.manifests} --full-at {params.full_at} --dtype {params.dtype} "
         "{params.discard} {params.recalibrated} --done {output} --threads {threads} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule theory:
     input:
         manifests=manifests_in(EXPERIMENT.batches),
         stores=stores_in(EXPERIMENT.batches),
-        measured="results/{experiment}/measured/{batch}.json",
+        measured=HERE.list_of("measure", "{batch}"),
     output:
-        "results/{experiment}/theory/{batch}.json",
+        HERE.list_of("theory", "{batch}"),
     log:
-        "results/logs/theory/{experiment}-{batch}.log",
+        RESULTS.log("theory"),
     benchmark:
-        "results/benchmarks/theory/{experiment}-{batch}.tsv"
+        RESULTS.benchmark("theory")
     resources:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(theory_estimate, EXPERIMENT.batches),
@@ -87,9 +87,9 @@ rule theory:
         settings=stage_settings("theory"),
         version=VERSIONS["theory"],
     shell:
+        "logged {log} "
         "cltools theory {input.manifests} {params.stores} --measured {input.measured} "
         "--settings {params.settings:q} --done {output} --threads {threads} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule merge:
@@ -97,11 +97,11 @@ rule merge:
         manifests=manifests_in(EXPERIMENT.merge_batches),
         stores=stores_in(EXPERIMENT.merge_batches),
     output:
-        "results/{experiment}/merged/{batch}.json",
+        HERE.list_of("merge", "{batch}"),
     log:
-        "results/logs/merge/{experiment}-{batch}.log",
+        RESULTS.log("merge"),
     benchmark:
-        "results/benchmarks/merge/{experiment}-{batch}.tsv"
+        RESULTS.benchmark("merge")
     resources:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(merge_estimate, EXPERIMENT.merge_batches),
@@ -111,9 +111,9 @@ rule merge:
         settings=stage_settings("merge", without=("sweeps",)),
         version=VERSIONS["merge"],
     shell:
+        "logged {log} "
         "cltools merge {input.manifests} {params.stores} --settings {params.settings:q} "
         "--done {output} --threads {threads} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule project:
@@ -121,11 +121,11 @@ rule project:
         manifest=pictured_manifest,
         store=pictured_store,
     output:
-        "results/{experiment}/project.parquet",
+        HERE.table("project"),
     log:
-        "results/logs/project/{experiment}.log",
+        RESULTS.log("project"),
     benchmark:
-        "results/benchmarks/project/{experiment}.tsv"
+        RESULTS.benchmark("project")
     resources:
         **SITE.resources("gpu", gpus=1),
         mem_mb=grows(16000),
@@ -138,18 +138,18 @@ rule project:
         ),
         version=VERSIONS["project"],
     shell:
+        "logged {log} "
         "cltools project {input.manifest} --store {params.store} {params.recalibrate} "
         "--settings {params.settings:q} --output {output} --threads {threads} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule plan:
     output:
-        "results/{experiment}/plan.json",
+        HERE.plan,
     log:
-        "results/logs/plan/{experiment}.log",
+        RESULTS.log("plan"),
     benchmark:
-        "results/benchmarks/plan/{experiment}.tsv"
+        RESULTS.benchmark("plan")
     localrule: True
     resources:
         mem_mb=grows(500),
@@ -158,34 +158,24 @@ rule plan:
         config=plan_config,
         version=VERSIONS["plan"],
     shell:
-        "cltools plan {params.config:q} --output {output} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
+        "logged {log} " "cltools plan {params.config:q} --output {output} "
 
 
 rule collect:
     input:
-        plan="results/{experiment}/plan.json",
+        plan=HERE.plan,
         manifests=[manifest_of(cell) for cell in EXPERIMENT.plans],
-        measured=[
-            f"results/{EXPERIMENT.name}/measured/{batch}.json"
-            for batch in EXPERIMENT.batches
-        ],
-        merged=[
-            f"results/{EXPERIMENT.name}/merged/{batch}.json"
-            for batch in EXPERIMENT.merge_batches
-        ],
-        theory=[
-            f"results/{EXPERIMENT.name}/theory/{batch}.json"
-            for batch in EXPERIMENT.batches
-        ],
+        measured=[OWN.list_of("measure", batch) for batch in EXPERIMENT.batches],
+        merged=[OWN.list_of("merge", batch) for batch in EXPERIMENT.merge_batches],
+        theory=[OWN.list_of("theory", batch) for batch in EXPERIMENT.batches],
     output:
-        measures="results/{experiment}/measures.parquet",
-        log="results/{experiment}/training_log.parquet",
-        theory="results/{experiment}/theory.parquet",
+        measures=HERE.table("measures"),
+        log=HERE.table("log"),
+        theory=HERE.table("theory"),
     log:
-        "results/logs/collect/{experiment}.log",
+        RESULTS.log("collect"),
     benchmark:
-        "results/benchmarks/collect/{experiment}.tsv"
+        RESULTS.benchmark("collect")
     localrule: True
     resources:
         mem_mb=grows(4000),
@@ -193,6 +183,6 @@ rule collect:
     params:
         version=VERSIONS["collect"],
     shell:
+        "logged {log} "
         "cltools collect {input.measured} {input.merged} {input.theory} --plan {input.plan} "
         "--measures {output.measures} --log {output.log} --theory {output.theory} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

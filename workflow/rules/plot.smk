@@ -2,20 +2,20 @@ rule plot:
     input:
         unpack(figure_tables),
         papers=figure_papers,
-        plan="results/{experiment}/plan.json",
+        plan=HERE.plan,
     output:
-        "results/{experiment}/figures/{figure}.pdf",
+        HERE.figure("{figure}", "pdf"),
         report(
-            "results/{experiment}/figures/{figure}.png",
+            HERE.figure("{figure}", "png"),
             caption="../report/figure.rst",
             category="Figures",
             labels={"figure": "{figure}"},
         ),
-        "results/{experiment}/figures/{figure}.csv",
+        HERE.figure("{figure}", "csv"),
     log:
-        "results/logs/plot/{experiment}-{figure}.log",
+        RESULTS.log("plot"),
     benchmark:
-        "results/benchmarks/plot/{experiment}-{figure}.tsv"
+        RESULTS.benchmark("plot")
     localrule: True
     resources:
         mem_mb=grows(2000),
@@ -26,6 +26,6 @@ rule plot:
         style=canonical_json(EXPERIMENT.setting("figures")),
         version=VERSIONS["plot"],
     shell:
+        "logged {log} "
         "cltools plot {wildcards.figure} --plan {input.plan} {params.tables} "
         "--style {params.style:q} --output {params.stem} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

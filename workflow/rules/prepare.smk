@@ -1,10 +1,10 @@
 rule prepare:
     output:
-        "results/stores/{store}/store.json",
+        RESULTS.store("{store}").manifest,
     log:
-        "results/logs/prepare/{store}.log",
+        RESULTS.log("prepare"),
     benchmark:
-        "results/benchmarks/prepare/{store}.tsv"
+        RESULTS.benchmark("prepare")
     resources:
         **SITE.resources("cpu"),
         mem_mb=prepare_memory,
@@ -15,6 +15,6 @@ rule prepare:
         store=subpath(output[0], parent=True),
         version=VERSIONS["prepare"],
     shell:
+        "logged {log} "
         "cltools prepare --name {wildcards.store} --definition {params.definition:q} "
         "--store {params.store} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

@@ -2,11 +2,11 @@
 # followed step by step.
 rule surrogate:
     output:
-        "results/{experiment}/surrogate.parquet",
+        HERE.table("surrogate"),
     log:
-        "results/logs/surrogate/{experiment}.log",
+        RESULTS.log("surrogate"),
     benchmark:
-        "results/benchmarks/surrogate/{experiment}.tsv"
+        RESULTS.benchmark("surrogate")
     resources:
         **SITE.resources("cpu"),
         mem_mb=grows(2000),
@@ -15,17 +15,17 @@ rule surrogate:
         settings=stage_settings("surrogate"),
         version=VERSIONS["surrogate"],
     shell:
+        "logged {log} "
         "cltools surrogate --settings {params.settings:q} --output {output} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule minimise:
     output:
-        "results/{experiment}/minimise.parquet",
+        HERE.table("minimise"),
     log:
-        "results/logs/minimise/{experiment}.log",
+        RESULTS.log("minimise"),
     benchmark:
-        "results/benchmarks/minimise/{experiment}.tsv"
+        RESULTS.benchmark("minimise")
     resources:
         **SITE.resources("cpu"),
         mem_mb=grows(2000),
@@ -34,19 +34,19 @@ rule minimise:
         settings=stage_settings("minimise"),
         version=VERSIONS["minimise"],
     shell:
+        "logged {log} "
         "cltools minimise --settings {params.settings:q} --output {output} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"
 
 
 rule regularity:
     input:
         store=regularity_store,
     output:
-        "results/{experiment}/regularity.parquet",
+        HERE.table("regularity"),
     log:
-        "results/logs/regularity/{experiment}.log",
+        RESULTS.log("regularity"),
     benchmark:
-        "results/benchmarks/regularity/{experiment}.tsv"
+        RESULTS.benchmark("regularity")
     resources:
         **SITE.resources("cpu"),
         mem_mb=grows(4000),
@@ -57,6 +57,6 @@ rule regularity:
         store=subpath(input.store, parent=True),
         version=VERSIONS["regularity"],
     shell:
+        "logged {log} "
         "cltools regularity --cell {params.cell:q} --store {params.store} "
         "--settings {params.settings:q} --output {output} "
-        "> {log} 2>&1 || (tail -n 3 {log} >&2; exit 2)"

@@ -5,11 +5,11 @@ rule train:
     input:
         store_of_cell,
     output:
-        "results/cells/{cell}/trained-{until}.json",
+        RESULTS.cell("{cell}").manifest("{until}"),
     log:
-        "results/logs/train/{cell}-{until}.log",
+        RESULTS.log("train"),
     benchmark:
-        "results/benchmarks/train/{cell}-{until}.tsv"
+        RESULTS.benchmark("train")
     threads: cell_threads
     resources:
         **SITE.resources("gpu", gpus=EXPERIMENT.setting("gpus_per_cell")),
@@ -17,12 +17,11 @@ rule train:
         runtime=train_minutes,
     params:
         cltools=cltools_on_gpus,
-        last_words=what_went_wrong,
         settings=cell_settings,
         store=subpath(input[0], parent=True),
-        run=subpath(output[0], parent=True),
+        run=run_folder,
         version=VERSIONS["train"],
     shell:
+        "logged {log} "
         "{params.cltools} train --cell {params.settings:q} --until {wildcards.until} "
-        "--store {params.store} --run {params.run}/run --manifest {output} "
-        "> {log} 2>&1 || ({params.last_words} {log} >&2; exit 2)"
+        "--store {params.store} --run {params.run} --manifest {output} "

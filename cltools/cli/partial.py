@@ -1,4 +1,4 @@
-"""Stage `partial`: the figures of those cells of an experiment that are done.
+"""The figures of those cells of an experiment that are done: stages one after another.
 
 It reads the results folder as it is, beside a Snakemake that is at work there, and writes to a
 folder of its own: tables and figures of all cells are made by the workflow in the end.
@@ -8,32 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cltools.config.experiment import Experiment
-from cltools.figures import FIGURES, figures_of
-from cltools.layout import OF_CELLS, TABLES, tables_of
+from cltools.figures import FIGURES
+from cltools.layout import OF_CELLS, ExperimentFolder, Results, tables_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import write_json
-from cltools.stages.collect import collect
-from cltools.stages.plot import plot
+from cltools.stages import collect, plan, plot
 
 LISTED = ("measure", "theory", "merge")
 
 
-def draw_partial(experiment: Experiment, results: Path, output: Path) -> Iterator[str]:
+def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iterator[str]:
     """Write the tables of all cells that are measured, and have their theory, and the figures.
 
     Yields what was done, a line each. A figure that needs cells which are not done is left out.
     Raises InputError where no cell is done.
     """
-    summary = {**experiment.summary(), "figures": figures_of(experiment)}
+    planned = plan.summary(experiment)
     tables: dict[str, dict[str, str]] = {stage: {} for stage in LISTED}
     merged = {cell for cells in experiment.merge_batches.values() for cell in cells}
     done = {}
-    for identity, plan in experiment.plans.items():
-        manifest = results / "cells" / identity / f"trained-{plan.until.slug}.json"
+    for identity, planned_cell in experiment.plans.items():
+        manifest = Results(results).cell(identity).manifest(planned_cell.until.slug)
         found = tables_of(experiment, manifest) if manifest.exists() else {}
         there = {stage: path for stage, path in found.items() if path.exists()}
         if "measure" in there and "theory" in there:
-            done[identity] = summary["cells"][identity]
+            done[identity] = planned["cells"][identity]
             for stage, path in there.items():
                 if stage != "merge" or identity in merged:
                     tables[stage][str(manifest)] = str(path)
@@ -42,20 +41,24 @@ def draw_partial(experiment: Experiment, results: Path, output: Path) -> Iterato
             f"no cell of {experiment.name} in {results} is measured yet: see `cltools status`"
         )
     yield f"{len(done)} of {len(experiment.plans)} cells are done"
-    plan_file = output / "plan.json"
-    write_json(plan_file, {**summary, "cells": done})
-    lists = [output / f"{stage}.json" for stage in LISTED]
+    made = ExperimentFolder(output)
+    write_json(made.plan, {**planned, "cells": done})
+    lists = [made.partial_list(stage) for stage in LISTED]
     for stage, path in zip(LISTED, lists, strict=True):
         write_json(path, {"stage": stage, "tables": tables[stage]})
-    tables_made = {name: output / TABLES[name] for name in OF_CELLS}
-    collect(plan_file, lists, *tables_made.values())
-    sweeps = {sweep["name"]: sweep for sweep in summary["sweeps"]}
+    tables_made = {name: made.table(name) for name in OF_CELLS}
+    collect.run(plan=made.plan, lists=lists, **tables_made)
     for name, spec in FIGURES.items():
         if not spec.needs(experiment.sweeps):
             continue
-        stem = output / "figures" / name
         try:
-            plot(name, tables_made, sweeps, stem, experiment.setting("figures"))
-            yield f"{stem}.pdf"
+            plot.run(
+                name=name,
+                plan=made.plan,
+                tables=tables_made,
+                output=made.figures / name,
+                style=experiment.setting("figures"),
+            )
+            yield str(made.figure(name))
         except InputError as error:
             yield f"{name}: not yet ({error})"

@@ -1,0 +1,111 @@
+"""Commands beside the stages: how far an experiment is, what it will take, GPUs."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cltools.cli.options import (
+    CONFIG_HELP,
+    Device,
+    Workers,
+    experiment_of,
+    json_object,
+    limit_threads,
+)
+from cltools.layout import RESULTS, Results
+from cltools.runtime.errors import InputError
+
+
+def status(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = RESULTS.path,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say how far an experiment is: what is done, running, failed or stale, cell by cell."""
+    from cltools.stages import status as stage
+
+    report = stage.run(experiment=experiment_of(config), results=results)
+    for line in [json.dumps(report, indent=1)] if as_json else stage.status_lines(report):
+        typer.echo(line)
+
+
+def partial(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = RESULTS.path,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write [<results>/<experiment>/partial].")
+    ] = None,
+) -> None:
+    """Draw the figures of the cells that are done, while others are still at work."""
+    limit_threads(1)
+    from cltools.cli.partial import draw_partial
+
+    experiment = experiment_of(config)
+    folder = output or Results(results).experiment(experiment.name).partial.path
+    for line in draw_partial(experiment=experiment, results=results, output=folder):
+        typer.echo(line)
+
+
+def bench(
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="In its place: a cell, as for `cltools train`.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help=f"A config's folder of stores [{RESULTS.stores}]; a cell's."),
+    ] = None,
+    device: Device = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to time.")] = 20,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Random images, like the store's if there is one.")
+    ] = False,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Their side in pixels.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Training images.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes among them.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 or 3 [3].")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
+    workers: Workers = None,
+) -> None:
+    """Time training steps on this machine: what a cell, or all cells of a config, will take."""
+    from cltools.config.cells import resolve_cell
+    from cltools.runtime.files import write_json
+
+    if (config is None) == (cell is None):
+        raise InputError("cltools bench takes a config or --cell, one of the two: give one")
+    sizes = (image_size, images, classes, channels)
+    if not synthetic and any(size is not None for size in sizes):
+        raise InputError("the sizes of images are those of the store: add --synthetic")
+    settings = resolve_cell(json_object(cell, "--cell")) if cell else {"threads": 1}
+    experiment = experiment_of(config) if config else None
+    limit_threads(settings["threads"])
+    from cltools.stages import bench as stage
+
+    made = stage.Synthetic(*sizes) if synthetic else None
+    report = stage.run(
+        experiment=experiment,
+        cell=settings,
+        store=store,
+        device=device,
+        steps=steps,
+        synthetic=made,
+        workers=workers,
+    )
+    for line in stage.report_lines(report):
+        typer.echo(line)
+    if output:
+        write_json(output, report)
+
+
+def with_gpus(
+    count: Annotated[int, typer.Argument(min=1, help="GPUs to wait for.")],
+    command: Annotated[list[str], typer.Argument(help="What to run on them.")],
+) -> None:
+    """Run a command on GPUs that no other process of cltools uses; for torchrun."""
+    from cltools.runtime.gpus import claim_gpus
+
+    claim_gpus(count)
+    os.execvp(command[0], command)

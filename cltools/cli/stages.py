@@ -1,0 +1,430 @@
+"""The commands of the stages: options, types and help. What they do is in `cltools.stages`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cltools.cli.options import (
+    CONFIG_HELP,
+    Device,
+    EmbeddingType,
+    FullAt,
+    Manifests,
+    Settings,
+    Store,
+    Stores,
+    Table,
+    Tables,
+    Threads,
+    Workers,
+    experiment_of,
+    json_object,
+    limit_threads,
+    memory_remedy,
+    own_gpu,
+)
+from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
+from cltools.layout import RESULTS, Embeddings
+from cltools.runtime.errors import InputError
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
+) -> None:
+    """Check a config and list the cells that it asks for."""
+    experiment = experiment_of(config)
+    if output is None:
+        for identity, cell in experiment.plans.items():
+            typer.echo(f"{identity}  until {cell.until}  in {', '.join(cell.sweeps)}")
+        typer.echo(f"{experiment.name}: {len(experiment.plans)} cells")
+    else:
+        from cltools.stages import plan as stage
+
+        stage.run(experiment=experiment, output=output)
+
+
+def prepare(
+    name: Annotated[str, typer.Option(help="Name of the data set in the store.")],
+    definition: Annotated[
+        str, typer.Option(help='JSON or a file with it: {"source": "folder", "path": "photos"}.')
+    ],
+    store: Annotated[Path, typer.Option(help="Folder to write.")],
+    workers: Workers = None,
+) -> None:
+    """Read a data set and write it as an image store."""
+    limit_threads(1)
+    from cltools.stages import prepare as stage
+
+    described = json_object(definition, "--definition")
+    stage.run(name=name, definition=described, store=store, workers=workers)
+
+
+def train(
+    cell: Annotated[
+        str, typer.Option(help='JSON or a file with it: {"dataset": "digits", "horizon": 20, ...}.')
+    ],
+    store: Store,
+    run: Annotated[Path, typer.Option(help="Folder for weights, log and resume state.")],
+    manifest: Annotated[Path, typer.Option(help="Manifest to write when training is done.")],
+    until: Annotated[
+        str | None, typer.Option(help="'20 epochs' or '300 steps'; default: the horizon.")
+    ] = None,
+    device: Device = "auto",
+    save_every_seconds: Annotated[
+        float, typer.Option(help="Time between saves of the resume state.")
+    ] = SECONDS_BETWEEN_SAVES,
+    save_every_steps: Annotated[
+        int | None, typer.Option(min=1, help="Also save the resume state every so many steps.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Train the objectives of one cell together, from wherever an earlier run stopped."""
+    from cltools.config.cells import resolve_cell
+
+    settings = resolve_cell(json_object(cell, "--cell"))
+    try:
+        stop = None if until is None else Duration.parse(until)
+    except ValueError as error:
+        raise InputError(f"--until: {error}") from None
+    limit_threads(settings["threads"])
+    own_gpu(device)
+    from cltools.stages import train as stage
+
+    with memory_remedy(
+        "lower batch_size, set precision to bfloat16, raise gpus_per_cell, or give the job more"
+    ):
+        stage.run(
+            cell=settings,
+            store=store,
+            run=run,
+            manifest=manifest,
+            until=stop,
+            device=device,
+            saves=stage.Saves(save_every_seconds, save_every_steps),
+            workers=workers,
+        )
+
+
+def embed(
+    manifests: Manifests,
+    store: Stores,
+    done: Annotated[Path, typer.Option(help="List of the files made, to write at the end.")],
+    dtype: Annotated[EmbeddingType, typer.Option(help="How numbers are stored.")] = "float32",
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
+    ] = False,
+    unless_measured: Annotated[
+        FullAt | None,
+        typer.Option(help="Leave out cells that are measured, with this --full-at, already."),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Let no `cltools measure` discard them.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+    workers: Workers = None,
+) -> None:
+    """Embed the images of trained cells, at every checkpoint, into each cell's embeddings/."""
+    limit_threads(threads)
+    own_gpu(device)
+    from cltools.stages import embed as stage
+
+    with memory_remedy("lower images_per_class, use --device cpu, or give the job more"):
+        stage.run(
+            manifests=manifests,
+            stores=store,
+            done=done,
+            embeddings=Embeddings(dtype, recalibrate),
+            unless_measured=unless_measured,
+            keep=keep,
+            device=device,
+            threads=threads,
+            workers=workers,
+        )
+
+
+def measure(
+    manifests: Manifests,
+    done: Tables,
+    full_at: Annotated[FullAt, typer.Option(help="Checkpoints measured in full.")] = "last",
+    discard_embeddings: Annotated[
+        bool, typer.Option("--discard-embeddings", help="Delete embeddings once measured.")
+    ] = False,
+    recalibrated: Annotated[
+        bool, typer.Option("--recalibrated", help="Of embeddings made with --recalibrate.")
+    ] = False,
+    dtype: Annotated[EmbeddingType, typer.Option(help="That of the embeddings.")] = "float32",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds.
+
+    The losses of whole data sets are worked out on the device (auto: on a GPU if they are of
+    100,000 images or more), all else on the CPU.
+    """
+    limit_threads(threads)
+    from cltools.stages import measure as stage
+
+    with memory_remedy("use --device cpu, or give the job more"):
+        stage.run(
+            manifests=manifests,
+            done=done,
+            full_at=full_at,
+            embeddings=Embeddings(dtype, recalibrated),
+            discard_embeddings=discard_embeddings,
+            device=device,
+            threads=threads,
+        )
+
+
+def theory(
+    manifests: Manifests,
+    measured: Annotated[Path, typer.Option(help="List written by `cltools measure`.")],
+    store: Stores,
+    done: Tables,
+    settings: Settings = "{}",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Set the papers' bounds beside what was measured of trained cells."""
+    limit_threads(threads)
+    own_gpu(device)
+    from cltools.stages import theory as stage
+
+    chosen = json_object(settings, "--settings")
+    with memory_remedy("lower theory.curvature_images, use --device cpu, or give the job more"):
+        stage.run(
+            manifests=manifests,
+            measured=measured,
+            stores=store,
+            done=done,
+            settings=chosen,
+            device=device,
+            threads=threads,
+        )
+
+
+def merge(
+    manifests: Manifests,
+    store: Stores,
+    done: Tables,
+    settings: Settings = "{}",
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Measure networks on the line between the weights of DCL and of other objectives."""
+    limit_threads(threads)
+    own_gpu(device)
+    from cltools.stages import merge as stage
+
+    chosen = json_object(settings, "--settings")
+    with memory_remedy("use --device cpu, or give the job more"):
+        stage.run(
+            manifests=manifests,
+            stores=store,
+            done=done,
+            settings=chosen,
+            device=device,
+            threads=threads,
+        )
+
+
+def project(
+    manifest: Annotated[Path, typer.Argument(help="Training manifest (trained-*.json).")],
+    store: Store,
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Project features of some images to the plane, for every objective and checkpoint."""
+    limit_threads(threads)
+    own_gpu(device)
+    from cltools.stages import project as stage
+
+    chosen = json_object(settings, "--settings")
+    with memory_remedy("lower project.images_per_class, use --device cpu, or give the job more"):
+        stage.run(
+            manifest=manifest,
+            store=store,
+            output=output,
+            settings=chosen,
+            recalibrate=recalibrate,
+            device=device,
+            threads=threads,
+        )
+
+
+def compare(
+    files: Annotated[
+        list[Path], typer.Argument(help="Two or more: .npy, .npz, .safetensors, .nc.")
+    ],
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    labels: Annotated[Path | None, typer.Option(help="Classes of the images (.npy).")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Measure embeddings that other software made, against the first file."""
+    limit_threads(threads)
+    from cltools.stages import compare as stage
+
+    stage.run(files=files, output=output, labels_file=labels)
+
+
+def collect(
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    lists: Annotated[
+        list[Path], typer.Argument(help="Lists written by `cltools measure`, merge and theory.")
+    ],
+    measures: Annotated[Path, typer.Option(help="Tidy table of all measures to write.")],
+    log: Annotated[Path, typer.Option(help="Table of all training logs to write.")],
+    theory: Annotated[Path | None, typer.Option(help="Table of all bounds to write.")] = None,
+) -> None:
+    """Join the tables of an experiment's cells."""
+    limit_threads(1)
+    from cltools.stages import collect as stage
+
+    stage.run(plan=plan, lists=lists, measures=measures, log=log, theory=theory)
+
+
+def plot(
+    name: Annotated[str, typer.Argument(help="Name of the figure.")],
+    output: Annotated[Path, typer.Option(help="Path without ending: .pdf, .png, .csv are added.")],
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    measures: Table = None,
+    log: Table = None,
+    theory: Table = None,
+    surrogate: Table = None,
+    minimise: Table = None,
+    regularity: Table = None,
+    project: Table = None,
+    papers: Annotated[
+        list[Path] | None, typer.Option(help="File of the papers' numbers to draw beside (CSV).")
+    ] = None,
+    style: Annotated[str, typer.Option(help='JSON, e.g. {"dpi": 300}.')] = "{}",
+) -> None:
+    """Draw one figure of an experiment from its tables."""
+    limit_threads(1)
+    from cltools.stages import plot as stage
+
+    given = {
+        "measures": measures,
+        "log": log,
+        "theory": theory,
+        "surrogate": surrogate,
+        "minimise": minimise,
+        "regularity": regularity,
+        "project": project,
+    }
+    tables = {table: path for table, path in given.items() if path is not None}
+    stage.run(
+        name=name,
+        plan=plan,
+        tables=tables,
+        output=output,
+        style=json_object(style, "--style"),
+        papers=papers or (),
+    )
+
+
+def claims(
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    output: Annotated[Path, typer.Option(help="Table to write (parquet); a readable .md beside.")],
+    measures: Annotated[Path | None, typer.Option(help="measures.parquet.")] = None,
+    theory: Annotated[Path | None, typer.Option(help="theory.parquet.")] = None,
+    log: Annotated[Path | None, typer.Option(help="training_log.parquet.")] = None,
+    surrogate: Annotated[Path | None, typer.Option(help="surrogate.parquet.")] = None,
+    minimise: Annotated[Path | None, typer.Option(help="minimise.parquet.")] = None,
+    regularity: Annotated[Path | None, typer.Option(help="regularity.parquet.")] = None,
+    claims: Annotated[
+        Path | None, typer.Option(help="Claims to test; default: those of the papers.")
+    ] = None,
+) -> None:
+    """Say which of the papers' claims hold in an experiment."""
+    limit_threads(1)
+    from cltools.claims import FILE
+    from cltools.stages import claims as stage
+
+    tables = {"measures": measures, "theory": theory, "training_log": log, "surrogate": surrogate,
+              "minimise": minimise, "regularity": regularity}  # fmt: skip
+    stage.run(plan=plan, tables=tables, output=output, claims=claims or FILE)
+
+
+def report(
+    manifests: Manifests,
+    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    measures: Annotated[Path, typer.Option(help="measures.parquet of an experiment.")],
+    claims: Annotated[Path, typer.Option(help="claims.parquet of it.")],
+    figures: Annotated[Path, typer.Option(help="Folder of its figures.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+    config: Annotated[str, typer.Option(help="The config to show: JSON or a file with it.")] = "{}",
+    benchmarks: Annotated[
+        Path | None, typer.Option(help=f"{RESULTS.benchmarks}, for time and memory of the jobs.")
+    ] = None,
+) -> None:
+    """Put claims, figures, tables and origins of an experiment into one HTML file."""
+    limit_threads(1)
+    from cltools.stages import report as stage
+
+    stage.run(
+        plan=plan,
+        measures=measures,
+        claims=claims,
+        figures=figures,
+        manifests=manifests,
+        config=json_object(config, "--config"),
+        output=output,
+        benchmarks=benchmarks,
+    )
+
+
+def surrogate(
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+) -> None:
+    """Run the papers' similarity descent over a grid: drift of CL and NSCL beside its bounds."""
+    limit_threads(1)
+    from cltools.stages import surrogate as stage
+
+    stage.run(settings=json_object(settings, "--settings"), output=output)
+
+
+def minimise(
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+) -> None:
+    """Minimise the objectives over free embeddings: which of them collapse, to what, and when."""
+    limit_threads(1)
+    from cltools.stages import minimise as stage
+
+    stage.run(settings=json_object(settings, "--settings"), output=output)
+
+
+def regularity(
+    cell: Annotated[str, typer.Option(help="JSON or a file with it, as for `cltools train`.")],
+    store: Store,
+    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    settings: Settings = "{}",
+    device: Device = "auto",
+) -> None:
+    """Follow a network's similarities under SGD, step by step, beside their surrogate."""
+    from cltools.config.cells import resolve_cell
+
+    chosen = resolve_cell(json_object(cell, "--cell"))
+    limit_threads(chosen["threads"])
+    own_gpu(device)
+    from cltools.stages import regularity as stage
+
+    stage.run(
+        cell=chosen,
+        store=store,
+        output=output,
+        settings=json_object(settings, "--settings"),
+        device=device,
+    )
