@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from cltools.config.sweeps import RUNS
 from cltools.runtime.errors import InputError
 
 # How a footnote and a panel title name the columns that describe a cell.
@@ -81,7 +82,7 @@ def with_setting(table: pl.DataFrame, given: Sequence[str] = ()) -> pl.DataFrame
     for column in known:
         by = [*given, *named]
         if column == "cell":  # the last resort: no column tells what these cells differ in
-            differ = cells.select(*by, "seed", "class_draw").is_duplicated().any()
+            differ = bool(not_told_apart(cells, by))
         else:
             groups = cells.partition_by(by) if by else [cells]
             differ = any(group[column].n_unique() > 1 for group in groups)
@@ -107,6 +108,11 @@ def last_step(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("step") == pl.col("step").max().over("cell"))
 
 
+def not_told_apart(table: pl.DataFrame, by: Sequence[str]) -> list[str]:
+    """The cells of rows that neither the columns `by` nor `RUNS` tell from another row."""
+    return table.filter(table.select(*by, *RUNS).is_duplicated())["cell"].unique().sort().to_list()
+
+
 def spread(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """One row a run, sorted, with the `mean`, `sd` and number of `seeds` of its group.
 
@@ -114,14 +120,13 @@ def spread(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     into its CSV. One run alone has no `sd` (null). Raises InputError where two runs of a group
     share their seed: their spread would not be one over seeds.
     """
-    twice = table.filter(table.select(*by, "seed", "class_draw").is_duplicated())
-    if not twice.is_empty():
-        cells = " and ".join(twice["cell"].unique().sort().head(2))
+    if alike := not_told_apart(table, by):
+        cells = " and ".join(alike[:2])
         raise InputError(
             f"a figure cannot tell {cells} apart: give what they differ in a sweep of its own"
         )
     return (
-        table.sort(*by, "seed", "class_draw", "cell")
+        table.sort(*by, *RUNS, "cell")
         .with_columns(
             mean=pl.col("value").mean().over(by),
             sd=pl.col("value").std().over(by),

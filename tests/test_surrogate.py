@@ -12,6 +12,8 @@ from cltools.runtime.errors import InputError
 from cltools.stages import surrogate as stage
 from cltools.stages.surrogate import gaussian_views
 
+ROUNDING = 1e-9  # relative; what float64 sums over a reference set may be off by, amply
+
 
 def configuration(seed):
     """A random reference set, batches, learning rates and temperature: (C, τ, B, η) all vary."""
@@ -72,10 +74,21 @@ def test_one_step_by_autograd_from_the_formula():
     assert step.distance[0] == pytest.approx((cl - nscl).norm().item())
 
 
+def holds(run):
+    """Whether all inequalities that are certain hold at all steps, up to rounding."""
+    with np.errstate(divide="ignore"):
+        log10_distance = np.log10(run.distance)
+    return bool(
+        (run.gradient_gap <= run.gradient_gap_bound * (1 + ROUNDING)).all()
+        and (run.distance <= run.step_bound * (1 + ROUNDING)).all()
+        and (log10_distance <= run.log10_bound_realised + ROUNDING).all()
+    )
+
+
 def test_every_inequality_holds_on_hundreds_of_runs():
     runs = [similarity_descent(*c) for c in CONFIGURATIONS]
     assert len(runs) > 400
-    assert all(run.holds() for run in runs)
+    assert all(map(holds, runs))
     # They are tried hard: runs that drift far, and gaps near their bound. (It cannot be reached
     # with many negatives: P2 bounds the 2-norm of p - q by the 1-norm.)
     assert max(run.distance[-1] for run in runs) > 10
@@ -93,7 +106,7 @@ def test_theorem_1_as_stated_holds_wherever_it_claims_something():
 
 
 def broken_runs():
-    return sum(not similarity_descent(*c).holds() for c in CONFIGURATIONS)
+    return sum(not holds(similarity_descent(*c)) for c in CONFIGURATIONS)
 
 
 def test_a_wrong_temperature_of_nscl_is_found(monkeypatch):

@@ -39,7 +39,7 @@ from cltools.maths.evidence import (
     verdict,
 )
 from cltools.runtime.errors import InputError
-from cltools.tidy import COLUMNS, setting
+from cltools.tidy import COLUMNS, not_told_apart, setting
 
 UNTESTED = "not tested here"
 VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)
@@ -201,13 +201,10 @@ class _Arms:
 
 def _check_told_apart(arm: pl.DataFrame, factor: str | None) -> None:
     """Raise InputError where cells of one seed differ in something that no column tells."""
-    known = ["seed", "class_draw", *([factor] if factor else [])]
-    cells = arm.unique("cell").sort("cell")
-    alike = cells.filter(cells.select(known).is_duplicated())
-    if len(alike):
+    if alike := not_told_apart(arm.unique("cell"), [factor] if factor else []):
         raise InputError(
-            f"claims cannot tell {' and '.join(alike['cell'].head(2))} apart: give what they "
-            "differ in a sweep of its own"
+            f"claims cannot tell {' and '.join(alike[:2])} apart: give what they differ in a sweep "
+            "of its own"
         )
 
 

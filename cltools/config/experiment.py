@@ -10,7 +10,7 @@ from typing import Any
 from cltools.config.cells import cell_id, resolve_cell
 from cltools.config.durations import Duration
 from cltools.config.schema import check, schema, unknown_key, with_defaults
-from cltools.config.sweeps import base_sweep
+from cltools.config.sweeps import alike, base_sweep
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, read_yaml, sha256_text
 
@@ -156,7 +156,7 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
             for settings in _points(config["base"], part, where):
                 _add(plans, _plan(settings, config["datasets"], ids, name, where))
         cells = [plan.cell for plan in plans.values() if name in plan.sweeps]
-        _check_told_apart(cells, {*factors, "seed", "class_draw"}, f"sweeps.{name}")
+        _check_told_apart(cells, factors, f"sweeps.{name}")
         numbers = {cell["classes"] for cell in cells}
         sweeps[name]["classes"] = sorted(n for n in numbers if isinstance(n, int))
     unknown = sorted(set(config.get("merge", {}).get("sweeps", ())) - set(sweeps))
@@ -177,15 +177,13 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
 
 def _check_told_apart(cells: list[dict[str, Any]], factors: set[str], where: str) -> None:
     """Refuse two cells that no factor tells apart: figures would take them for one, of two runs."""
-    known: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        other = known.setdefault(canonical_json([cell.get(f) for f in sorted(factors)]), cell)
-        if other is not cell:
-            differing = sorted(k for k in {*cell, *other} if cell.get(k) != other.get(k))
-            raise InputError(
-                f"config key {where} has two cells that differ in {', '.join(differing)}, which is "
-                f"under no vary: put {differing[0]} there, or the cells in sweeps of their own"
-            )
+    if (pair := alike(cells, factors)) is not None:
+        other, cell = pair
+        differing = sorted(k for k in {*cell, *other} if cell.get(k) != other.get(k))
+        raise InputError(
+            f"config key {where} has two cells that differ in {', '.join(differing)}, which is "
+            f"under no vary: put {differing[0]} there, or the cells in sweeps of their own"
+        )
 
 
 def _points(base: Mapping[str, Any], part: Mapping[str, Any], where: str) -> Iterator[dict]:

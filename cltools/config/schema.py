@@ -25,7 +25,7 @@ _TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
         ),
     }
 )
-_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=_TYPES)
+Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=_TYPES)
 
 
 @cache
@@ -50,7 +50,7 @@ def check(value: Any, definition: str | None, where: str) -> None:
     rules = schema()
     if definition is not None:
         rules = {"$defs": rules["$defs"], "$ref": f"#/$defs/{definition}"}
-    errors = _Validator(rules).iter_errors(value)
+    errors = Validator(rules).iter_errors(value)
     error = jsonschema.exceptions.best_match(errors)
     if error is not None:
         raise InputError(_sentence(error, where))

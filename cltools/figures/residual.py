@@ -1,6 +1,7 @@
 """How much of the alignment is more than a clustering into the same classes?"""
 
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools import tidy
@@ -29,43 +30,22 @@ MEASURES = {
 }
 
 
+SPLITS = {"test": "test images", "train": "training images"}
+
+
 def residual_alignment(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     """Rows training and test images, columns CKA and RSA, a line per objective; the base sweep."""
-    ended = tidy.last_step(experiment.base(experiment.measures))
-    others = tidy.against_dcl(ended)
-    splits = {"test": "test images", "train": "training images"}
-    cells = pl.concat(
-        [
-            tidy.rows(
-                others, metric=metric, variant=variant, features="h", split=list(splits)
-            ).with_columns(measure=pl.lit(measure), kind=pl.lit(kind))
-            for measure, kinds in MEASURES.items()
-            for kind, (metric, variant) in kinds.items()
-        ]
-    )
+    cells = _cells(experiment)
     plotted = tidy.spread(cells, ["measure", "split", "objective", "kind"])
     objectives = style.ordered(plotted["objective"])
 
     figure, axes = style.panels(
-        len(splits), len(MEASURES), height=0.42 * len(objectives) + 0.5, sharex=True, sharey=True
+        len(SPLITS), len(MEASURES), height=0.42 * len(objectives) + 0.5, sharex=True, sharey=True
     )
-    for row, (split, images) in zip(axes, splits.items(), strict=True):
+    for row, (split, images) in zip(axes, SPLITS.items(), strict=True):
         for ax, measure in zip(row, MEASURES, strict=True):
             for y, name in enumerate(objectives):
-                colour = style.OBJECTIVES[name].colour
-                for kind, (_, marker, filled, shift) in KINDS.items():
-                    one = plotted.filter(measure=measure, split=split, objective=name, kind=kind)
-                    if one.is_empty():
-                        continue
-                    ax.errorbar(
-                        one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=marker,
-                        color=colour, markerfacecolor=colour if filled else "white",
-                        markersize=9 if marker == "|" else 5, elinewidth=0.9,
-                    )  # fmt: skip
-                    values = one["value"]
-                    if len(one) > 1:
-                        places = [y + shift + 0.16] * len(one)
-                        ax.plot(values, places, "o", color=colour, **style.SEED)
+                _line(ax, plotted.filter(measure=measure, split=split, objective=name), y, name)
             ax.set_title(f"{measure}, {images}")
             ax.set_yticks(range(len(objectives)), [style.OBJECTIVES[o].label for o in objectives])
             ax.set_ylim(len(objectives) - 0.4, -0.6)
@@ -93,3 +73,34 @@ def residual_alignment(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         "images within every class, which keep class means and break all else.",
     )
     return figure, plotted
+
+
+def _cells(experiment: Experiment) -> pl.DataFrame:
+    """The rows of all measures and kinds at the end of training."""
+    others = tidy.against_dcl(tidy.last_step(experiment.base(experiment.measures)))
+    return pl.concat(
+        [
+            tidy.rows(
+                others, metric=metric, variant=variant, features="h", split=list(SPLITS)
+            ).with_columns(measure=pl.lit(measure), kind=pl.lit(kind))
+            for measure, kinds in MEASURES.items()
+            for kind, (metric, variant) in kinds.items()
+        ]
+    )
+
+
+def _line(ax: Axes, plotted: pl.DataFrame, y: int, name: str) -> None:
+    """One objective: its kinds around the height y."""
+    colour = style.OBJECTIVES[name].colour
+    for kind, (_, marker, filled, shift) in KINDS.items():
+        one = plotted.filter(kind=kind)
+        if one.is_empty():
+            continue
+        ax.errorbar(
+            one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=marker,
+            color=colour, markerfacecolor=colour if filled else "white",
+            markersize=9 if marker == "|" else 5, elinewidth=0.9,
+        )  # fmt: skip
+        if len(one) > 1:
+            places = [y + shift + 0.16] * len(one)
+            ax.plot(one["value"], places, "o", color=colour, **style.SEED)

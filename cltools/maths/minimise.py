@@ -6,6 +6,8 @@ equiangular tight frame (ETF). Here the embeddings themselves are the unknowns (
 features"), on the unit sphere, and the whole set is one batch of `cltools.maths.objectives`.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from cltools.maths.collapse import (
 )
 from cltools.maths.objectives import (
     OBJECTIVES,
+    PairMasks,
     checked_contrastive_loss,
     contrastive_loss,
     pair_masks,
@@ -113,63 +116,100 @@ def minimise(
         raise ValueError(f"unknown objective {objective!r}: use one of {OBJECTIVES}")
     if dimension < 1 or views < 2 or not head_penalty > 0 or not descent_lr > 0:
         raise ValueError("need dimension ≥ 1, views ≥ 2, head_penalty > 0 and descent_lr > 0")
-    generator = torch.Generator().manual_seed(seed)
-    start = {"generator": generator, "dtype": torch.float64}
-    free = F.normalize(torch.randn(views, len(labels), dimension, **start), dim=2)
+    free = _start(objective, labels, dimension, tau, seed, views, head_penalty)
+    lr = descent_lr if objective == "ce" else descent_lr * (tau * min(tau, 1))
+    trajectory = [*_descend(free, descent_steps, lr), *_polish(free, newton_calls)]
+    return Minimum(free.z.detach(), *np.array(trajectory).T)
+
+
+@dataclass
+class _Free:
+    """Free embeddings (K, N, d), for CE a head (C, d + 1) beside them, and the loss of both."""
+
+    objective: str
+    tau: float
+    head_penalty: float
+    embeddings: Tensor
+    labels: Tensor  # (K N,)
+    masks: PairMasks | None = None
+    head: Tensor | None = None
+
+    @property
+    def z(self) -> Tensor:
+        return F.normalize(self.embeddings, dim=2)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.embeddings] if self.head is None else [self.embeddings, self.head]
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """The loss, and what is minimised."""
+        if self.head is None:
+            loss = contrastive_loss(self.objective, similarity_logits(self.z, self.tau), self.masks)
+            return loss, loss
+        # Not `objectives.cross_entropy`, which is float32.
+        class_logits = self.z @ self.head[:, :-1].T + self.head[:, -1]
+        loss = F.cross_entropy(class_logits.flatten(0, 1), self.labels)
+        return loss, loss + self.head_penalty * self.head.square().sum()
+
+    def record(self, time: float, loss: Tensor) -> tuple[float, ...]:
+        """An entry of the trajectory."""
+        z = self.z.detach().numpy()
+        statistics = class_statistics(z.reshape(-1, z.shape[2]), self.labels.numpy())
+        return (
+            time,
+            loss.item(),
+            etf_deviation(statistics),
+            within_class_spread(statistics),
+            view_distance(z)[0],
+        )
+
+
+def _start(
+    objective: str,
+    labels: Tensor,
+    dimension: int,
+    tau: float,
+    seed: int,
+    views: int,
+    head_penalty: float,
+) -> _Free:
+    """The embeddings that a seed begins from, whatever the objective, and CE's head."""
+    start = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+    embeddings = F.normalize(torch.randn(views, len(labels), dimension, **start), dim=2)
     classes = int(labels.max()) + 1
     if classes < 2 or not torch.equal(labels.unique(), torch.arange(classes)):
         raise ValueError("labels must be 0..C-1, with images in each of at least two classes")
-    every_label = labels.repeat(views)
-    parameters = [free.requires_grad_()]
-    lr = descent_lr
+    masks = head = None
     if objective == "ce":
         head = torch.randn(classes, dimension + 1, **start).mul_(0.1).requires_grad_()
-        parameters.append(head)
     else:
-        checked_contrastive_loss(objective, free.detach(), labels, tau)
+        checked_contrastive_loss(objective, embeddings, labels, tau)
         masks = pair_masks(labels, views)
-        lr *= tau * min(tau, 1)
+    embeddings.requires_grad_()
+    return _Free(objective, tau, head_penalty, embeddings, labels.repeat(views), masks, head)
 
-    def losses() -> tuple[Tensor, Tensor]:
-        """The loss, and what is minimised."""
-        z = F.normalize(free, dim=2)
-        if objective != "ce":
-            loss = contrastive_loss(objective, similarity_logits(z, tau), masks)
-            return loss, loss
-        # Not `objectives.cross_entropy`, which is float32.
-        class_logits = z @ head[:, :-1].T + head[:, -1]
-        loss = F.cross_entropy(class_logits.flatten(0, 1), every_label)
-        return loss, loss + head_penalty * head.square().sum()
 
-    trajectory: list[tuple[float, ...]] = []
-
-    def record(time: float, loss: Tensor) -> None:
-        z = F.normalize(free.detach(), dim=2).numpy()
-        statistics = class_statistics(z.reshape(-1, dimension), every_label.numpy())
-        trajectory.append(
-            (
-                time,
-                loss.item(),
-                etf_deviation(statistics),
-                within_class_spread(statistics),
-                view_distance(z)[0],
-            )
-        )
-
-    for step in range(descent_steps + 1):
-        loss, value = losses()
-        record(step * lr, loss)
-        if step == descent_steps:
-            break
-        gradients = torch.autograd.grad(value, parameters)
+def _descend(free: _Free, steps: int, lr: float) -> Iterator[tuple[float, ...]]:
+    """Gradient descent: the trajectory from the start on."""
+    views, images, _ = free.embeddings.shape
+    for step in range(steps + 1):
+        loss, value = free.losses()
+        yield free.record(step * lr, loss)
+        if step == steps:
+            return
+        gradients = torch.autograd.grad(value, free.parameters)
         with torch.no_grad():
-            free -= lr * views * len(labels) * gradients[0]
-            free.div_(free.norm(dim=2, keepdim=True))
-            if objective == "ce":
-                head -= lr * gradients[1]
+            free.embeddings -= lr * views * images * gradients[0]
+            free.embeddings.div_(free.embeddings.norm(dim=2, keepdim=True))
+            if free.head is not None:
+                free.head -= lr * gradients[1]
 
-    optimiser = torch.optim.LBFGS(
-        parameters,
+
+def _polish(free: _Free, calls: int) -> Iterator[tuple[float, ...]]:
+    """L-BFGS until it gains nothing more: the trajectory, an entry a call."""
+    optimizer = torch.optim.LBFGS(
+        free.parameters,
         max_iter=25,
         history_size=10,
         tolerance_grad=GRADIENT_TOLERANCE,
@@ -178,17 +218,15 @@ def minimise(
     )
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = losses()[1]
+        optimizer.zero_grad()
+        value = free.losses()[1]
         value.backward()
         return value
 
-    for _ in range(newton_calls):
-        before = optimiser.step(closure)
+    for _ in range(calls):
+        before = optimizer.step(closure)
         with torch.no_grad():
-            loss, value = losses()
-        record(np.nan, loss)
+            loss, value = free.losses()
+        yield free.record(np.nan, loss)
         if not before - value >= LEAST_GAIN:
-            break
-    columns = np.array(trajectory).T
-    return Minimum(F.normalize(free.detach(), dim=2), *columns)
+            return

@@ -28,7 +28,6 @@ from numpy.typing import ArrayLike, NDArray
 from cltools.maths.bounds import delta_pi, drift_bound, epsilon, gradient_gap_bound, step_bound
 
 Array = NDArray[np.float64]
-ROUNDING = 1e-9  # relative; what float64 sums over a reference set may be off by, amply
 
 
 class Descent(NamedTuple):
@@ -54,16 +53,6 @@ class Descent(NamedTuple):
     sum_lr: Array
     log10_bound: Array
     log10_bound_realised: Array
-
-    def holds(self) -> bool:
-        """Whether all inequalities that are certain hold at all steps, up to rounding."""
-        with np.errstate(divide="ignore"):
-            log10_distance = np.log10(self.distance)
-        return bool(
-            (self.gradient_gap <= self.gradient_gap_bound * (1 + ROUNDING)).all()
-            and (self.distance <= self.step_bound * (1 + ROUNDING)).all()
-            and (log10_distance <= self.log10_bound_realised + ROUNDING).all()
-        )
 
 
 class State(NamedTuple):

@@ -6,7 +6,7 @@ P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Generators of rows with any of the 
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 Key = tuple[str, str, str, str, str]  # split, objective, features, metric, variant
 # `bound` never fails for what is measured; `network` is proved for P2's surrogate dynamics and set
 # beside a network here, which it does not speak of; `estimate` has constants that are estimated.
-KINDS = ("bound", "network", "estimate")
+Kind = Literal["bound", "network", "estimate"]
 SCHEMA = {
     "step": pl.Int64,
     "epoch": pl.Float64,
@@ -49,7 +49,7 @@ def inequality(
     bound: float,
     measured: float,
     side: str = "upper",
-    kind: str = "bound",
+    kind: Kind = "bound",
     log10_bound: float | None = None,
     vacuous_orders: float | None = None,
     **about: Any,

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from cltools.config.sweeps import base_or_first
 from cltools.figures.style import OBJECTIVES
 from cltools.tidy import with_setting
 
@@ -28,7 +29,7 @@ def exploration(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> 
     class means in the cells of the first seed, for up to ten classes, those of the same sweep
     first.
     """
-    base = next((s for s in sweeps if set(s["factors"]) <= {"seed"}), sweeps[0])
+    base = base_or_first(sweeps)
     known = measures["objective"].unique().to_list()
     return {
         "objectives": {

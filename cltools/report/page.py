@@ -17,8 +17,9 @@ from plotly.offline import get_plotlyjs
 
 from cltools.claims.evaluate import UNTESTED, VERDICTS
 from cltools.claims.report import because, effect
+from cltools.config.sweeps import base_or_first
 from cltools.report.explore import exploration
-from cltools.tidy import with_setting
+from cltools.tidy import last_step, with_setting
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,9 @@ def _encoded(figure: Drawn) -> dict[str, str]:
 
 def _summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over seeds ± one standard deviation, test images, end of training, first sweep."""
-    sweep = next((s for s in sweeps if set(s["factors"]) <= {"seed"}), sweeps[0])
+    sweep = base_or_first(sweeps)
     rows = measures.filter(pl.col("sweeps").list.contains(sweep["name"]), split="test")
-    rows = rows.filter(pl.col("step") == pl.col("step").max().over("cell"))
-    rows = with_setting(rows)
+    rows = with_setting(last_step(rows))
     found = []
     for (words, objective), part in rows.group_by(["setting", "objective"], maintain_order=True):
         line = [words, objective, part["seed"].n_unique()]
