@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from places import ROOT
 from snakemake.api import SnakemakeApi
 from snakemake.settings.enums import Quietness
 from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
 
 from cltools import cli
 
-ROOT = Path(__file__).parents[1]
 STAGES = (
     "prepare", "train", "embed", "measure", "theory", "merge", "project", "surrogate", "minimise",
     "regularity", "collect", "claims", "plot", "report",

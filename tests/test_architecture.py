@@ -32,7 +32,9 @@ MAY_IMPORT = {
 }  # fmt: skip
 LONGEST = 60  # lines of a function without its docstring
 # A path below results/, in the text of a program or of a rule.
-PATHS = re.compile(r"\bresults/|^results$|\btrained-(?:$|\{)|\b(?:cells|stores|run|logs|benchmarks)/")
+PATHS = re.compile(
+    r"\bresults/|^results$|\btrained-(?:$|\{)|\b(?:cells|stores|run|logs|benchmarks)/"
+)
 
 
 def parts(file):

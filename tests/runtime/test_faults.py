@@ -24,11 +24,13 @@ import pytest
 import safetensors.torch
 import torch
 from commands import SERVER
+from places import ROOT
+from small import small_cell
+from small import train_into as run
 
 import cltools.runtime.tensors
 from cltools import cli
-from cltools.config.cells import canonical_cell, resolve_cell
-from cltools.config.durations import Duration
+from cltools.config.cells import canonical_cell
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, whole_file
 from cltools.runtime.tensors import load_checked, load_tensors, save_tensors
@@ -37,41 +39,16 @@ from cltools.stages.train import Saves
 from cltools.training.states import States
 from cltools.training.trainer import CoupledTrainer
 
-ROOT = Path(__file__).parents[1]
-
-
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "objectives": ["dcl", "nscl"],
-        "horizon": "12 steps",
-        "warmup": 2,
-        "checkpoints": [0, 5],
-        "images_per_class": 12,
-        "test_images_per_class": 5,
-        "batch_size": 24,
-        "projector_hidden": 16,
-        "projector_dim": 8,
-        "optimizer": "sgd",
-        "lr": 0.2,
-    }
-    return resolve_cell({**small, **settings})
-
-
-def run(settings, store, folder, until=None, **options):
-    """Train into `folder`; returns the manifest."""
-    stop = None if until is None else Duration.parse(until)
-    train.run(
-        cell=settings,
-        store=store,
-        run=folder / "run",
-        manifest=folder / "trained.json",
-        until=stop,
-        device="cpu",
-        **options,
-    )
-    return json.loads((folder / "trained.json").read_text())
+cell = partial(
+    small_cell,
+    objectives=["dcl", "nscl"],
+    horizon="12 steps",
+    warmup=2,
+    checkpoints=[0, 5],
+    test_images_per_class=5,
+    optimizer="sgd",
+    lr=0.2,
+)
 
 
 def files(folder):

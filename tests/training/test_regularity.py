@@ -1,12 +1,14 @@
 """Σ(w), its Jacobian and its remainder on small networks, and the run beside its surrogate."""
 
+from functools import partial
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from small import small_cell
 
-from cltools.config.cells import resolve_cell
 from cltools.data.image_set import image_set, open_store
 from cltools.maths.randomness import generator, initialise
 from cltools.maths.surrogate import (
@@ -34,19 +36,15 @@ CPU = torch.device("cpu")
 IMAGES, SIZE, STEPS = 16, 8, 4
 
 
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "horizon": 1,
-        "images_per_class": 12,
-        "batch_size": SIZE,
-        "base_batch": SIZE,
-        "projector_hidden": 8,
-        "projector_dim": 4,
-        "lr": 0.1,
-    }
-    return resolve_cell({**small, **settings})
+cell = partial(
+    small_cell,
+    horizon=1,
+    batch_size=SIZE,
+    base_batch=SIZE,
+    projector_hidden=8,
+    projector_dim=4,
+    lr=0.1,
+)
 
 
 def trainer_of(store, images=IMAGES, steps=STEPS, **settings):

@@ -1,12 +1,13 @@
 """The pieces of the authors' recipe: LARS, schedule, batches, one forward pass for each view."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from small import small_cell
 from torch import nn
 
-from cltools.config.cells import resolve_cell
 from cltools.data.image_set import image_set, open_store
 from cltools.maths.randomness import balanced_order, generator, initialise
 from cltools.training.networks import build_network
@@ -16,19 +17,11 @@ from cltools.training.trainer import CoupledTrainer
 CPU = torch.device("cpu")
 
 
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "horizon": 4,
-        "warmup": 2,
-        "images_per_class": 12,
-        "batch_size": 24,
-        "projector_hidden": 16,
-        "projector_dim": 8,
-        "lr_rule": "constant",
-    }
-    return resolve_cell({**small, **settings})
+cell = partial(
+    small_cell,
+    warmup=2,
+    lr_rule="constant",
+)
 
 
 def trainer_of(store, **settings):

@@ -6,13 +6,11 @@ from itertools import combinations, permutations
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
 
-from cltools.maths.bounds import few_shot_bound, few_shot_bound_displayed
 from cltools.maths.collapse import (
     cdnv,
     cdnv_root,
@@ -31,7 +29,6 @@ from cltools.maths.collapse import (
     view_distance,
     within_class_spread,
 )
-from cltools.maths.probes import nccc
 
 SCALARS = {
     f.__name__: f
@@ -369,95 +366,3 @@ def test_sphere_and_rank_refuse_what_does_not_fit():
         effective_rank(np.ones((2, 3)))
     with pytest.raises(ValueError, match="NaN"):
         effective_rank(np.full((2, 2), np.nan))
-
-
-# The few-shot bound
-
-
-def proposition(v_dir, v, v_s, m, c, a):
-    first = (1 / 2 - 2 / a - 2**1.5 / (a * m)) ** -2 * v_dir
-    return (c - 1) * (first + a / 4 * (2 / math.sqrt(m) * (v_s + v) + v / m))
-
-
-@pytest.mark.parametrize("m", [1, 3, 10, 100, 10**6])
-@pytest.mark.parametrize(("v_dir", "v", "v_s"), [(0.047, 0.844, 0.9), (1e-6, 2, 1), (5, 0.01, 0.1)])
-def test_bound_equals_the_proposition_and_its_minimum(v_dir, v, v_s, m):
-    for a in (16, 40):
-        expected = proposition(v_dir, v, v_s, m, 10, a)
-        assert few_shot_bound(v_dir, v, v_s, m, 10, a) == pytest.approx(expected, rel=1e-12)
-    smallest = math.log(max(5, 4 + 2**2.5 / m))
-    best = minimize_scalar(
-        lambda log_a: proposition(v_dir, v, v_s, m, 10, math.exp(log_a)),
-        bounds=(smallest, smallest + 12),
-        method="bounded",
-        options={"xatol": 1e-9},
-    ).fun
-    assert few_shot_bound(v_dir, v, v_s, m, 10) == pytest.approx(best, rel=1e-6)
-
-
-def test_bound_as_displayed():
-    v_dir, v, v_s, m = 0.05, 0.6, 0.7, 25
-    shown = 9 * (8 * v_dir + 8 / 5 * v_s + 8 / 5 * v + 4 / m * v)
-    assert few_shot_bound_displayed(v_dir, v, v_s, m, 10) == pytest.approx(shown, rel=1e-12)
-    for m in (10, 100, 10**4):
-        general = few_shot_bound(v_dir, v, v_s, m, 10, a=16)
-        assert few_shot_bound(v_dir, v, v_s, m, 10) <= general
-        assert general <= few_shot_bound_displayed(v_dir, v, v_s, m, 10)
-    with pytest.raises(ValueError, match="10 shots"):
-        few_shot_bound_displayed(v_dir, v, v_s, 9, 10)
-
-
-def test_bound_in_the_limits():
-    assert few_shot_bound(0.05, 0.6, 0.7, math.inf, 10) == pytest.approx(9 * 4 * 0.05)
-    assert few_shot_bound(0.05, 0.6, 0.7, 1e20, 10) == pytest.approx(9 * 4 * 0.05, rel=1e-3)
-    assert few_shot_bound(0.05, 0, 0, 5, 10) == pytest.approx(9 * 4 * 0.05)
-    assert few_shot_bound(0, 0.6, 0.7, 100, 2) == pytest.approx(
-        few_shot_bound(1e-15, 0.6, 0.7, 100, 2), rel=1e-3
-    )
-    assert few_shot_bound(0, 0.6, 0.7, 1, 2) == pytest.approx(
-        few_shot_bound(1e-15, 0.6, 0.7, 1, 2), rel=1e-3
-    )
-    assert few_shot_bound(0, 0, 0, 1, 2) == 0
-    assert few_shot_bound(0.05, 0.6, 0.7, 1, 2, a=5) == math.inf  # the bracket is negative
-    assert few_shot_bound(math.inf, math.inf, math.inf, math.inf, 2) == math.inf
-    assert math.isnan(few_shot_bound(math.nan, 0.6, 0.7, 5, 2))
-
-
-def test_bound_never_overflows_on_the_way():
-    for v_dir in (1e-300, 1e-40, 1.0, 1e300):
-        for v in (1e-300, 1e-9, 1e9):
-            for m in (1, 10):
-                bound = few_shot_bound(v_dir, v, v, m, 2)
-                assert 4 * v_dir <= bound <= few_shot_bound(v_dir, v, v, m, 2, a=16)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((-0.1, 1, 1, 1, 2), "negative"),
-        ((0.1, 1, 1, 0, 2), "1 shot"),
-        ((0.1, 1, 1, 1, 1), "2 classes"),
-        ((0.1, 1, 1, 1, 2, 4.9), "a must be"),
-        ((0.1, 1, 1, 1, 2, math.inf), "a must be"),
-    ],
-)
-def test_bound_refuses_impossible_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        few_shot_bound(*arguments)
-
-
-@pytest.mark.parametrize(("classes", "distance", "useful"), [(2, 6.0, True), (5, 3.0, False)])
-def test_bound_is_above_the_error_of_few_shot_centres(classes, distance, useful):
-    rng = np.random.default_rng(0)
-    d, n = 12, 2000
-    y = np.repeat(np.arange(classes), n)
-    x = distance / math.sqrt(2) * np.eye(classes, d)[y] + rng.standard_normal((n * classes, d))
-    s = class_statistics(x, y)
-    for m in (1, 5, 20, 100, 1000):
-        errors = []
-        for _ in range(5):
-            few = np.concatenate([c * n + rng.choice(n, m, replace=False) for c in range(classes)])
-            errors.append(1 - nccc(x[few], y[few], x, y)[1])
-        bound = few_shot_bound(directional_cdnv(s), cdnv(s), cdnv_root(s), m, classes)
-        assert bound >= np.mean(errors)
-    assert (bound < 1) == useful  # it says something at 1000 shots, or never

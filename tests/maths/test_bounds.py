@@ -1,11 +1,13 @@
-"""P2's bounds: numbers worked out by hand, their limits, and the facts that they rest on."""
+"""The bounds of both papers: numbers worked out by hand, limits, and the facts they rest on."""
 
 import math
 
 import numpy as np
 import pytest
+from formulas import gap_at_initialisation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 
 from cltools.maths.bounds import (
     batch_class_counts,
@@ -15,6 +17,9 @@ from cltools.maths.bounds import (
     delta_pi,
     drift_bound,
     epsilon,
+    few_shot_bound,
+    few_shot_bound_displayed,
+    gap_bound,
     gradient_gap_bound,
     lipschitz_sides,
     reweighting_sides,
@@ -23,6 +28,13 @@ from cltools.maths.bounds import (
     vacuous_orders,
     weight_bound,
 )
+from cltools.maths.collapse import (
+    cdnv,
+    cdnv_root,
+    class_statistics,
+    directional_cdnv,
+)
+from cltools.maths.probes import nccc
 from cltools.maths.surrogate import batch_gradient
 
 SEEDS = st.integers(0, 10**6)
@@ -229,3 +241,134 @@ def test_vacuous_orders():
 def test_what_is_out_of_range_is_refused(call):
     with pytest.raises(ValueError, match=r"need|must|at least|differ"):
         call()
+
+
+# The gap of losses
+
+
+@pytest.mark.parametrize(
+    ("classes", "tau", "expected"),
+    [
+        (2, 1, 2.127),
+        (10, 1, 0.599),
+        (100, 1, 0.0720),
+        (10, 0.5, 1.955),
+        (10, 0.1, 17.8),
+        (1000, 1, 0.0074),
+    ],
+)
+def test_gap_bound_has_the_papers_values(classes, tau, expected):
+    assert gap_bound(50, 50 * classes, tau) == pytest.approx(expected, rel=5e-3)
+
+
+def test_gap_bound_neither_overflows_nor_loses_digits():
+    assert gap_bound(50, 500, 1e-4) == pytest.approx(2e4 - math.log(9))
+    tiny = gap_bound(1, 10**12, 100.0)
+    assert tiny == pytest.approx(math.exp(0.02) / (10**12 - 1), rel=1e-12)
+    assert math.isnan(gap_bound(5, 5, 1.0))
+
+
+def test_gap_at_initialisation():
+    assert gap_at_initialisation(144, 1440) == pytest.approx(math.log(1439 / 1296), rel=1e-14)
+    assert gap_at_initialisation(5000, 50_000) == pytest.approx(math.log(10 / 9), abs=3e-5)
+    assert gap_at_initialisation(1, 100) == 0
+
+
+def test_bounds_refuse_impossible_counts():
+    for count in (0, 6):
+        with pytest.raises(ValueError, match="does not fit"):
+            gap_bound(count, 5, 1.0)
+    with pytest.raises(ValueError, match="tau"):
+        gap_bound(1, 5, 0.0)
+
+
+# The error of few-shot centres
+
+
+def proposition(v_dir, v, v_s, m, c, a):
+    first = (1 / 2 - 2 / a - 2**1.5 / (a * m)) ** -2 * v_dir
+    return (c - 1) * (first + a / 4 * (2 / math.sqrt(m) * (v_s + v) + v / m))
+
+
+@pytest.mark.parametrize("m", [1, 3, 10, 100, 10**6])
+@pytest.mark.parametrize(("v_dir", "v", "v_s"), [(0.047, 0.844, 0.9), (1e-6, 2, 1), (5, 0.01, 0.1)])
+def test_few_shot_bound_equals_the_proposition_and_its_minimum(v_dir, v, v_s, m):
+    for a in (16, 40):
+        expected = proposition(v_dir, v, v_s, m, 10, a)
+        assert few_shot_bound(v_dir, v, v_s, m, 10, a) == pytest.approx(expected, rel=1e-12)
+    smallest = math.log(max(5, 4 + 2**2.5 / m))
+    best = minimize_scalar(
+        lambda log_a: proposition(v_dir, v, v_s, m, 10, math.exp(log_a)),
+        bounds=(smallest, smallest + 12),
+        method="bounded",
+        options={"xatol": 1e-9},
+    ).fun
+    assert few_shot_bound(v_dir, v, v_s, m, 10) == pytest.approx(best, rel=1e-6)
+
+
+def test_few_shot_bound_as_displayed():
+    v_dir, v, v_s, m = 0.05, 0.6, 0.7, 25
+    shown = 9 * (8 * v_dir + 8 / 5 * v_s + 8 / 5 * v + 4 / m * v)
+    assert few_shot_bound_displayed(v_dir, v, v_s, m, 10) == pytest.approx(shown, rel=1e-12)
+    for m in (10, 100, 10**4):
+        general = few_shot_bound(v_dir, v, v_s, m, 10, a=16)
+        assert few_shot_bound(v_dir, v, v_s, m, 10) <= general
+        assert general <= few_shot_bound_displayed(v_dir, v, v_s, m, 10)
+    with pytest.raises(ValueError, match="10 shots"):
+        few_shot_bound_displayed(v_dir, v, v_s, 9, 10)
+
+
+def test_few_shot_bound_in_the_limits():
+    assert few_shot_bound(0.05, 0.6, 0.7, math.inf, 10) == pytest.approx(9 * 4 * 0.05)
+    assert few_shot_bound(0.05, 0.6, 0.7, 1e20, 10) == pytest.approx(9 * 4 * 0.05, rel=1e-3)
+    assert few_shot_bound(0.05, 0, 0, 5, 10) == pytest.approx(9 * 4 * 0.05)
+    assert few_shot_bound(0, 0.6, 0.7, 100, 2) == pytest.approx(
+        few_shot_bound(1e-15, 0.6, 0.7, 100, 2), rel=1e-3
+    )
+    assert few_shot_bound(0, 0.6, 0.7, 1, 2) == pytest.approx(
+        few_shot_bound(1e-15, 0.6, 0.7, 1, 2), rel=1e-3
+    )
+    assert few_shot_bound(0, 0, 0, 1, 2) == 0
+    assert few_shot_bound(0.05, 0.6, 0.7, 1, 2, a=5) == math.inf  # the bracket is negative
+    assert few_shot_bound(math.inf, math.inf, math.inf, math.inf, 2) == math.inf
+    assert math.isnan(few_shot_bound(math.nan, 0.6, 0.7, 5, 2))
+
+
+def test_few_shot_bound_never_overflows_on_the_way():
+    for v_dir in (1e-300, 1e-40, 1.0, 1e300):
+        for v in (1e-300, 1e-9, 1e9):
+            for m in (1, 10):
+                bound = few_shot_bound(v_dir, v, v, m, 2)
+                assert 4 * v_dir <= bound <= few_shot_bound(v_dir, v, v, m, 2, a=16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-0.1, 1, 1, 1, 2), "negative"),
+        ((0.1, 1, 1, 0, 2), "1 shot"),
+        ((0.1, 1, 1, 1, 1), "2 classes"),
+        ((0.1, 1, 1, 1, 2, 4.9), "a must be"),
+        ((0.1, 1, 1, 1, 2, math.inf), "a must be"),
+    ],
+)
+def test_few_shot_bound_refuses_impossible_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        few_shot_bound(*arguments)
+
+
+@pytest.mark.parametrize(("classes", "distance", "useful"), [(2, 6.0, True), (5, 3.0, False)])
+def test_few_shot_bound_is_above_the_error_of_few_shot_centres(classes, distance, useful):
+    rng = np.random.default_rng(0)
+    d, n = 12, 2000
+    y = np.repeat(np.arange(classes), n)
+    x = distance / math.sqrt(2) * np.eye(classes, d)[y] + rng.standard_normal((n * classes, d))
+    s = class_statistics(x, y)
+    for m in (1, 5, 20, 100, 1000):
+        errors = []
+        for _ in range(5):
+            few = np.concatenate([c * n + rng.choice(n, m, replace=False) for c in range(classes)])
+            errors.append(1 - nccc(x[few], y[few], x, y)[1])
+        bound = few_shot_bound(directional_cdnv(s), cdnv(s), cdnv_root(s), m, classes)
+        assert bound >= np.mean(errors)
+    assert (bound < 1) == useful  # it says something at 1000 shots, or never

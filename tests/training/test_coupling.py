@@ -1,48 +1,28 @@
 """Which randomness the objectives share, and that nothing else changes with it."""
 
-import json
+from functools import partial
 
 import polars as pl
 import pytest
 import torch
+from small import small_cell
+from small import train_into as run
 
-from cltools.config.cells import cell_id, resolve_cell
-from cltools.config.durations import Duration
+from cltools.config.cells import cell_id
 from cltools.data.image_set import image_set, open_store
 from cltools.runtime.tensors import load_tensors
-from cltools.stages import train
 from cltools.training.trainer import CoupledTrainer
 
 SOURCES = ["init", "batches", "views"]
 
 
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "horizon": "8 steps",
-        "checkpoints": [0],
-        "images_per_class": 12,
-        "batch_size": 24,
-        "projector_hidden": 16,
-        "projector_dim": 8,
-        "optimizer": "sgd",
-        "objectives": ["dcl", "nscl", "dcl_twin"],
-    }
-    return resolve_cell({**small, **settings})
-
-
-def run(settings, store, folder, until=None):
-    stop = None if until is None else Duration.parse(until)
-    train.run(
-        cell=settings,
-        store=store,
-        run=folder / "run",
-        manifest=folder / "trained.json",
-        until=stop,
-        device="cpu",
-    )
-    return json.loads((folder / "trained.json").read_text())
+cell = partial(
+    small_cell,
+    horizon="8 steps",
+    checkpoints=[0],
+    optimizer="sgd",
+    objectives=["dcl", "nscl", "dcl_twin"],
+)
 
 
 def trainer(digits, **settings):

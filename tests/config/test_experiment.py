@@ -5,6 +5,7 @@ import json
 
 import pytest
 import yaml
+from places import ROOT
 
 from cltools.config.cells import canonical_cell, cell_id, resolve_cell, training_key
 from cltools.config.durations import Duration
@@ -216,20 +217,18 @@ def test_unreadable_config(tmp_path):
 
 
 def test_shipped_configs_are_valid():
-    from pathlib import Path
 
-    configs = list((Path(__file__).parents[1] / "config").rglob("*.yaml"))
+    configs = list((ROOT / "config").rglob("*.yaml"))
     assert configs
     for path in configs:
         assert load_experiment(yaml.safe_load(path.read_text())).plans
 
 
 def test_every_key_is_documented():
-    from pathlib import Path
 
     from cltools.config.schema import schema
 
-    text = (Path(__file__).parents[1] / "config/README.md").read_text()
+    text = (ROOT / "config/README.md").read_text()
     definitions = schema()["$defs"]
     keys = {*schema()["properties"], *definitions["cell"]["properties"]}
     keys |= {*definitions["recipe"]["properties"], *definitions["dataset"]["properties"]}

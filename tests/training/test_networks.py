@@ -1,12 +1,13 @@
 """Networks, optimisers and schedules."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torchvision
+from small import small_cell
 
-from cltools.config.cells import resolve_cell
 from cltools.data.image_set import ImageSet
 from cltools.maths.randomness import generator, initialise
 from cltools.maths.weights import weight_distance
@@ -25,10 +26,14 @@ from cltools.training.recalibration import recalibrate
 from cltools.training.regularity import SimilarityMap
 from cltools.training.trainer import CoupledTrainer
 
-
-def cell(**settings):
-    small = {"projector_hidden": 16, "projector_dim": 8}
-    return resolve_cell({"dataset": "x", "recipe": "cifar", "horizon": 10, **small, **settings})
+cell = partial(
+    small_cell,
+    images_per_class=None,
+    dataset="x",
+    recipe="cifar",
+    horizon=10,
+    batch_size=128,
+)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

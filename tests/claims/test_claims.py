@@ -6,13 +6,13 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import tables as made_up
 import yaml
+from places import ROOT
 from scipy import stats
 
 import cltools.claims as c
@@ -23,7 +23,7 @@ from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
 from cltools.runtime.errors import InputError
 
-EXPECTED = Path(__file__).parents[1] / "config/paper/expected"
+EXPECTED = ROOT / "config/paper/expected"
 ALL = {claim.id: claim for claim in c.load_claims().claims}
 BY_SEEDS = [name for name, claim in ALL.items() if claim.tests[0].kind != "bound"]
 BOUNDS = [name for name in ALL if name not in BY_SEEDS]

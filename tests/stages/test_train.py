@@ -7,20 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
 import safetensors
 import torch
+from small import small_cell
+from small import train_into as run
 
-from cltools.config.cells import canonical_cell, resolve_cell
-from cltools.config.durations import Duration
+from cltools.config.cells import canonical_cell
 from cltools.data.image_set import image_set, open_store
 from cltools.layout import VERSIONS
 from cltools.runtime.errors import InputError
 from cltools.runtime.tensors import load_tensors
-from cltools.stages import prepare, train
+from cltools.stages import prepare
 from cltools.training.manifests import read_manifest
 from cltools.training.trainer import CoupledTrainer
 
@@ -35,36 +37,14 @@ AUTHORS = {
 }
 
 
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "horizon": "12 steps",
-        "warmup": 2,
-        "checkpoints": [0, 5],
-        "images_per_class": 12,
-        "batch_size": 24,
-        "projector_hidden": 16,
-        "projector_dim": 8,
-        "optimizer": "sgd",
-        "lr": 0.2,
-    }
-    return resolve_cell({**small, **settings})
-
-
-def run(settings, store, folder, until=None, **options):
-    """Train into `folder`; returns the manifest."""
-    stop = None if until is None else Duration.parse(until)
-    train.run(
-        cell=settings,
-        store=store,
-        run=folder / "run",
-        manifest=folder / "trained.json",
-        until=stop,
-        device="cpu",
-        **options,
-    )
-    return json.loads((folder / "trained.json").read_text())
+cell = partial(
+    small_cell,
+    horizon="12 steps",
+    warmup=2,
+    checkpoints=[0, 5],
+    optimizer="sgd",
+    lr=0.2,
+)
 
 
 def files(folder, pattern="*"):

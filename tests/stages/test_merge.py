@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import polars as pl
 import pytest
 import torch
 import xarray as xr
+from small import small_cell
 
-from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.data.image_set import image_set
 from cltools.data.store import ImageStore
@@ -31,21 +32,16 @@ KEYS = ["step", "split", "objective", "reference", "features", "metric", "varian
 METRICS = {"merged_nccc", "merged_linear_probe", "merged_cka", "merged_cka_to_objective"}
 
 
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "horizon": "12 steps",
-        "checkpoints": ["0 steps", "1 steps"],
-        "images_per_class": 15,
-        "test_images_per_class": 10,
-        "batch_size": 30,
-        "projector_hidden": 16,
-        "projector_dim": 8,
-        "optimizer": "sgd",
-        "lr": 0.2,
-    }
-    return resolve_cell({**small, **settings})
+cell = partial(
+    small_cell,
+    horizon="12 steps",
+    checkpoints=["0 steps", "1 steps"],
+    images_per_class=15,
+    test_images_per_class=10,
+    batch_size=30,
+    optimizer="sgd",
+    lr=0.2,
+)
 
 
 @pytest.fixture(scope="module")

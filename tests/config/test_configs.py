@@ -5,16 +5,16 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
 from cltools import measurements as m
 from cltools.config.durations import Duration
 from cltools.config.experiment import load_experiment, read_config
 
-CONFIG = Path(__file__).parents[1] / "config"
+CONFIG = ROOT / "config"
 PAPER, LAPTOP = sorted(CONFIG.glob("paper/*.yaml")), sorted(CONFIG.glob("laptop/*.yaml"))
 SHIPPED = [*sorted(CONFIG.glob("*.yaml")), *PAPER, *LAPTOP]
 EXPECTED = sorted(CONFIG.glob("paper/expected/*.csv"))

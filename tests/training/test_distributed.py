@@ -20,10 +20,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from small import small_cell
+from small import train_into as run
 from torch import nn
 
-from cltools.config.cells import canonical_cell, resolve_cell
-from cltools.config.durations import Duration
+from cltools.config.cells import canonical_cell
 from cltools.data.image_set import image_set, open_store
 from cltools.maths.objectives import similarity_logits
 from cltools.runtime.errors import InputError, Stopped
@@ -40,21 +41,14 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["cltools.stages.train", "cltools.stages.prepare", "torch._dynamo"])
 
 
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "horizon": "4 steps",
-        "warmup": 2,
-        "checkpoints": [0, 2],
-        "images_per_class": 12,
-        "batch_size": 24,
-        "projector_hidden": 16,
-        "projector_dim": 8,
-        "optimizer": "sgd",
-        "lr": 0.02,  # at 0.2 four steps turn float32 rounding into 1 percent of a loss
-    }
-    return resolve_cell({**small, **settings})
+cell = partial(
+    small_cell,
+    horizon="4 steps",
+    warmup=2,
+    checkpoints=[0, 2],
+    optimizer="sgd",
+    lr=0.02,  # at 0.2 four steps turn float32 rounding into 1 percent of a loss
+)
 
 
 def on_ranks(size, work, *arguments, **options):
@@ -282,19 +276,6 @@ def test_each_rank_makes_its_part_of_the_same_views(digits):
         assert torch.equal(everyone, labels)
         parts.append(views.unflatten(0, (2, 8)))
     assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), whole)
-
-
-def run(settings, store, folder, until=None, **options):
-    stop = None if until is None else Duration.parse(until)
-    train.run(
-        cell=settings,
-        store=store,
-        run=folder / "run",
-        manifest=folder / "trained.json",
-        until=stop,
-        device="cpu",
-        **options,
-    )
 
 
 def files(folder):

@@ -2,21 +2,23 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from small import small_cell
+from small import train_into as run
 
 from cltools.config.cells import cell_id, resolve_cell
-from cltools.config.durations import Duration
 from cltools.data.image_set import image_set, open_store
 from cltools.maths.bounds import gap_bound
 from cltools.maths.objectives import QUEUE_OBJECTIVES, KeyMasks, key_logits, queue_loss
 from cltools.runtime.errors import InputError
 from cltools.runtime.tensors import load_tensors
-from cltools.stages import embed, measure, train
+from cltools.stages import embed, measure
 from cltools.training.moco import KeyQueue, key_masks, queued_positions
 from cltools.training.trainer import CoupledTrainer
 
@@ -24,42 +26,22 @@ CPU = torch.device("cpu")
 IN_DENOMINATOR = {"nt_xent": 1, "nscl_with_positive": 1, "nt_xent_double_positive": 2}
 
 
-def cell(**settings):
-    small = {
-        "dataset": "digits",
-        "recipe": "digits",
-        "horizon": "8 steps",
-        "checkpoints": [0],
-        "images_per_class": 12,
-        "batch_size": 24,
-        "projector_hidden": 16,
-        "projector_dim": 8,
-        "optimizer": "sgd",
-        "objectives": ["dcl", "nscl", "ce"],
-        "framework": "moco",
-        "queue_size": 72,
-        "key_momentum": 0.9,
-    }
-    return resolve_cell({**small, **settings})
+cell = partial(
+    small_cell,
+    horizon="8 steps",
+    checkpoints=[0],
+    optimizer="sgd",
+    objectives=["dcl", "nscl", "ce"],
+    framework="moco",
+    queue_size=72,
+    key_momentum=0.9,
+)
 
 
 def trainer(digits, **settings):
     settings = cell(**settings)
     return CoupledTrainer(settings, image_set(open_store(digits, settings), settings, "train", CPU),
                           CPU)  # fmt: skip
-
-
-def run(settings, store, folder, until=None):
-    stop = None if until is None else Duration.parse(until)
-    train.run(
-        cell=settings,
-        store=store,
-        run=folder / "run",
-        manifest=folder / "trained.json",
-        until=stop,
-        device="cpu",
-    )
-    return json.loads((folder / "trained.json").read_text())
 
 
 def loop_reference(name, queries, keys, own, images, labels, tau):

@@ -6,10 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from small import small_cell
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cltools.config.cells import canonical_cell, cell_id, resolve_cell
+from cltools.config.cells import canonical_cell, cell_id
 from cltools.data.image_set import image_set, open_store
 from cltools.data.store import write_store
 from cltools.runtime.devices import choose_device
@@ -22,10 +23,14 @@ OBJECTIVES = ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
 CPU = torch.device("cpu")
 
 
-def cell(**settings):
-    small = {"dataset": "colours", "recipe": "imagenet", "horizon": 5, "batch_size": 24,
-             "objectives": OBJECTIVES, "projector_hidden": 16, "projector_dim": 8}  # fmt: skip
-    return resolve_cell({**small, **settings})
+cell = partial(
+    small_cell,
+    images_per_class=None,
+    dataset="colours",
+    recipe="imagenet",
+    horizon=5,
+    objectives=OBJECTIVES,
+)
 
 
 @pytest.fixture(scope="module")

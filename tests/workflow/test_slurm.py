@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 LAB = ROOT / "tests/slurm_lab.sh"
 # As few waits as possible; everything else is the profile's.
 HASTE = ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1",

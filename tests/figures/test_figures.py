@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import tables as made_up
 from PIL import Image
+from places import ROOT
 from polars.testing import assert_frame_equal
 
 from cltools.config.schema import cell_keys
@@ -427,7 +428,7 @@ def test_numbers_of_the_papers_that_cannot_be_read(inputs, tmp_path):
 
 
 def test_all_numbers_of_the_papers_can_be_read():
-    folder = Path(__file__).parents[1] / "config/paper/expected"
+    folder = ROOT / "config/paper/expected"
     files = [folder / f"{paper}.csv" for spec in FIGURES.values() for paper in spec.papers]
     for path in files:
         table = read_papers([path])

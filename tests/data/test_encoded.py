@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -15,8 +16,8 @@ import torchvision.transforms.v2.functional as tvf
 import xarray as xr
 from commands import cltools
 from PIL import Image
+from small import small_cell
 
-from cltools.config.cells import resolve_cell
 from cltools.config.recipes import RECIPES
 from cltools.data import encoded as writing
 from cltools.data.decoding import centre, in_order, pool
@@ -77,19 +78,19 @@ def both(photographs, tmp_path_factory):
     )
 
 
-def cell(**settings):
-    small = {
-        "dataset": "photographs",
-        "recipe": "imagenet",
-        "horizon": "5 steps",
-        "checkpoints": [0],
-        "batch_size": 8,
-        "objectives": ["dcl", "nscl"],
-        "projector_hidden": 8,
-        "projector_dim": 4,
-        "optimizer": "sgd",
-    }
-    return resolve_cell({**small, **settings})
+cell = partial(
+    small_cell,
+    images_per_class=None,
+    dataset="photographs",
+    recipe="imagenet",
+    horizon="5 steps",
+    checkpoints=[0],
+    batch_size=8,
+    objectives=["dcl", "nscl"],
+    projector_hidden=8,
+    projector_dim=4,
+    optimizer="sgd",
+)
 
 
 def original(store, split, index):

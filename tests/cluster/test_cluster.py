@@ -5,15 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
 from cltools.cluster.site import Site
 from cltools.runtime.errors import InputError
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "slurm/site.example.yaml"
 
 

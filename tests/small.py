@@ -1,0 +1,39 @@
+"""A small cell of the digits, and its training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cltools.config.cells import resolve_cell
+from cltools.config.durations import Duration
+from cltools.stages import train
+
+SMALL = {
+    "dataset": "digits",
+    "recipe": "digits",
+    "horizon": 4,
+    "images_per_class": 12,
+    "batch_size": 24,
+    "projector_hidden": 16,
+    "projector_dim": 8,
+}
+
+
+def small_cell(**settings: Any) -> dict[str, Any]:
+    """A resolved cell that trains in a moment; `settings` say where it leaves `SMALL`."""
+    return resolve_cell({**SMALL, **settings})
+
+
+def train_into(
+    cell: dict[str, Any], store: Path, folder: Path, until: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Train a cell into `folder`, on the CPU; returns the manifest, which is `trained.json`."""
+    train.run(
+        cell=cell,
+        store=store,
+        run=folder / "run",
+        manifest=folder / "trained.json",
+        until=None if until is None else Duration.parse(until),
+        **{"device": "cpu", **options},
+    )
+    return json.loads((folder / "trained.json").read_text())
