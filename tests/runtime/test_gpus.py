@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from cltools.runtime import gpus, tensors
+from cltools.runtime import devices, gpus
 from cltools.runtime.errors import InputError
 from cltools.stages import measure
 
 # Claims so many GPUs of as many, says which it has, and holds them until its input ends.
 CLAIM = """
 import os, sys
-from cltools import gpus
+from cltools.runtime import gpus
 gpus.gpu_count = lambda: int(sys.argv[2])
 gpus.SECONDS_BETWEEN_TRIES = 0.01
 gpus.claim_gpus(int(sys.argv[1]))
@@ -139,26 +139,26 @@ def test_a_command_inherits_the_claim(tmp_path, start):
 @pytest.fixture
 def broken(monkeypatch):
     """A machine with a GPU that torch cannot use, and no scheduler."""
-    monkeypatch.setattr(tensors.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(tensors, "gpu_count", lambda: 1)
+    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
     for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
         monkeypatch.delenv(variable, raising=False)
 
 
 def test_a_gpu_that_cannot_be_used_is_told(broken, caplog):
-    assert tensors.choose_device("auto").type == "cpu"
+    assert devices.choose_device("auto").type == "cpu"
     assert "cannot use the GPU of this machine" in caplog.text
 
 
 def test_a_gpu_that_was_asked_for_is_not_given_up_in_silence(broken, monkeypatch, caplog):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    assert tensors.choose_device("auto").type == "cpu"  # a job without GPUs
+    assert devices.choose_device("auto").type == "cpu"  # a job without GPUs
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
     with pytest.raises(InputError, match="cannot use the GPU of this machine: update the driver"):
-        tensors.choose_device("auto")
-    assert tensors.choose_device("cpu").type == "cpu"
+        devices.choose_device("auto")
+    assert devices.choose_device("cpu").type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert tensors.choose_device("auto").type == "cpu"
+    assert devices.choose_device("auto").type == "cpu"
     assert not caplog.text
 
 
@@ -173,7 +173,7 @@ def test_losses_of_large_sets_are_worth_a_gpu(monkeypatch):
 
 
 def test_a_missing_device_is_told_before_measuring(monkeypatch, tmp_path):
-    monkeypatch.setattr(tensors.torch, "empty", _no_cuda)
+    monkeypatch.setattr(devices.torch, "empty", _no_cuda)
     with pytest.raises(InputError, match=r"'cuda' is not available here \(no driver\)"):
         measure.run(manifests=[], done=tmp_path / "m.json", device="cuda")
     assert not (tmp_path / "m.json").exists()

@@ -24,9 +24,10 @@ rule report:
     params:
         config=shown_config,
         figures=figures_folder,
+        benchmarks=str(RESULTS.benchmarks),
         version=VERSIONS["report"],
     shell:
         "logged {log} "
         "cltools report {input.manifests} --plan {input.plan} --measures {input.measures} "
         "--claims {input.claims} --figures {params.figures} --config {params.config:q} "
-        "--benchmarks {RESULTS.benchmarks} --output {output} "
+        "--benchmarks {params.benchmarks} --output {output} "
