@@ -24,6 +24,7 @@ from cltools.engine.trainer import CoupledTrainer
 from cltools.errors import InputError, Stopped
 from cltools.files import only_process, remove_scratch, sha256_file, whole_file, write_json
 from cltools.maths.bounds import gap_bound
+from cltools.processor import has_bfloat16, instructions
 from cltools.progress import track
 from cltools.stopping import StopRequest, stop_requests
 from cltools.versions import VERSIONS
@@ -66,6 +67,12 @@ def train(
     ranks, device = join_ranks(device_name)
     store = open_store(store_folder, cell)
     images = image_set(store, cell, "train", device, workers)
+    slow = cell["precision"] == "bfloat16" and device.type == "cpu" and not has_bfloat16()
+    if slow and ranks.first:
+        log.warning(
+            "this processor has no instructions for bfloat16, which is several times slower here "
+            "than float32: set precision to float32, or train on another machine"
+        )
     trainer = CoupledTrainer(cell, images, device, ranks)
     until = until or Duration.parse(cell["horizon"])
     stop = until.in_steps(trainer.steps_per_epoch)
@@ -209,9 +216,17 @@ def _write_manifest(
                 "version": VERSION,
                 "cltools": cltools.__version__,
                 "torch": torch.__version__,
+                "processor": _processor(trainer.device),
             },
         },
     )
+
+
+def _processor(device: torch.device) -> str:
+    """What rounded: the kind of GPU, or the vector instructions of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {instructions()}"
 
 
 def weights_file(run: Path, objective: str, step: int) -> Path:
