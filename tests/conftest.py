@@ -5,18 +5,27 @@ import os
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+# The same examples everywhere, and none that a slow machine fails.
+hypothesis.settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("steady")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: the tests of Slurm mostly wait for it."""
-    return (os.cpu_count() or 1) + 1
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
-# The files that take longest, which are begun first: the tests of Slurm mostly wait.
+# The files that take longest, which are begun first.
 LONGEST = (
     "test_slurm", "test_workflow", "test_incremental", "test_faults", "test_figures", "test_stages",
     "test_distributed", "test_report", "test_extending",

@@ -62,6 +62,7 @@ def test_there_is_a_page_for_each():
     assert all(blocks(page, "diff") for page in PAGES)
 
 
+@pytest.mark.slow
 def test_the_objective_is_the_published_one(extended):
     """Its value against a loop over anchors and the other images of their view."""
     script = """
@@ -79,6 +80,7 @@ torch.testing.assert_close(loss, torch.stack(terms).mean())
     run(extended, "-c", script)
 
 
+@pytest.mark.slow
 def test_they_work_together(extended):
     """The new objective is trained on the new data set, the new metric measured and drawn."""
     noise = np.random.default_rng(0)

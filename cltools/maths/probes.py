@@ -71,6 +71,7 @@ def linear_probe(
     Raises:
         ValueError: as `nccc`, a training set of one class, or C not above 0.
     """
+    from sklearn import config_context
     from sklearn.linear_model import LogisticRegression
 
     train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
@@ -85,17 +86,23 @@ def linear_probe(
 
     if inverse_penalty is not None and not inverse_penalty > 0:
         raise ValueError(f"inverse_penalty must be above 0, not {inverse_penalty}")
-    held_out = _held_out(index, seed)
-    chosen = FALLBACK if inverse_penalty is None else inverse_penalty
-    if inverse_penalty is None and held_out.any():
-        probe = LogisticRegression(warm_start=True, max_iter=200, tol=1e-3)
-        scores = []
-        for c in INVERSE_PENALTIES:
-            probe.set_params(C=c).fit(train[~held_out], y[~held_out])
-            scores.append(probe.score(train[held_out], y[held_out]))
-        chosen = INVERSE_PENALTIES[int(np.argmax(scores))]
-    probe = LogisticRegression(C=chosen, max_iter=500).fit(train, y)
-    return float(probe.score(train, y)), float(probe.score(test, test_y)), chosen
+
+    def accuracy(x: NDArray, labels: NDArray) -> float:
+        return float((probe.predict(x) == labels).mean())
+
+    # Everything was checked above; few-shot probes are so small that checking again takes longer.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        chosen = FALLBACK if inverse_penalty is None else inverse_penalty
+        held_out = _held_out(index, seed) if inverse_penalty is None else np.array([False])
+        if held_out.any():
+            probe = LogisticRegression(warm_start=True, max_iter=200, tol=1e-3)
+            scores = []
+            for c in INVERSE_PENALTIES:
+                probe.set_params(C=c).fit(train[~held_out], y[~held_out])
+                scores.append(accuracy(train[held_out], y[held_out]))
+            chosen = INVERSE_PENALTIES[int(np.argmax(scores))]
+        probe = LogisticRegression(C=chosen, max_iter=500).fit(train, y)
+        return accuracy(train, y), accuracy(test, test_y), chosen
 
 
 def _held_out(index: NDArray, seed: int) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ import cltools
 from cltools.figures import FIGURES
 from cltools.layout import VERSIONS, benchmarks_of, figure_file
 from cltools.report.page import Drawn, Material, page
+from cltools.runtime import processor
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, read_table, whole_file
 from cltools.training.manifests import read_manifest
@@ -78,8 +79,7 @@ def _made(manifests: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Lines on software, machine and images."""
     manifests = list(manifests)
     stages = ", ".join(f"{stage} {number}" for stage, number in VERSIONS.items())
-    trained = sorted({f"cltools {m['made_by']['cltools']}, torch {m['made_by']['torch']}"
-                      for m in manifests})  # fmt: skip
+    trained = sorted({_trained(manifest["made_by"]) for manifest in manifests})
     stores = sorted({f"{m['cell']['dataset']}: {m['store']}" for m in manifests})
     return [
         ("cltools", cltools.__version__),
@@ -88,19 +88,14 @@ def _made(manifests: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
         ("cells were trained with", "; ".join(trained)),
         ("hashes of the images", "; ".join(stores)),
         ("this page was made on", f"{platform.platform()}, Python {platform.python_version()}, "
-         f"{_processor()}, {os.cpu_count()} cores"),
+         f"{processor.name()}, {os.cpu_count()} cores"),
     ]  # fmt: skip
 
 
-def _processor() -> str:
-    """The name of the processor, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def _trained(made_by: Mapping[str, Any]) -> str:
+    """With what a cell was trained. Manifests of earlier versions do not name the processor."""
+    where = f" on {made_by['processor']}" if "processor" in made_by else ""
+    return f"cltools {made_by['cltools']}, torch {made_by['torch']}{where}"
 
 
 def _jobs(folder: Path, plan: Mapping[str, Any]) -> list[tuple[str, int, str, str, str]]:

@@ -21,6 +21,7 @@ from cltools.layout import VERSIONS, CellFolder, RunFolder
 from cltools.maths.bounds import gap_bound
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file, write_json
+from cltools.runtime.processor import has_bfloat16, instructions
 from cltools.runtime.progress import track
 from cltools.runtime.stopping import StopRequest, stop_requests
 from cltools.runtime.tensors import save_tensors
@@ -76,6 +77,12 @@ def run(
     ranks, chosen = join_ranks(device)
     opened, folder = open_store(store, cell), RunFolder(run)
     images = image_set(opened, cell, "train", chosen, workers)
+    slow = cell["precision"] == "bfloat16" and chosen.type == "cpu" and not has_bfloat16()
+    if slow and ranks.first:
+        log.warning(
+            "this processor has no instructions for bfloat16, which is several times slower here "
+            "than float32: set precision to float32, or train on another machine"
+        )
     trainer = CoupledTrainer(cell, images, chosen, ranks)
     until = until or Duration.parse(cell["horizon"])
     stop = until.in_steps(trainer.steps_per_epoch)
@@ -220,9 +227,17 @@ def _write_manifest(
                 "version": VERSIONS["train"],
                 "cltools": cltools.__version__,
                 "torch": torch.__version__,
+                "processor": _processor(trainer.device),
             },
         },
     )
+
+
+def _processor(device: torch.device) -> str:
+    """What rounded: the kind of GPU, or the vector instructions of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {instructions()}"
 
 
 def _save_weights(trainer: CoupledTrainer, run: RunFolder) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -17,10 +18,11 @@ import xarray as xr
 from commands import cltools
 from PIL import Image
 from small import small_cell
+from waiting import HANGS
 
 from cltools.config.recipes import RECIPES
 from cltools.data import encoded as writing
-from cltools.data.decoding import centre, in_order, pool
+from cltools.data.decoding import centre, in_order
 from cltools.data.image_set import image_set
 from cltools.data.store import ImageStore
 from cltools.data.views import Recipe, epoch_views
@@ -222,11 +224,11 @@ def test_a_batch_is_the_same_begun_ahead_or_asked_for_alone(both):
 
 
 def test_results_come_in_order_and_what_has_not_begun_is_called_off():
-    threads, begun = pool(2), []
+    threads, begun = ThreadPoolExecutor(2), []
 
     def slow(number):
         begun.append(number)
-        time.sleep(0.01 * (number % 3))
+        time.sleep(0.01 * (number % 3))  # so that later ones end before earlier ones
         if number == 7:
             raise InputError("seven")
         return number
@@ -238,11 +240,11 @@ def test_results_come_in_order_and_what_has_not_begun_is_called_off():
     assert max(begun) <= 11
     begun.clear()
     blocked = threading.Event()
-    results = in_order(threads, lambda n: (begun.append(n), n and blocked.wait(5)), range(9), 9)
+    results = in_order(threads, lambda n: (begun.append(n), n and blocked.wait(HANGS)), range(9), 9)
     next(results)
     results.close()
     blocked.set()
-    time.sleep(0.05)
+    threads.shutdown()
     assert len(begun) <= 4
 
 

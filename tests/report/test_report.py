@@ -10,6 +10,7 @@ from itertools import combinations, product
 import polars as pl
 import pytest
 import tables
+from waiting import HANGS
 
 from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
@@ -263,7 +264,7 @@ def browse(folder, text, *options):
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900",
          f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0",
          "--virtual-time-budget=20000", *options, path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=HANGS, check=True,
     )  # fmt: skip
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

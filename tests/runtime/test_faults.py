@@ -27,6 +27,7 @@ from commands import SERVER
 from places import ROOT
 from small import small_cell
 from small import train_into as run
+from waiting import HANGS, wait_until
 
 import cltools.runtime.tensors
 from cltools import cli
@@ -199,10 +200,12 @@ def test_a_signal_to_all_of_snakemake(tmp_path):
     )  # fmt: skip
     cells = tmp_path / "results/cells"
     # These are written as the first step begins.
-    while process.poll() is None and not list(cells.glob("*/run/weights/nscl-0000000.*")):
-        time.sleep(0.05)
+    wait_until(
+        lambda: process.poll() is not None or list(cells.glob("*/run/weights/nscl-0000000.*")),
+        "the first weights",
+    )
     os.killpg(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 1, said
     (log,) = (tmp_path / "results/logs/train").iterdir()
     assert "stopped by SIGTERM at step" in log.read_text(), said
@@ -372,28 +375,36 @@ def test_two_runs_of_one_cell(digits, tmp_path, whole):
     assert files(tmp_path) == files(whole)
 
 
-def test_a_lock_of_a_moment_is_waited_for(tmp_path):
+def test_a_lock_of_a_moment_is_waited_for(tmp_path, monkeypatch):
     """`cltools status` takes the lock to see whether it can."""
     with only_process(tmp_path):
         pass
+    waits = []
     with open(tmp_path / "lock") as probe:
+
+        def wait(seconds):
+            waits.append(seconds)
+            if len(waits) == 3:
+                fcntl.flock(probe, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("cltools.runtime.files.time.sleep", wait)
         fcntl.flock(probe, fcntl.LOCK_SH)
-        threading.Timer(0.3, fcntl.flock, (probe, fcntl.LOCK_UN)).start()
         with only_process(tmp_path):
             pass
+    assert len(waits) == 3
 
 
 def hold(folder, held):
     with only_process(folder):
         held.set()
-        time.sleep(60)
+        signal.pause()
 
 
 def test_a_killed_run_holds_nothing(tmp_path):
     held = SERVER.Event()
     process = SERVER.Process(target=hold, args=(tmp_path, held))
     process.start()
-    assert held.wait(60)
+    assert held.wait(HANGS)
     with (
         pytest.raises(InputError, match=f"in use by process {process.pid}"),
         only_process(tmp_path),

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import yaml
 from typer.testing import CliRunner
+from waiting import HANGS
 
 from cltools.cli import app
 from cltools.cluster.estimates import (
@@ -60,7 +61,7 @@ def cell(**changes):
 
 def cltools(*arguments, code=0):
     command = [sys.executable, "-m", "cltools.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -11,18 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from precise import RECIPE, in_float64, make_float_double
 from small import small_cell
 from small import train_into as run
 from torch import nn
+from waiting import HANGS, wait_until
 
 from cltools.config.cells import canonical_cell
 from cltools.data.image_set import image_set, open_store
@@ -65,7 +67,7 @@ def on_ranks(size, work, *arguments, **options):
     ]
     for rank in ranks:
         rank.start()
-    results = sorted((answers.get(timeout=120) for _ in ranks), key=itemgetter(0))
+    results = sorted((answers.get(timeout=HANGS) for _ in ranks), key=itemgetter(0))
     for rank in ranks:
         rank.join()
     faults = [fault for _, _, fault in results if fault]
@@ -139,22 +141,22 @@ def _own_anchors(logits, ranks):
 
 def steps_in_float64(store, steps, kinds=(None,), **changed):
     """Gradients, weights, buffers and log of `steps` steps of all objectives, by kind of ranks."""
-    torch.Tensor.float = torch.Tensor.double  # what asks for float32 at least gets float64
-    recipe = {"family": "digits", "blur_probability": 0.0}  # blurring is in float32 only
     changed = {"objectives": OBJECTIVES, "coupling": ["init", "views"], **changed}
-    settings = cell(recipe=recipe, **changed)
+    settings = cell(recipe=RECIPE, **changed)
     ranks, device = join_ranks("cpu")
-    data = image_set(open_store(store, settings), settings, "train", device)
-    return [_steps(settings, data, kind() if kind else ranks, steps) for kind in kinds]
+    with pytest.MonkeyPatch.context() as patch:
+        make_float_double(patch)
+        data = image_set(open_store(store, settings), settings, "train", device)
+        return [
+            _steps(
+                in_float64(CoupledTrainer(settings, data, CPU, kind() if kind else ranks)), steps
+            )
+            for kind in kinds
+        ]
 
 
-def _steps(settings, data, ranks, steps):
-    trainer = CoupledTrainer(settings, data, CPU, ranks)
-    for network in trainer.networks.values():
-        network.double()
-    for queue in trainer.queues.values():
-        queue.network.double()
-        queue.keys = queue.keys.double()
+def _steps(trainer, steps):
+    ranks = trainer.ranks
     with pytest.MonkeyPatch.context() as patch:
         if isinstance(ranks, LocalSlice):
             own = lambda z, tau: _own_anchors(similarity_logits(z, tau), ranks)  # noqa: E731
@@ -295,11 +297,12 @@ def command(settings, store, folder, size, *options):
     return [str(part) for part in (*start, *options)]
 
 
+@pytest.mark.slow
 def test_a_whole_run(digits, tmp_path):
     """torchrun on 2 ranks: near one process, and the same bytes when repeated or interrupted."""
     run(cell(), digits, tmp_path / "alone")
     done = subprocess.run(
-        command(cell(), digits, tmp_path / "two", 2), capture_output=True, text=True, timeout=120
+        command(cell(), digits, tmp_path / "two", 2), capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"{n}/trained.json").read_text()) for n in ("alone", "two"))
@@ -310,12 +313,13 @@ def test_a_whole_run(digits, tmp_path):
     for objective in cell()["objectives"]:
         name = f"run/weights/{objective}-0000004.safetensors"
         ours, theirs = (load_tensors(tmp_path / n / name, "")[0] for n in ("two", "alone"))
-        for key, value in theirs.items():
-            torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-4)
+        assert ours.keys() == theirs.keys()
+    # Of the first step, 1e-4 is a thousand roundings of float32. Later steps multiply them: those
+    # are compared in float64, above.
     logs = [pl.read_parquet(tmp_path / n / "run/log-4steps.parquet") for n in ("two", "alone")]
     for column in ("dcl", "nscl", "scl", "ce", "grad_norm", "lr"):
-        ours, theirs = (torch.from_numpy(log[column].to_numpy().copy()) for log in logs)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+        ours, theirs = (log.filter(step=log["step"].min())[column].to_torch() for log in logs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0, equal_nan=True)
 
     on_ranks(2, run, cell(), digits, tmp_path / "parts", "3 steps")
     on_ranks(2, run, cell(), digits, tmp_path / "parts")
@@ -325,12 +329,33 @@ def test_a_whole_run(digits, tmp_path):
     }
 
 
-def test_bfloat16(digits, tmp_path):
-    settings = cell(precision="bfloat16")
-    run(settings, digits, tmp_path / "alone")
-    on_ranks(2, run, settings, digits, tmp_path / "two")
-    logs = [pl.read_parquet(tmp_path / n / "run/log-4steps.parquet") for n in ("two", "alone")]
-    assert 0 < (logs[0]["dcl"] - logs[1]["dcl"]).abs().max() < 0.05
+def first_gradients(store, **changed):
+    settings = cell(objectives=OBJECTIVES, **changed)
+    ranks, device = join_ranks("cpu")
+    data = image_set(open_store(store, settings), settings, "train", device)
+    trainer = CoupledTrainer(settings, data, CPU, ranks)
+    trainer.train_step()
+    return {
+        objective: np.concatenate(
+            [p.grad.flatten().double().numpy() for p in network.parameters() if p.grad is not None]
+        )
+        for objective, network in trainer.networks.items()
+    }
+
+
+def test_bfloat16(digits):
+    """Gradients of ranks are no further from those of float32 than those of one process are.
+
+    Both are off by as many roundings, of which none is the same: over thousands of entries that
+    comes to the same distance, to a few percent.
+    """
+    (exact,) = on_ranks(1, first_gradients, digits)
+    (alone,) = on_ranks(1, first_gradients, digits, precision="bfloat16")
+    for made in on_ranks(2, first_gradients, digits, precision="bfloat16"):
+        for objective, gradient in exact.items():
+            rounding = np.linalg.norm(alone[objective] - gradient)
+            assert 0 < rounding < 0.5 * np.linalg.norm(gradient)
+            assert np.linalg.norm(made[objective] - gradient) < 1.5 * rounding
 
 
 def test_another_number_of_ranks_goes_on_and_is_told(digits, tmp_path):
@@ -348,17 +373,19 @@ def saved_step(folder):
         return 0
 
 
+@pytest.mark.slow
 def test_terminated_is_never_stopped(digits, tmp_path):
     """SIGTERM to torchrun ends all ranks; resumed, the bytes are of a run that never stopped."""
-    settings = cell(horizon="400 steps")
+    settings = cell(horizon="4000 steps")
     process = subprocess.Popen(command(settings, digits, tmp_path / "ended", 2), stderr=-1)
-    while saved_step(tmp_path / "ended") < 5 and process.poll() is None:
-        time.sleep(0.01)
+    wait_until(
+        lambda: saved_step(tmp_path / "ended") >= 5 or process.poll() is not None, "five steps"
+    )
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANGS)
     assert process.returncode != 0, said
     reached = saved_step(tmp_path / "ended")
-    assert 5 <= reached < 400
+    assert 5 <= reached < 4000
     stop = f"{reached + 3} steps"
     on_ranks(2, run, settings, digits, tmp_path / "ended", stop)
     on_ranks(2, run, settings, digits, tmp_path / "whole", stop)
@@ -463,11 +490,12 @@ def test_refusals(digits, tmp_path, monkeypatch):
     _refused(digits, tmp_path, cell(), "this machine has 1 GPUs, too few for 2 ranks", "cuda")
 
 
+@pytest.mark.slow
 def test_one_sentence(digits, tmp_path):
     """All ranks fail alike; one says so."""
     done = subprocess.run(
         command(cell(lr=1e30, warmup=0), digits, tmp_path, 2),
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from precise import RECIPE, in_float64, make_float_double
 from small import small_cell
 from small import train_into as run
 
@@ -81,11 +82,12 @@ def test_no_other_loss_has_a_queue():
         queue_loss("scl", torch.zeros(2, 2), masks)
 
 
-def test_steps_are_those_written_by_hand(digits):
+def test_steps_are_those_written_by_hand(digits, monkeypatch):
     """Weights after four steps, of which the last replaces the first batch in the queue."""
-    ours, plain = trainer(digits), trainer(digits)
+    make_float_double(monkeypatch)
+    ours, plain = (in_float64(trainer(digits, recipe=RECIPE)) for _ in range(2))
     network, optimizer = plain.networks["nscl"], plain.optimizers["nscl"]
-    slow = plain._network("nscl")
+    slow = plain._network("nscl").double()
     past = []
     for step in range(4):
         ours.train_step()
@@ -108,11 +110,11 @@ def test_steps_are_those_written_by_hand(digits):
         optimizer.step()
         column = 1 + ours.logged.index("nscl")
         row = ours._pending[-1][list(ours.networks).index("nscl")]
-        assert float(row[column]) == pytest.approx(loss.item(), abs=1e-5)
+        assert float(row[column]) == pytest.approx(loss.item(), abs=1e-12)
     for a, b in zip(ours.networks["nscl"].parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     for a, b in zip(ours.queues["nscl"].network.parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     assert "ce" not in ours.queues
 
 

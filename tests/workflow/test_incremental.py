@@ -31,6 +31,7 @@ CONFIG = {
     "sweeps": {"temperature": {"vary": {"tau": [0.1, 0.5]}}},
     "merge": {"sweeps": ["temperature"], "points": 2},
     "surrogate": {"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
+    "figures": {"dpi": 50},
 }
 FIGURES = len(figures_of(load_experiment(CONFIG)))
 SHORT = {"embed": 2, "measure": 2, "theory": 2}

@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from places import ROOT
+from waiting import HANGS, wait_until
 
 LAB = ROOT / "tests/slurm_lab.sh"
 # As few waits as possible; everything else is the profile's.
@@ -46,6 +46,7 @@ TABLES = ("measures.parquet", "training_log.parquet", "theory.parquet", "surroga
 
 missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name)]
 pytestmark = [
+    pytest.mark.cluster,
     pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed (slurm-wlm)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons need root here"),
     pytest.mark.skipif(
@@ -63,10 +64,10 @@ def environment(tmp_path_factory):
                    "LAB_CPUS": "8", "SLURM_CONF": str(folder / "etc/slurm.conf")}  # fmt: skip
     environment.pop("PYTHONPATH", None)
     try:
-        subprocess.run([LAB, "start"], env=environment, check=True, timeout=90)
+        subprocess.run([LAB, "start"], env=environment, check=True, timeout=HANGS)
         yield environment
     finally:
-        subprocess.run([LAB, "stop"], env=environment, check=True, timeout=90)
+        subprocess.run([LAB, "stop"], env=environment, check=True, timeout=HANGS)
 
 
 class Clone:
@@ -89,7 +90,7 @@ class Clone:
 
     def slurm(self, *command):
         return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=30
+            command, env=self.environment, capture_output=True, text=True, timeout=HANGS
         ).stdout
 
     def jobs(self):
@@ -110,10 +111,10 @@ class Clone:
         """As an administrator does; but Slurm would hold the job for two minutes."""
         (job,) = [j["JobId"] for j in self.jobs() if cell in j["Comment"]]
         self.slurm("scontrol", "requeue", job)
-        for _ in range(100):
-            if "PENDING" in self.slurm("squeue", "--job", job, "--Format", "State"):
-                break
-            time.sleep(0.1)
+        wait_until(
+            lambda: "PENDING" in self.slurm("squeue", "--job", job, "--Format", "State"),
+            "the requeued job is pending",
+        )
         self.slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def process_of(self, cell):
@@ -137,15 +138,17 @@ def clones(environment, tmp_path_factory):
     calm, disturbed = (Clone(folder, environment) for folder in folders)
     try:
         disturbances = {0.1: disturbed.requeue, 0.5: disturbed.kill}
-        until = time.monotonic() + 240
-        while disturbances and time.monotonic() < until:
+
+        def all_disturbed():
             for tau in list(disturbances):
                 if (cell := disturbed.training(tau)) is not None:
                     disturbances.pop(tau)(cell)
-            time.sleep(0.05)
+            return not disturbances or disturbed.process.poll() is not None
+
+        wait_until(all_disturbed, "both cells train")
         assert not disturbances, (disturbed.folder / "console").read_text()
         for clone in (calm, disturbed):
-            code = clone.process.wait(timeout=400)
+            code = clone.process.wait(timeout=HANGS)
             assert code == 0, (clone.folder / "console").read_text()
         yield calm, disturbed
     finally:

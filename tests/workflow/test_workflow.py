@@ -32,6 +32,7 @@ CONFIG = {
         "base": {"vary": {"seed": [0, 1]}},
     },
     "cells_per_job": 3,
+    "figures": {"dpi": 50},
 }
 
 
@@ -194,6 +195,7 @@ def test_raising_epochs_continues(finished):
     assert planned(finished, CONFIG) == {}  # lowering it again does nothing
 
 
+@pytest.mark.slow
 def test_several_gpus_train_a_cell_together(finished, tmp_path):
     """Their number starts other processes, but trains nothing again."""
     config = changed(gpus_per_cell=2)
