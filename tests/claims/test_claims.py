@@ -22,6 +22,7 @@ from cltools.figures import FIGURES
 from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
 from cltools.runtime.errors import InputError
+from cltools.stages import claims as stage
 
 EXPECTED = ROOT / "config/paper/expected"
 ALL = {claim.id: claim for claim in c.load_claims().claims}
@@ -751,10 +752,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, output, claims=c.FILE, **more):
+def run(folder, output, chosen=c.FILE, **more):
     tables = {"measures": folder / "measures.parquet", "theory": folder / "theory.parquet",
               "training_log": folder / "training_log.parquet", "minimise": None}  # fmt: skip
-    claims.run(plan=folder / "plan.json", tables=tables | more, claims=claims, output=output)
+    stage.run(plan=folder / "plan.json", tables=tables | more, claims=chosen, output=output)
 
 
 def test_the_table_and_its_readable_form(folder, tmp_path):

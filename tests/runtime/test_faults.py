@@ -522,8 +522,8 @@ def test_no_room_for_a_state(digits, tmp_path, whole):
 
 
 def test_no_room_for_a_store(tmp_path):
-    arguments = ("digits", {"source": "digits"}, tmp_path)
-    kind, said = within(small_files(20_000), prepare, *arguments)
+    digits = {"name": "digits", "definition": {"source": "digits"}, "store": tmp_path}
+    kind, said = within(small_files(20_000), partial(prepare.run, **digits))
     assert (kind, said.partition(" (")[0]) == (
         "InputError", f"{tmp_path}/train-images.npy cannot be written",
     )  # fmt: skip

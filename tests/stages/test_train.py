@@ -230,7 +230,7 @@ def test_bfloat16_without_its_instructions_warns(digits, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_what_the_processor_can_do(level):
     """As torch uses it, which may be less than there is."""
-    code = "from cltools import processor as p; print(p.instructions(), p.has_bfloat16())"
+    code = "from cltools.runtime import processor as p; print(p.instructions(), p.has_bfloat16())"
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
     said = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
     if platform.machine() == "x86_64":
