@@ -167,9 +167,9 @@ def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> N
 
     def seconds(costs: Costs, run: Run) -> float:
         at = _checkpoints(costs, run) if settings["curvature_at"] == "all" else 2
-        network = costs.seconds_per_step / len(run.cell["objectives"])
+        network: float = costs.seconds_per_step / len(run.cell["objectives"])
         network *= min(1, settings["curvature_images"] / run.cell["batch_size"])
-        return at * settings["power_iterations"] * 2 * 3 * network
+        return float(at * settings["power_iterations"] * 2 * 3 * network)
 
     return _of_cells(work, THEORY_DEFAULT, lambda costs: 2 * costs.memory_mb, seconds, attempt)
 
@@ -205,10 +205,11 @@ def _of_cells(
 ) -> Needs:
     """Memory of the largest cell, time of all; the default where one is not benched."""
     work = list(work)
-    if any(costs is None for costs, _ in work):
+    benched = [(costs, run) for costs, run in work if costs is not None]
+    if len(benched) < len(work):
         return _times(default, attempt)
-    memory = max(memory_mb(costs) for costs, _ in work)
-    return _needs(memory, sum(seconds(costs, run) for costs, run in work), attempt)
+    memory = max(memory_mb(costs) for costs, _ in benched)
+    return _needs(memory, sum(seconds(costs, run) for costs, run in benched), attempt)
 
 
 def _checkpoints(costs: Costs, run: Run) -> int:

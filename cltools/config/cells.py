@@ -33,7 +33,7 @@ def _is_valid(cell: Mapping[str, Any]) -> bool:
 @cache
 def _is_valid_value(key: str, text: str) -> bool:
     rules = {"$defs": schema()["$defs"], "$ref": f"#/$defs/cell/properties/{key}"}
-    return Validator(rules).is_valid(json.loads(text))
+    return bool(Validator(rules).is_valid(json.loads(text)))
 
 
 def resolve_recipe(choice: str | Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
     if not _is_valid(cell):
         check(cell, "cell", where)
-    cell = _with_floats(cell, schema()["$defs"]["cell"])
+    cell = dict(_with_floats(cell, schema()["$defs"]["cell"]))
     _check_encoder(cell, where)
     _check_framework(cell, where)
     horizon = Duration.parse(cell["horizon"])
@@ -96,9 +96,9 @@ def _with_floats(value: Any, rules: Mapping[str, Any]) -> Any:
 def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
     """Refuse keys that the encoder would not use: they would make another cell of the same run."""
     if cell["architecture"] in ("small_vit", "vit_small", "vit_base"):
-        unused, kind = ("width", "stem"), "a ViT"
+        unused, kind = ["width", "stem"], "a ViT"
     else:
-        unused, kind = ("patch",), "a ResNet"
+        unused, kind = ["patch"], "a ResNet"
     for key in unused:
         if cell[key] != defaults()[key]:
             raise InputError(

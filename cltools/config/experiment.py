@@ -41,7 +41,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        return self.config["experiment"]
+        return str(self.config["experiment"])
 
     def setting(self, *path: str) -> Any:
         """A config value by its path, or the schema's default."""
@@ -186,7 +186,9 @@ def _check_told_apart(cells: list[dict[str, Any]], factors: set[str], where: str
         )
 
 
-def _points(base: Mapping[str, Any], part: Mapping[str, Any], where: str) -> Iterator[dict]:
+def _points(
+    base: Mapping[str, Any], part: Mapping[str, Any], where: str
+) -> Iterator[dict[str, Any]]:
     both = sorted(set(part.get("set", {})) & set(part.get("vary", {})))
     if both:
         raise InputError(f"config key {where} both sets and varies {both[0]}: keep one of them")
@@ -201,7 +203,11 @@ def _points(base: Mapping[str, Any], part: Mapping[str, Any], where: str) -> Ite
 
 
 def _plan(
-    settings: dict, datasets: Mapping[str, Any], ids: Mapping[str, str], sweep: str, where: str
+    settings: dict[str, Any],
+    datasets: Mapping[str, Any],
+    ids: Mapping[str, str],
+    sweep: str,
+    where: str,
 ) -> Plan:
     stops = {key: settings.pop(key) for key in STOP_KEYS if key in settings}
     if len(stops) == 2:

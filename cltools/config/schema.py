@@ -25,16 +25,23 @@ _TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
         ),
     }
 )
-Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=_TYPES)
+# The stubs have no types for what `extend` makes.
+Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft202012Validator, type_checker=_TYPES
+)
 
 
 @cache
 def schema() -> dict[str, Any]:
-    return json.loads((resources.files("cltools.config") / "schema.json").read_text())
+    found: dict[str, Any] = json.loads(
+        (resources.files("cltools.config") / "schema.json").read_text()
+    )
+    return found
 
 
 def cell_keys() -> dict[str, Any]:
-    return schema()["$defs"]["cell"]["properties"]
+    keys: dict[str, Any] = schema()["$defs"]["cell"]["properties"]
+    return keys
 
 
 def defaults() -> dict[str, Any]:
@@ -68,17 +75,19 @@ def with_defaults(settings: Mapping[str, Any], definition: str) -> dict[str, Any
 
 def _sentence(error: jsonschema.ValidationError, where: str) -> str:
     path = ".".join([where, *(str(part) for part in error.absolute_path)]).strip(".")
+    rules: Any = error.schema
+    limit: Any = error.validator_value
     match error.validator:
-        case "additionalProperties" if isinstance(error.schema.get("properties"), dict):
-            known = sorted(error.schema["properties"])
-            unknown = next(key for key in sorted(error.instance) if key not in known)
-            return unknown_key(f"{path}.{unknown}".strip("."), known)
+        case "additionalProperties" if isinstance(rules.get("properties"), dict):
+            names = sorted(rules["properties"])
+            unknown = next(key for key in sorted(error.instance) if key not in names)
+            return unknown_key(f"{path}.{unknown}".strip("."), names)
         case "required":
-            missing = next(key for key in error.validator_value if key not in error.instance)
+            missing = next(key for key in limit if key not in error.instance)
             return f"config key {f'{path}.{missing}'.strip('.')} is missing: add it"
         case "enum":
             return f"config key {path} is {error.instance!r}, but must be one of " + ", ".join(
-                map(repr, error.validator_value)
+                map(repr, limit)
             )
         case "exclusiveMinimum" | "minimum" | "exclusiveMaximum" | "maximum":
             words = {
@@ -87,14 +96,13 @@ def _sentence(error: jsonschema.ValidationError, where: str) -> str:
                 "exclusiveMaximum": "less than",
                 "maximum": "at most",
             }[error.validator]
-            limit = error.validator_value
             return f"config key {path} is {error.instance!r}, but must be {words} {limit}"
         case "type":
             hint = ""
             if isinstance(error.instance, str) and _is_number(error.instance):
                 hint = " (YAML reads 1e-1 as text: write 0.1)"
             return f"config key {path} is {error.instance!r}, but must be of type " + (
-                f"{error.validator_value}{hint}"
+                f"{limit}{hint}"
             )
         case "pattern" if error.schema in schema()["$defs"]["duration"]["anyOf"]:
             return (

@@ -62,7 +62,7 @@ def choose_device(name: str) -> torch.device:
     torch.set_deterministic_debug_mode("error")
     # By default that mode also writes NaN into all new memory, which reading it unset would show:
     # one more write of every activation.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     # On CUDA convolutions would round their inputs to TF32 by default, and matrix products where
     # the environment asks for it, as NVIDIA's containers do.

@@ -134,7 +134,7 @@ def only_process(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def _lock(file: IO) -> None:
+def _lock(file: IO[str]) -> None:
     """Lock a file, or raise BlockingIOError when it is still held after a second.
 
     `cltools status` holds a lock for a moment to see whether it can.
