@@ -35,13 +35,13 @@ def weight_angle(
     layers = common_layers(a, b)
     if origin is not None:
         common_layers(a, origin)
-    dot = squares = other = np.float64(0)
+    dot = squares = other = 0.0
     for name in layers:
         w, v = (np.asarray(x[name], dtype=np.float64).ravel() for x in (a, b))
         if origin is not None:
             start = np.asarray(origin[name], dtype=np.float64).ravel()
             w, v = w - start, v - start
-        dot, squares, other = dot + w @ v, squares + w @ w, other + v @ v
+        dot, squares, other = dot + float(w @ v), squares + float(w @ w), other + float(v @ v)
     if squares == 0 or other == 0:
         return float("nan")
     return float(np.degrees(np.arccos(np.clip(dot / np.sqrt(squares * other), -1, 1))))

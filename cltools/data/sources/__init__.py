@@ -10,6 +10,7 @@ Large photographs stay encoded (`encoded: true`), and are read when they are wri
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_source(definition: dict[str, Any]) -> Source | EncodedSource:
     kind = options.pop("source", None)
     if kind not in READERS:
         raise InputError(f"source is {kind!r}: use one of {in_words(READERS)}")
-    reader = READERS[kind]
+    reader: Callable[..., Source | EncodedSource] = READERS[kind]
     parameters = inspect.signature(reader).parameters
     if unknown := options.keys() - parameters.keys():
         raise InputError(
@@ -56,7 +57,8 @@ def read_source(definition: dict[str, Any]) -> Source | EncodedSource:
             f"the {kind} source {_described(options)} has only {len(source.class_names)} class: "
             "at least 2 are needed"
         )
-    return replace(source, provenance={**definition, **source.provenance})
+    read: Source | EncodedSource = replace(source, provenance={**definition, **source.provenance})
+    return read
 
 
 def _check_sizes(options: dict[str, Any]) -> None:
