@@ -22,6 +22,8 @@ from cltools.data.sources.source import Source, in_words
 from cltools.data.sources.torchvision import read_torchvision
 from cltools.runtime.errors import InputError
 
+READERS: dict[str, Callable[..., Source | EncodedSource]]
+
 READERS = {
     "digits": read_digits,
     "parquet": read_parquet,
@@ -40,7 +42,7 @@ def read_source(definition: dict[str, Any]) -> Source | EncodedSource:
     kind = options.pop("source", None)
     if kind not in READERS:
         raise InputError(f"source is {kind!r}: use one of {in_words(READERS)}")
-    reader: Callable[..., Source | EncodedSource] = READERS[kind]
+    reader = READERS[kind]
     parameters = inspect.signature(reader).parameters
     if unknown := options.keys() - parameters.keys():
         raise InputError(
