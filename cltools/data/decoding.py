@@ -7,8 +7,8 @@ processes: nothing is copied between them, and nothing is left behind when the p
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
@@ -44,6 +44,13 @@ def open_image(encoded: bytes, where: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{where} has more than 8 bits per channel: convert it to 8 bits")
     return image
+
+
+def format_of(image: Image.Image) -> str:
+    """ "JPEG", "PNG", …: the format that an image from `open_image` was stored in."""
+    if image.format is None:
+        raise TypeError("only images that were decoded have a format")
+    return image.format
 
 
 def centre(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
@@ -88,13 +95,13 @@ def in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     ahead: int,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """function(item) of each item, in the order of the items, worked out by `threads`.
 
     At most `ahead` results are waiting or under way. The first exception stops it; then, or when
     the iterator is closed, what has not begun is called off.
     """
-    waiting = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             waiting.append(threads.submit(function, item))

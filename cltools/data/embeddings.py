@@ -59,7 +59,8 @@ def made_from(path: Path) -> dict[str, Any] | None:
     """What an embedding file says it was made from; None where there is no such file."""
     try:
         with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            return json.loads(dataset.attrs["cltools"])
+            found: dict[str, Any] = json.loads(dataset.attrs["cltools"])
+            return found
     except (OSError, KeyError, ValueError):
         return None
 

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cltools.data.decoding import (
     GREY_MODES,
     DamagedImageError,
     centre,
+    format_of,
     in_order,
     open_image,
     pool,
@@ -59,12 +61,19 @@ class EncodedSource:
     """
 
     class_names: list[str]
-    labels: dict[str, np.ndarray]
+    labels: dict[str, NDArray[np.int64]]
     images: Callable[[str, int], Iterator[Named]]
     provenance: dict[str, Any]
     size: int | None = None
     resize: int | None = None
     skip_damaged: bool = False
+
+    @property
+    def side(self) -> int:
+        """`size`, without which images cannot stay encoded."""
+        if self.size is None:
+            raise TypeError("images that stay encoded need a size")
+        return self.size
 
     @property
     def preprocessing(self) -> str:
@@ -88,7 +97,7 @@ class _Checked:
     width: int
     grey: bool
     encoding: str
-    values: np.ndarray | int
+    values: NDArray[np.int64] | int
 
 
 def write_encoded_store(
@@ -144,7 +153,8 @@ def _forget_if_empty(folder: Path) -> None:
 
 def _whole_parts(folder: Path, split: str) -> list[dict[str, Any]]:
     """The records of the parts that lie whole in the file of images, in order."""
-    file, parts, end = StoreFolder(folder).encoded_images(split), [], 0
+    file, end = StoreFolder(folder).encoded_images(split), 0
+    parts: list[dict[str, Any]] = []
     written = file.stat().st_size if file.exists() else 0
     while (path := StoreFolder(folder).part(split, len(parts))).exists():
         part = read_json(path, made_by="cltools prepare")
@@ -188,12 +198,12 @@ def _check(image: Named, source: EncodedSource, count: bool) -> _Checked | Damag
         if source.skip_damaged:
             return error
         raise
-    values = 0
+    values: NDArray[np.int64] | int = 0
     if count:
-        pixels = centre(decoded.convert("RGB"), source.size, source.resize)
+        pixels = centre(decoded.convert("RGB"), source.side, source.resize)
         values = np.array(pixels.histogram()).reshape(3, 256)
     grey = decoded.mode in GREY_MODES
-    return _Checked(encoded, decoded.height, decoded.width, grey, decoded.format, values)
+    return _Checked(encoded, decoded.height, decoded.width, grey, format_of(decoded), values)
 
 
 def _write_part(
@@ -252,7 +262,7 @@ def _finish(
     }
     if source.skip_damaged:
         provenance["skipped"] = {s: sum(len(p["skipped"]) for p in parts[s]) for s in SPLITS}
-    shape, resize = [source.size, source.size, channels], source.resize or source.size
+    shape, resize = [source.side, source.side, channels], source.resize or source.side
     hashes = {split: [part["sha256"] for part in parts[split]] for split in SPLITS}
     return {
         "format": ENCODED_FORMAT,
@@ -269,6 +279,6 @@ def _finish(
     }
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def _save(path: Path, array: NDArray[np.integer]) -> None:
     with whole_file(path) as scratch:
         np.save(scratch, array, allow_pickle=False)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cltools.data.decoding import (
@@ -55,12 +56,18 @@ class ImageSet:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of plain images and views, which is what a network is given."""
-        return *self.images.shape[1:3], self.channels
+        return *self._shared_size(), self.channels
 
     @property
     def extent(self) -> tuple[int | Tensor, int | Tensor]:
         """Height and width that crops are taken from: of all images, or (n,) of each."""
-        return tuple(self.images.shape[1:3])
+        height, width = self._shared_size()
+        return height, width
+
+    def _shared_size(self) -> tuple[int, int]:
+        """Height and width of all images, which are arrays of one shape."""
+        height, width = self.images.shape[1:3]
+        return height, width
 
     def chosen(self, positions: Tensor) -> "ImageSet":
         """The set of the images at `positions` (on the CPU) alone."""
@@ -91,7 +98,7 @@ class ImageSet:
 
         def made() -> Tensor:
             repeated = self.pixels(positions).repeat(len(parameters.top) // len(positions), 1, 1, 1)
-            return render(repeated, parameters, recipe, self.extent)
+            return render(repeated, parameters, recipe, self._shared_size())
 
         return made
 
@@ -103,12 +110,12 @@ class ImageSet:
         self, views: EpochViews, recipe: Recipe, block: int
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """All images in blocks: `pixels`, and each of the K views of the same images."""
-        for positions in torch.arange(len(self.labels)).split(block):
+        for positions in torch.split(torch.arange(len(self.labels)), block):
             pixels = self.pixels(positions)
             yield (
                 pixels,
                 [
-                    render(pixels, views.rows(view, positions), recipe, self.extent)
+                    render(pixels, views.rows(view, positions), recipe, self._shared_size())
                     for view in range(views.views)
                 ],
             )
@@ -123,9 +130,9 @@ class EncodedImageSet(ImageSet):
     number of threads [one per core].
     """
 
-    images: EncodedImages
+    images: EncodedImages  # type: ignore[assignment]  # all methods that use it are overridden
     size: int
-    resize: int
+    resize: int | None
     workers: int | None = None
     ahead: ClassVar[int] = 2
 
@@ -162,9 +169,9 @@ class EncodedImageSet(ImageSet):
     def plain_and_views(
         self, views: EpochViews, recipe: Recipe, block: int
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        blocks = torch.arange(len(self.labels)).split(block)
+        blocks = torch.split(torch.arange(len(self.labels)), block)
 
-        def boxes(positions: Tensor) -> np.ndarray:
+        def boxes(positions: Tensor) -> NDArray[np.int64]:
             return _boxes(views.rows(slice(None), positions), len(positions))
 
         begun = (partial(_Decoding, self, block, boxes(block)) for block in blocks)
@@ -203,7 +210,7 @@ class _Decoding:
         self,
         data: EncodedImageSet,
         positions: Tensor,
-        boxes: np.ndarray = NO_BOXES,
+        boxes: NDArray[np.int64] = NO_BOXES,
         plain: bool = True,
     ) -> None:
         self.pixels = torch.empty(
@@ -232,10 +239,10 @@ class _Decoding:
 def _decode(
     data: EncodedImageSet,
     samples: list[int],
-    boxes: np.ndarray,
+    boxes: NDArray[np.int64],
     plain: bool,
-    out: np.ndarray,
-    rows: np.ndarray,
+    out: NDArray[np.uint8],
+    rows: NDArray[np.intp],
 ) -> None:
     """Fill some rows of `out`, as `_Decoding` says."""
     for row in rows:
@@ -250,7 +257,7 @@ def _decode(
             out[kind, row] = np.asarray(pixels)[..., : data.channels]
 
 
-def _boxes(parameters: ViewParameters, images: int) -> np.ndarray:
+def _boxes(parameters: ViewParameters, images: int) -> NDArray[np.int64]:
     """Left, top, width and height (K, n, 4) of the crops of K views of n images."""
     edges = (parameters.left, parameters.top, parameters.width, parameters.height)
     return torch.stack(edges, dim=1).numpy().reshape(-1, images, 4)
@@ -258,7 +265,7 @@ def _boxes(parameters: ViewParameters, images: int) -> np.ndarray:
 
 def _begun_ahead(starts: Iterable[Callable[[], _Decoding]]) -> Iterator[Tensor]:
     """What each of `starts` gives, each begun while the one before is used."""
-    waiting = deque()
+    waiting: deque[_Decoding] = deque()
     for start in starts:
         waiting.append(start())
         if len(waiting) > 1:
@@ -304,17 +311,20 @@ def image_set(
     `workers` threads decode encoded ones [one per core]; their number changes no byte.
     """
     subset = cell_subset(store, cell, split)
-    about = {
-        "labels": torch.from_numpy(subset.labels),
-        "samples": torch.from_numpy(subset.indices),
-        "split_size": len(store.labels[split]),
-        "classes": len(subset.class_ids),
-        "mean": torch.tensor(store.mean, dtype=torch.float32, device=device),
-        "std": torch.tensor(store.std, dtype=torch.float32, device=device),
-    }
     images = store.images[split]
     if isinstance(images, EncodedImages):
-        size, resize = store.image_shape[0], store.resize
-        return EncodedImageSet(images=images, size=size, resize=resize, workers=workers, **about)
-    chosen = np.ascontiguousarray(images[subset.indices])
-    return ImageSet(images=torch.from_numpy(chosen).to(device), **about)
+        size = store.image_shape[0]
+        make: Callable[..., ImageSet] = partial(
+            EncodedImageSet, images, size=size, resize=store.resize, workers=workers
+        )
+    else:
+        chosen = np.ascontiguousarray(images[subset.indices])
+        make = partial(ImageSet, torch.from_numpy(chosen).to(device))
+    return make(
+        labels=torch.from_numpy(subset.labels),
+        samples=torch.from_numpy(subset.indices),
+        split_size=len(store.labels[split]),
+        classes=len(subset.class_ids),
+        mean=torch.tensor(store.mean, dtype=torch.float32, device=device),
+        std=torch.tensor(store.std, dtype=torch.float32, device=device),
+    )

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
@@ -28,10 +29,14 @@ FORMAT = 1
 ENCODED_FORMAT = "encoded-1"
 SPLITS = ("train", "test")
 
+Scalar = TypeVar("Scalar", np.uint8, np.int32, np.int64)
+
 # First word of every random key below, so that no two uses ever share a stream.
 _CLASS_STREAM, _IMAGE_STREAM = 0, 1
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images (N, H, W, C) uint8, labels (N,) int64
+Images = NDArray[np.uint8]  # (N, H, W, C)
+Labels = NDArray[np.int64]  # (N,)
+Arrays = tuple[Images, Labels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +48,8 @@ class Subset:
     class_ids: the C' original classes, in the order of the draw.
     """
 
-    indices: np.ndarray
-    labels: np.ndarray
+    indices: NDArray[np.int64]
+    labels: Labels
     class_ids: tuple[int, ...]
 
 
@@ -54,7 +59,7 @@ class EncodedImages:
     sizes: int32 (N, 2), height and width. Any thread may read.
     """
 
-    def __init__(self, file: Path, offsets: np.ndarray, sizes: np.ndarray) -> None:
+    def __init__(self, file: Path, offsets: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
         self.file, self.offsets, self.sizes = file, offsets, sizes
         self._descriptor = os.open(file, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
@@ -91,8 +96,8 @@ class ImageStore:
     mean: list[float]
     std: list[float]
     provenance: dict[str, Any]
-    images: dict[str, np.ndarray] | dict[str, EncodedImages]
-    labels: dict[str, np.ndarray]
+    images: dict[str, Images | EncodedImages]
+    labels: dict[str, Labels]
     resize: int | None = None
 
     @classmethod
@@ -192,13 +197,14 @@ def write_store(
     # An older store stops being complete before its first array is replaced.
     StoreFolder(folder).manifest.unlink(missing_ok=True)
     for split, arrays in splits.items():
-        for kind, array in zip(("images", "labels"), arrays, strict=True):
+        named: dict[str, Images | Labels] = dict(zip(("images", "labels"), arrays, strict=True))
+        for kind, array in named.items():
             with whole_file(StoreFolder(folder).array(split, kind)) as scratch:
                 np.save(scratch, array, allow_pickle=False)
     write_json(StoreFolder(folder).manifest, manifest)
 
 
-def counts(labels: np.ndarray, classes: int) -> dict[str, Any]:
+def counts(labels: Labels, classes: int) -> dict[str, Any]:
     """What the manifest says of a split's labels."""
     return {
         "count": len(labels),
@@ -207,7 +213,7 @@ def counts(labels: np.ndarray, classes: int) -> dict[str, Any]:
 
 
 def select(
-    labels: np.ndarray,
+    labels: Labels,
     class_names: list[str],
     classes: int | None = None,
     draw: int = 0,
@@ -284,7 +290,7 @@ def content_hash(class_names: list[str], splits: Mapping[str, Arrays]) -> str:
     digest = hashlib.sha256(canonical_json([list(class_names), shapes]).encode())
     for split in SPLITS:
         for array in splits[split]:
-            digest.update(array)
+            digest.update(array.data)
     return digest.hexdigest()
 
 
@@ -292,12 +298,12 @@ def encoded_content_hash(
     class_names: list[str],
     image_shape: Iterable[int],
     resize: int,
-    labels: Mapping[str, np.ndarray],
+    labels: Mapping[str, Labels],
     parts: Mapping[str, list[str]],
 ) -> str:
     """SHA-256 over class names, what is made of images, labels, and the parts' hashes."""
     about = [
-        [hashlib.sha256(np.ascontiguousarray(labels[split])).hexdigest(), parts[split]]
+        [hashlib.sha256(np.ascontiguousarray(labels[split]).data).hexdigest(), parts[split]]
         for split in SPLITS
     ]
     return sha256_text(canonical_json([list(class_names), list(image_shape), resize, about]))
@@ -312,7 +318,7 @@ def part_hash(images: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of uint8 images (N, H, W, C), scaled to 0..1.
 
     Counts of the 256 values come first: integers sum exactly, so the result depends neither on
@@ -327,7 +333,7 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     return statistics_of_counts(counts)
 
 
-def statistics_of_counts(counts: np.ndarray) -> tuple[list[float], list[float]]:
+def statistics_of_counts(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
     """The same from how often each value occurs, int64 (C, 256)."""
     values = np.arange(256)
     total = counts.sum(axis=1)
@@ -346,7 +352,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 def _checked(name: str, class_names: list[str], split: str, arrays: Arrays) -> Arrays:
     """The arrays as the store keeps them: contiguous, uint8 and int64."""
-    images, labels = (np.ascontiguousarray(array) for array in arrays)
+    images, labels = np.ascontiguousarray(arrays[0]), np.ascontiguousarray(arrays[1])
     where = _place(name, split)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise InputError(
@@ -361,7 +367,9 @@ def _checked(name: str, class_names: list[str], split: str, arrays: Arrays) -> A
     return images, labels.astype(np.int64)
 
 
-def check_labels(name: str, class_names: list[str], split: str, labels: np.ndarray) -> None:
+def check_labels(
+    name: str, class_names: list[str], split: str, labels: NDArray[np.integer]
+) -> None:
     """Raises InputError when there is no label, or one without a class name."""
     where = _place(name, split)
     if not len(labels):
@@ -377,24 +385,32 @@ def _place(name: str, split: str) -> str:
     return f"the {split} split of data set '{name}'"
 
 
-def _content(manifest: dict[str, Any], splits: Mapping[str, Arrays]) -> str:
-    """The content hash of what lies in the files."""
-    if manifest["format"] == FORMAT:
-        return content_hash(manifest["class_names"], splits)
-    parts = {}
-    for split, (images, _) in splits.items():
+def _content(
+    manifest: dict[str, Any], splits: Mapping[str, tuple[Images | EncodedImages, Labels]]
+) -> str:
+    """The content hash of the files as they are now."""
+    arrays, parts = {}, {}
+    for split, (images, labels) in splits.items():
+        if not isinstance(images, EncodedImages):
+            arrays[split] = images, labels
+            continue
         each = iter(images)
         sizes = [part["count"] for part in manifest["splits"][split]["parts"]]
         parts[split] = [part_hash(islice(each, size)) for size in sizes]
-    labels = {split: labels for split, (_, labels) in splits.items()}
-    about = (manifest[key] for key in ("class_names", "image_shape", "resize"))
-    return encoded_content_hash(*about, labels, parts)
+    if arrays:
+        return content_hash(manifest["class_names"], arrays)
+    labels_of = {split: labels for split, (_, labels) in splits.items()}
+    names, shape, resize = (manifest[key] for key in ("class_names", "image_shape", "resize"))
+    return encoded_content_hash(names, shape, resize, labels_of, parts)
 
 
-def _open_split(folder: StoreFolder, split: str, manifest: dict[str, Any]) -> Arrays:
-    """Map one split's images, load its labels and hold both against the manifest."""
+def _open_split(
+    folder: StoreFolder, split: str, manifest: dict[str, Any]
+) -> tuple[Images | EncodedImages, Labels]:
+    """Map the images of a split, load its labels and check both against the manifest."""
     expected = manifest["splits"][split]
     shape = (expected["count"], *manifest["image_shape"])
+    images: Images | EncodedImages
     if manifest["format"] == FORMAT:
         images = _open_array(folder.array(split, "images"), np.uint8, shape)
     else:
@@ -424,10 +440,10 @@ def _open_encoded(folder: StoreFolder, split: str, expected: dict[str, Any]) -> 
     return images
 
 
-def _open_array(path: Path, dtype: type, shape: Iterable[int]) -> np.ndarray:
+def _open_array(path: Path, dtype: type[Scalar], shape: Iterable[int]) -> NDArray[Scalar]:
     """Map one array read-only; never unpickles."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array: NDArray[Scalar] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
     except (ValueError, OSError):

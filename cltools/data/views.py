@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -76,7 +77,9 @@ class Recipe:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Recipe":
         """From the cell's `recipe` mapping, which the schema has checked to be complete."""
-        as_tuple = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        as_tuple: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
+        }
         return cls(**{field.name: as_tuple[field.name] for field in fields(cls)})
 
 
@@ -214,7 +217,7 @@ def epoch_views(
         view_uniforms(seed, epoch, view, split_size, COLUMN_COUNT, owner)[samples]
         for view in range(views)
     ]
-    if isinstance(height, Tensor):
+    if isinstance(height, Tensor) and isinstance(width, Tensor):
         height, width = height.repeat(views), width.repeat(views)
     table = view_parameters(torch.cat(uniforms), recipe, height, width)
     return EpochViews(table, views, len(samples))
@@ -344,6 +347,11 @@ def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) ->
     def column(values: Tensor, rows: Tensor) -> Tensor:
         return to_device(values[rows], device)[:, None, None, None]
 
+    def adjusted(
+        adjust: Callable[[Tensor, Tensor], Tensor], values: Tensor, x: Tensor, rows: Tensor
+    ) -> Tensor:
+        return adjust(x, column(values, rows))
+
     active = [
         code
         for code, (name, _, for_gray) in enumerate(ADJUSTMENTS)
@@ -355,7 +363,7 @@ def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) ->
             values = getattr(parameters, name)
             apply(
                 parameters.jitter & (parameters.order[:, position] == code),
-                lambda x, rows, adjust=adjust, values=values: adjust(x, column(values, rows)),
+                partial(adjusted, adjust, values),
             )
     if coloured:
         apply(parameters.gray, lambda x, _: grayscale(x).expand_as(x))

@@ -1,6 +1,6 @@
 """The two angles of P2's Figure 1 (arXiv 2510.08852): between weights, and between representations.
 
-The papers draw both, but how they define them is not public. These definitions are ours.
+P2 draws both angles but does not publish how it defines them. The definitions here are ours.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,11 @@ def weight_angle(
     b: Mapping[str, ArrayLike],
     origin: Mapping[str, ArrayLike] | None = None,
 ) -> float:
-    """Angle between two encoders' weights, all layers of `weight_gap` as one vector, in degrees.
+    """Angle in degrees between the weights of two encoders.
 
-    With `origin`, the weights both started from, it is the angle between the two paths w - w_0,
-    which does not shrink because of what the networks share.
+    The layers that `weight_gap` compares are joined into one vector. With `origin`, the weights
+    that both started from, it is the angle between the two paths w - w_0. Shared initial weights
+    then do not make the angle smaller.
 
     Args:
         a, b, origin: the weights of models, name -> array.
@@ -40,17 +41,17 @@ def weight_angle(
         if origin is not None:
             start = np.asarray(origin[name], dtype=np.float64).ravel()
             w, v = w - start, v - start
-        dot, squares, other = dot + w @ v, squares + w @ w, other + v @ v
+        dot, squares, other = dot + float(w @ v), squares + float(w @ w), other + float(v @ v)
     if squares == 0 or other == 0:
         return float("nan")
     return float(np.degrees(np.arccos(np.clip(dot / np.sqrt(squares * other), -1, 1))))
 
 
 def similarity_angle(cka: float) -> float:
-    """Angle between two centred matrices of cosine similarities, in degrees, from their CKA.
+    """Angle in degrees between two centered matrices of cosine similarities, from their CKA.
 
-    The papers' CKA (biased, of cosines) is its cosine; no rotation of either representation
-    changes it. In [0, 90], NaN where CKA is.
+    The cosine of this angle is the papers' CKA (centered kernel alignment: biased, on cosines).
+    Rotating either representation does not change it. In [0, 90]; NaN where CKA is NaN.
     """
     return float(np.degrees(np.arccos(np.clip(cka, -1, 1))))
 
@@ -58,18 +59,18 @@ def similarity_angle(cka: float) -> float:
 def feature_angle(a: ArrayLike, b: ArrayLike) -> float:
     """Mean over images of the angle between their two feature vectors, in degrees.
 
-    It asks more than `similarity_angle`: it also grows when one representation rotates, and means
-    something for networks that share their initial weights.
+    Unlike `similarity_angle`, it also grows when one representation rotates. It is only
+    meaningful for networks that share their initial weights.
 
     Args:
         a, b: (N, d) and (N, d').
 
     Returns:
-        In [0, 180], over images with features of non-zero norm in both; NaN where there are none
-        or widths differ.
+        In [0, 180], over images whose features have a norm above 0 in both. NaN if there are no
+        such images, or if d and d' differ.
 
     Raises:
-        ValueError: numbers of images that differ, or features that cannot be squared.
+        ValueError: the numbers of images differ, or the features cannot be squared.
     """
     if np.shape(a)[0] != np.shape(b)[0]:
         raise ValueError(f"features {np.shape(a)} and {np.shape(b)} are of different images")

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from cltools.maths.probes import nccc
 
 Array = NDArray[np.float64]
+Numbers = NDArray[np.intp]
 
 # Squares this much smaller than those of the features are what rounding leaves of a zero.
 ROUNDING = 1e-24
@@ -36,7 +37,7 @@ class ClassStatistics:
     Means, variances and distances that cannot be told from rounding are exactly 0.
     """
 
-    classes: NDArray  # (C,) labels, sorted; the order of everything below
+    classes: NDArray[np.generic]  # (C,) labels, sorted; the order of everything below
     counts: NDArray[np.int64]  # (C,) images
     means: Array  # (C, d) μ_i minus the average of all μ, in which every class counts alike
     variances: Array  # (C,) v_i = E‖x - μ_i‖² of class i, a trace; 0 for a single image
@@ -49,7 +50,8 @@ class ClassStatistics:
         """(d, d) covariance of all images, whatever their class."""
         share = self.counts / self.counts.sum()
         between = self.means - share @ self.means
-        return self.within + (between * share[:, None]).T @ between
+        covariance: Array = self.within + (between * share[:, None]).T @ between
+        return covariance
 
 
 def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) -> ClassStatistics:
@@ -112,7 +114,7 @@ def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) 
     return ClassStatistics(classes, counts, means, variances, within, distances, along)
 
 
-def _blocks_by_class(index: NDArray, block: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+def _blocks_by_class(index: Numbers, block: int) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
     """Rows sorted by class, the classes among them, and where each of these starts."""
     order = np.argsort(index, kind="stable")
     for start in range(0, len(order), block):
@@ -249,7 +251,8 @@ def class_mean_cosines(s: ClassStatistics) -> Array:
     """
     with np.errstate(invalid="ignore"):
         directions = s.means / np.linalg.norm(s.means, axis=1, keepdims=True)
-    return np.clip(directions @ directions.T, -1, 1)
+    cosines: Array = np.clip(directions @ directions.T, -1, 1)
+    return cosines
 
 
 def etf_deviation(s: ClassStatistics) -> float:
@@ -372,13 +375,14 @@ def uniformity(z: ArrayLike, t: float = 2.0, block: int = 256) -> float:
 
 def _on_sphere(z: ArrayLike, ndim: int) -> Array:
     """Rows divided by their norm, in float64; NaN where that is 0."""
-    z = np.asarray(z, dtype=np.float64)
-    if z.ndim != ndim or z.size == 0:
-        raise ValueError(f"z {z.shape} must be {'(K, N, d)' if ndim == 3 else '(N, d)'}")
-    if not np.isfinite(z).all():
+    x = np.asarray(z, dtype=np.float64)
+    if x.ndim != ndim or x.size == 0:
+        raise ValueError(f"z {x.shape} must be {'(K, N, d)' if ndim == 3 else '(N, d)'}")
+    if not np.isfinite(x).all():
         raise ValueError("z holds NaN or infinity")
     with np.errstate(invalid="ignore"):
-        return z / np.linalg.norm(z, axis=-1, keepdims=True)
+        unit: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return unit
 
 
 def effective_rank(covariance: ArrayLike) -> float:

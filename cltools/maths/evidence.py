@@ -1,9 +1,9 @@
-"""What effects over seeds say about a claim: t intervals, and decisions that allow for many claims.
+"""What the effects of several seeds say about a claim: t intervals, corrected for many claims.
 
-A claim says that mean effects lie in regions (above 0, below 0, within ±0.05 …), one effect a seed.
-It holds where all of its intervals lie inside their regions, does not hold where one lies outside,
-and is undecided otherwise. Three seeds can never pass a sign test (its smallest p is 0.25), so
-effects are taken as normal.
+Each seed gives one effect. A claim says that mean effects lie in regions (above 0, below 0, within
+±0.05 …). It holds if all of its intervals lie inside their regions. It does not hold if one lies
+outside. Otherwise it is undecided. Three seeds can never pass a sign test (its smallest p is 0.25),
+so effects are assumed to be normally distributed.
 """
 
 import math
@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-SAME = 1e-9  # effects that differ by less, relatively, are one number written three times
+SAME = 1e-9  # relative; effects closer together than this are the same number, with rounding
 
 
 class Region(NamedTuple):
-    """Where a claim says that a mean lies: between `low` and `high`, one of them possibly infinite.
+    """Where a claim says that a mean lies: between `low` and `high`, without the borders.
 
-    The borders are outside.
+    One of the two may be infinite.
     """
 
     low: float = -math.inf
@@ -36,10 +36,11 @@ class Region(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Effects of `seeds` seeds: their mean and its standard error, beside what is claimed.
+    """Effects of `seeds` seeds: their mean, its standard error, and the region that is claimed.
 
-    p_inside: one-sided p against a mean outside the region; p_outside: against one inside.
-    Both are 1 where nothing can be said: below two seeds, or where all effects are one number.
+    p_inside: one-sided p-value against the mean lying outside the region.
+    p_outside: one-sided p-value against the mean lying inside the region.
+    Both are 1 when nothing can be said: fewer than two seeds, or effects that are all equal.
     """
 
     region: Region
@@ -55,13 +56,13 @@ class Evidence(NamedTuple):
 
 
 def evidence(effects: ArrayLike, region: Region) -> Evidence:
-    """One-sided t tests of effects (n,), one a seed, against the borders of a region.
+    """One-sided t tests of effects (n,), one per seed, against the borders of a region.
 
-    To lie inside, a mean must pass at both borders (the two one-sided tests of equivalence); to lie
-    outside, at one of them, which is Bonferroni-corrected where there are two.
+    A mean counts as inside when it passes at both borders (two one-sided tests of equivalence). It
+    counts as outside when it passes at one border, Bonferroni-corrected if there are two.
 
     Raises:
-        ValueError: no effects, some not finite, or a region without a border.
+        ValueError: no effects, effects that are not finite, or a region without a border.
     """
     x = np.asarray(effects, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all() or not region.sides:
@@ -71,7 +72,7 @@ def evidence(effects: ArrayLike, region: Region) -> Evidence:
     if spread <= SAME * float(np.abs(x).max()):
         return Evidence(region, len(x), mean, math.nan, 1.0, 1.0)
     error = spread / math.sqrt(len(x))
-    # How far inside of each border, in standard errors; their t distribution function.
+    # Distance of the mean from each border in standard errors, above 0 if it is inside.
     room = np.array([mean - region.low, region.high - mean]) / error
     inside = stdtr(len(x) - 1, -room).max()
     outside = min(1.0, region.sides * stdtr(len(x) - 1, room).min())
@@ -79,11 +80,11 @@ def evidence(effects: ArrayLike, region: Region) -> Evidence:
 
 
 def p_of_all(parts: Sequence[Evidence], complete: bool = True) -> float:
-    """Two-sided p of one claim from its parts, of which all must hold.
+    """Two-sided p-value of a claim whose parts must all hold.
 
-    That all hold needs no correction: the largest p is one (the intersection-union test). That one
-    of them fails does, by Bonferroni. Without parts, 1; where parts are missing (`complete` false),
-    the claim can only fail.
+    For "all parts hold", the largest p-value needs no correction (intersection-union test). For
+    "some part fails", the smallest is Bonferroni-corrected. The result is 1 without parts. If parts
+    are missing (`complete` false), the claim can fail but not hold.
     """
     if not parts:
         return 1.0
@@ -95,10 +96,10 @@ def p_of_all(parts: Sequence[Evidence], complete: bool = True) -> float:
 def holm_levels(p_values: ArrayLike, error_rate: float = 0.05) -> NDArray[np.float64]:
     """The level at which each of m claims is tested, in the order of `p_values` (m,).
 
-    Holm: the smallest p is set against error_rate / m, the next against error_rate / (m - 1) …
-    until one is larger; it and all beyond are tested at the level where that stopped. So a claim
-    is decided exactly where its p is at most its level, and the chance of any wrong decision among
-    all claims is at most error_rate, however they depend on each other.
+    Holm's method: the smallest p is compared with error_rate / m, the next with
+    error_rate / (m - 1) and so on, until one is larger. That one and all after it are tested at
+    the level reached there. So a claim is decided exactly if its p is at most its level. The chance
+    of any wrong decision among all claims is at most error_rate, however they depend on each other.
 
     Raises:
         ValueError: p outside [0, 1], or error_rate outside (0, 1).
@@ -128,11 +129,12 @@ def holm_p(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def interval(part: Evidence, level: float, parts: int = 1) -> tuple[float, float]:
-    """The t interval that decides one of a claim's `parts` at the claim's `level`: (low, high).
+    """The t interval (low, high) that decides one of a claim's `parts` at the claim's `level`.
 
-    Where the mean lies inside the region it is at 1 - level; outside, where each part and each
-    border is a chance of its own to refute the claim, at 1 - level / (parts · borders). It covers
-    the mean with at least that probability, taken by itself. NaN where there is no spread.
+    If the mean lies inside the region, the interval is at 1 - level. If it lies outside, every part
+    and every border is another chance to reject the claim, so it is at
+    1 - level / (parts · borders). A single interval covers the true mean with at least that
+    probability. NaN if the effects have no spread.
     """
     if not part.decidable:
         return math.nan, math.nan
@@ -143,7 +145,7 @@ def interval(part: Evidence, level: float, parts: int = 1) -> tuple[float, float
 
 
 def verdict(part: Evidence, level: float, parts: int = 1) -> str:
-    """HOLDS, FAILS or UNDECIDED, by whether `interval` lies inside the region or outside."""
+    """HOLDS if `interval` lies inside the region, FAILS if it lies outside, else UNDECIDED."""
     low, high = interval(part, level, parts)
     if part.region.low < low and high < part.region.high:
         return HOLDS

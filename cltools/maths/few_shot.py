@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cltools.maths.alignment import unit_rows
-from cltools.maths.probes import checked_sets, linear_probe
+from cltools.maths.probes import Labels, checked_sets, linear_probe
 
 TEMPERATURE = 0.07  # of the neighbours' votes, Wu et al. 2018 (arXiv 1805.01978)
 CHUNK_ENTRIES = 1 << 23  # cosines held at once by `knn`
@@ -63,17 +63,17 @@ def few_shot(
             ways below 2 or above the number of classes.
     """
     train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
-    shots = np.asarray(shots)
-    if shots.ndim != 1 or shots.size == 0 or shots.dtype.kind not in "iu" or shots.min() < 1:
-        raise ValueError(f"shots must be whole numbers above 0, not {shots}")
+    each = np.asarray(shots)
+    if each.ndim != 1 or each.size == 0 or each.dtype.kind not in "iu" or each.min() < 1:
+        raise ValueError(f"shots must be whole numbers above 0, not {each}")
     if repeats < 1:
         raise ValueError(f"repeats must be above 0, not {repeats}")
     if probe not in ("nccc", "linear"):
         raise ValueError(f"probe must be nccc or linear, not {probe!r}")
 
     smallest = np.unique(y, return_counts=True)[1].min()
-    feasible, where = np.unique(shots[shots <= smallest], return_inverse=True)
-    accuracies = np.full((len(shots), repeats), np.nan)
+    feasible, where = np.unique(each[each <= smallest], return_inverse=True)
+    accuracies = np.full((len(each), repeats), np.nan)
     shift = train.mean(axis=0)  # distances do not change, their rounding does
     train, test = train - shift, test - shift
     most = int(feasible[-1]) if len(feasible) else 0
@@ -83,7 +83,7 @@ def few_shot(
             continue
         query = np.isin(test_y, classes) if ways else np.ones(len(test_y), dtype=bool)
         if probe == "nccc":
-            scores = _nccc(train, support, feasible, classes, test[query], test_y[query])
+            found = _nccc(train, support, feasible, classes, test[query], test_y[query])
         else:
             scores = []
             for s in feasible:
@@ -92,8 +92,9 @@ def few_shot(
                     *support_set, test[query], test_y[query], seed, penalties.get(s)
                 )
                 scores.append(score)
-        accuracies[shots <= smallest, repeat] = np.asarray(scores)[where]
-    sd = accuracies.std(axis=1, ddof=1) if repeats > 1 else np.full(len(shots), np.nan)
+            found = np.asarray(scores)
+        accuracies[each <= smallest, repeat] = found[where]
+    sd = accuracies.std(axis=1, ddof=1) if repeats > 1 else np.full(len(each), np.nan)
     return FewShot(accuracies.mean(axis=1), sd, accuracies)
 
 
@@ -136,13 +137,13 @@ def knn(
         cell = np.arange(len(near))[:, None] * len(classes) + index[near]
         votes = np.bincount(cell.ravel(), weights.ravel(), len(near) * len(classes))
         best = votes.reshape(len(near), len(classes)).argmax(axis=1)
-        hits += np.count_nonzero(classes[best] == test_y[part])
+        hits += int(np.count_nonzero(classes[best] == test_y[part]))
     return hits / len(test)
 
 
 def _draws(
-    y: NDArray, test_y: NDArray, most: int, repeats: int, ways: int | None, seed: int
-) -> Iterator[tuple[NDArray, NDArray[np.intp]]]:
+    y: Labels, test_y: Labels, most: int, repeats: int, ways: int | None, seed: int
+) -> Iterator[tuple[Labels, NDArray[np.intp]]]:
     """For each repeat its classes (W,) and the numbers (W, most) of their training images.
 
     The first s columns are the images of s shots.
@@ -160,12 +161,12 @@ def _draws(
 
 
 def _nccc(
-    train: NDArray,
+    train: NDArray[np.float64],
     support: NDArray[np.intp],
-    shots: NDArray,
-    classes: NDArray,
-    test: NDArray,
-    test_y: NDArray,
+    shots: NDArray[np.integer],
+    classes: Labels,
+    test: NDArray[np.float64],
+    test_y: Labels,
 ) -> NDArray[np.float64]:
     """Test accuracy (S,) of the class centres of the first s columns of support, shots ascending.
 
@@ -176,4 +177,5 @@ def _nccc(
     centres = np.cumsum(sums, axis=0) / shots[:, None, None]  # (S, W, d)
     half_norms = (centres**2).sum(axis=2) / 2
     nearest = [(test @ c.T - h).argmax(axis=1) for c, h in zip(centres, half_norms, strict=True)]
-    return (classes[np.stack(nearest)] == test_y).mean(axis=1)
+    accuracies: NDArray[np.float64] = (classes[np.stack(nearest)] == test_y).mean(axis=1)
+    return accuracies

@@ -1,7 +1,8 @@
 """Intervals for statistics of images, by subsampling without replacement.
 
-A bootstrap draws images twice, and a pair made of one image and itself has distance 0 in every
-representation: CKA and RSA of the copies are far too high. Subsamples have no copies.
+A bootstrap draws some images twice. A pair of an image and its copy has distance 0 in every
+representation, so that CKA (centered kernel alignment) and RSA (representational similarity
+analysis) come out far too high. Subsamples have no copies.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from cltools.maths.alignment import MEASURES, Measure, Pair, alignment
 
 
 class Interval(NamedTuple):
-    """A statistic of all images with its interval: floats, or arrays of the statistic's shape."""
+    """A statistic of all images and its interval: floats, or arrays if the statistic is one."""
 
     value: float | NDArray[np.float64]
     low: float | NDArray[np.float64]
@@ -32,32 +33,32 @@ def subsampling_interval(
 ) -> Interval:
     """Interval of a statistic of n images, for images drawn from a larger population.
 
-    Let θ_b be the statistic of b images drawn without replacement. If single images act on it
-    additively up to terms of order 1/n, with variance σ² each, then Var(θ_n) = σ²/n, while, given
-    the n images, Var(θ_b) = σ² (1/b - 1/n), as in any finite population. So
+    Let θ_b be the statistic of b images drawn without replacement. Suppose that each image
+    contributes to it additively, with variance σ², up to terms of order 1/n. Then
+    Var(θ_n) = σ²/n. Given the n images, Var(θ_b) = σ² (1/b - 1/n), as in any finite population. So
 
         sqrt(b / (n - b)) (θ_b - mean θ_b)   has the spread of   θ_n - E θ_n
 
-    (the scaling of the delete-d jackknife, Shao and Wu 1989; half samples need none), and the
-    interval is θ_n minus its upper and lower quantiles, as in Politis, Romano and Wolf 1999. It
-    covers E θ_n: what other sets of n images would give on average. A bias that depends on n is
-    not removed, which is why deviations are taken from the mean of the θ_b.
+    This is the scaling of the delete-d jackknife (Shao and Wu 1989); the factor is 1 for half
+    samples. The interval is θ_n minus the upper and the lower quantile of these deviations, as in
+    Politis, Romano and Wolf 1999. It covers E θ_n, the average over other sets of n images. A bias
+    that depends on n is not removed: this is why deviations are taken from the mean of the θ_b.
 
-    Where the additive part vanishes, as for CKA of unrelated features (sd of order 1/n instead of
-    1/sqrt(n)), the interval is too wide: sqrt(3) times at fraction 0.5.
+    Where the additive part vanishes, the interval is too wide, by a factor of sqrt(3) at fraction
+    0.5. An example is CKA of unrelated features, whose sd is of order 1/n instead of 1/sqrt(n).
 
     Args:
-        statistic: takes (m,) image numbers, ascending and without duplicates; returns a number or
+        statistic: takes image numbers (m,), ascending and without duplicates; returns a number or
             an array of fixed shape.
         n: images, at least 4.
-        level: probability that the interval covers, in (0, 1).
-        draws: subsamples, at least 2.
-        fraction: b / n, in (0, 1); b is rounded and at least 2 images are drawn and left out.
+        level: coverage probability of the interval, in (0, 1).
+        draws: number of subsamples, at least 2.
+        fraction: b / n, in (0, 1); b is rounded, and at least 2 images are drawn and 2 left out.
         seed: draws the subsamples.
 
     Returns:
-        (value of all images, low, high). Limits are not clipped to the range of the statistic,
-        and NaN where the statistic is NaN on any subsample.
+        (value of all images, low, high). The limits are not clipped to the range of the statistic.
+        They are NaN where the statistic is NaN on any subsample.
 
     Raises:
         ValueError: arguments outside these ranges.
@@ -82,12 +83,12 @@ def subsampling_interval(
 
 
 def accuracy_interval(accuracy: float, n: int, level: float = 0.9) -> tuple[float, float]:
-    """Wilson's interval of an accuracy over n images, for a classifier that is given.
+    """Wilson's interval of the accuracy of one fixed classifier over n images.
 
     Args:
         accuracy: share of right answers, in [0, 1]; NaN gives NaN.
         n: images, 1 or more.
-        level: probability that the interval covers, in (0, 1).
+        level: coverage probability of the interval, in (0, 1).
 
     Returns:
         (low, high) in [0, 1].
@@ -111,17 +112,18 @@ def alignment_intervals(
     draws: int = 200,
     seed: int = 0,
 ) -> dict[Pair, dict[Measure, Interval]]:
-    """`alignment` with `subsampling_interval`s of half the images.
+    """`alignment` with intervals by `subsampling_interval`, each draw taking half the images.
 
-    Each subsample serves all pairs and measures: one pass over its rows, no N×N matrix.
+    Each subsample is used for all pairs and measures. That takes one pass over its rows and no N×N
+    matrix.
 
     Args:
         features, pairs, measures: as for `alignment`.
         level, draws, seed: as for `subsampling_interval`.
 
     Returns:
-        pair -> measure -> (value, low, high). The intervals of biased measures do not cover what
-        infinitely many images would give: the bias stays.
+        pair -> measure -> (value, low, high). The intervals of biased measures keep the bias, so
+        that they do not cover the value that infinitely many images would give.
 
     Raises:
         ValueError: as `alignment` and `subsampling_interval`.
@@ -136,7 +138,7 @@ def alignment_intervals(
         table = alignment({name: x[images] for name, x in arrays.items()}, pairs, measures)
         return np.array([[table[pair][m] for m in measures] for pair in pairs])
 
-    alignment(arrays, pairs, measures[:0])  # refuses what does not fit, before rows are taken
+    alignment(arrays, pairs, measures[:0])  # checks the arguments before rows are taken
     n = len(arrays[pairs[0][0]])
     table = np.stack(subsampling_interval(values, n, level, draws, seed=seed), axis=-1)
     return {

@@ -1,23 +1,24 @@
-"""Labels that have nothing to do with the data set's, for a bound that holds under any labels.
+"""Labels other than the data set's own, to test a bound that holds for any labels.
 
-P1's Theorem 1 (arXiv 2506.04411) asks nothing of the labels: the gap between DCL and NSCL obeys
-its bound for labels drawn at random, and for the ones that are worst for an embedding.
+Theorem 1 of P1 (arXiv 2506.04411) assumes nothing about the labels. Its bound on the gap between
+DCL (decoupled contrastive loss) and NSCL (negatives-only supervised contrastive loss) must hold for
+random labels, and for the labels that are worst for an embedding.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def shuffled_labels(labels: ArrayLike, seed: int = 0) -> NDArray:
-    """The labels (N,) in random order: class sizes stay, everything else is chance."""
+def shuffled_labels(labels: ArrayLike, seed: int = 0) -> NDArray[np.generic]:
+    """The labels (N,) in random order: class sizes stay the same, the rest is random."""
     return np.random.default_rng(seed).permutation(np.asarray(labels))
 
 
 def unbalanced_labels(n: int, classes: int, seed: int = 0) -> NDArray[np.int64]:
-    """Random labels (n,) of which about half are class 0 and the rest spread over the others.
+    """Random labels (n,): about half are class 0, the rest is spread over the other classes.
 
     Raises:
-        ValueError: fewer than two classes, or images than classes.
+        ValueError: fewer than two classes, or fewer images than classes.
     """
     if not 2 <= classes <= n:
         raise ValueError(f"need 2 to {n} classes for {n} images, not {classes}")
@@ -27,14 +28,15 @@ def unbalanced_labels(n: int, classes: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def clustered_labels(features: ArrayLike, classes: int, seed: int = 0) -> NDArray[np.int64]:
-    """k-means clusters (n,) of features (n, d): the images most alike share a class.
+    """k-means clusters (n,) of features (n, d), so that the most similar images share a class.
 
-    Same-class negatives are then as similar to their anchor as they can be, which makes the gap
-    between DCL and NSCL large. Clusters may be of very different sizes.
+    Negatives of the anchor's class are then very similar to it, which makes the gap between DCL and
+    NSCL large. Clusters may differ a lot in size.
 
     Raises:
         ValueError: fewer images than classes.
     """
     from sklearn.cluster import KMeans
 
-    return KMeans(classes, n_init=1, random_state=seed).fit_predict(features).astype(np.int64)
+    clusters = KMeans(classes, n_init=1, random_state=seed).fit_predict(features)
+    return np.asarray(clusters, dtype=np.int64)

@@ -8,6 +8,7 @@ features"), on the unit sphere, and the whole set is one batch of `cltools.maths
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -131,7 +132,7 @@ class _Free:
     head_penalty: float
     embeddings: Tensor
     labels: Tensor  # (K N,)
-    masks: PairMasks | None = None
+    masks: PairMasks | None = None  # None for CE
     head: Tensor | None = None
 
     @property
@@ -144,9 +145,10 @@ class _Free:
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """The loss, and what is minimised."""
-        if self.head is None:
+        if self.masks is not None:
             loss = contrastive_loss(self.objective, similarity_logits(self.z, self.tau), self.masks)
             return loss, loss
+        assert self.head is not None
         # Not `objectives.cross_entropy`, which is float32.
         class_logits = self.z @ self.head[:, :-1].T + self.head[:, -1]
         loss = F.cross_entropy(class_logits.flatten(0, 1), self.labels)
@@ -175,14 +177,14 @@ def _start(
     head_penalty: float,
 ) -> _Free:
     """The embeddings that a seed begins from, whatever the objective, and CE's head."""
-    start = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
-    embeddings = F.normalize(torch.randn(views, len(labels), dimension, **start), dim=2)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    embeddings = F.normalize(draw((views, len(labels), dimension)), dim=2)
     classes = int(labels.max()) + 1
-    if classes < 2 or not torch.equal(labels.unique(), torch.arange(classes)):
+    if classes < 2 or not torch.equal(torch.unique(labels), torch.arange(classes)):
         raise ValueError("labels must be 0..C-1, with images in each of at least two classes")
     masks = head = None
     if objective == "ce":
-        head = torch.randn(classes, dimension + 1, **start).mul_(0.1).requires_grad_()
+        head = draw((classes, dimension + 1)).mul_(0.1).requires_grad_()
     else:
         checked_contrastive_loss(objective, embeddings, labels, tau)
         masks = pair_masks(labels, views)
@@ -220,11 +222,11 @@ def _polish(free: _Free, calls: int) -> Iterator[tuple[float, ...]]:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = free.losses()[1]
-        value.backward()
+        torch.autograd.backward(value)
         return value
 
     for _ in range(calls):
-        before = optimizer.step(closure)
+        before = optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch gives it no types
         with torch.no_grad():
             loss, value = free.losses()
         yield free.record(np.nan, loss)

@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Array = NDArray[np.float64]
+Labels = NDArray[np.generic]  # of any kind that can be compared: numbers, strings
+
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 FALLBACK = 0.1  # when there are too few images to hold any out
 HELD_OUT = 0.2
@@ -37,7 +40,7 @@ def nccc(
     centres = member.T @ train / member.sum(axis=0)[:, None]
     half_norms = (centres**2).sum(axis=1) / 2
 
-    def accuracy(x: NDArray, labels: NDArray) -> float:
+    def accuracy(x: Array, labels: Labels) -> float:
         # argmin ‖x - μ‖² = argmax x·μ - ‖μ‖²/2
         return float((classes[(x @ centres.T - half_norms).argmax(axis=1)] == labels).mean())
 
@@ -87,7 +90,7 @@ def linear_probe(
     if inverse_penalty is not None and not inverse_penalty > 0:
         raise ValueError(f"inverse_penalty must be above 0, not {inverse_penalty}")
 
-    def accuracy(x: NDArray, labels: NDArray) -> float:
+    def accuracy(x: Array, labels: Labels) -> float:
         return float((probe.predict(x) == labels).mean())
 
     # Everything was checked above; few-shot probes are so small that checking again takes longer.
@@ -105,7 +108,7 @@ def linear_probe(
         return accuracy(train, y), accuracy(test, test_y), chosen
 
 
-def _held_out(index: NDArray, seed: int) -> NDArray[np.bool_]:
+def _held_out(index: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:
     """Mask (N,) of a random fifth, rounded down, of each class."""
     order = np.random.default_rng(seed).permutation(len(index))
     held_out = np.zeros(len(index), dtype=bool)
@@ -117,17 +120,19 @@ def _held_out(index: NDArray, seed: int) -> NDArray[np.bool_]:
 
 def checked_sets(
     train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike
-) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    parts = []
-    for which, x, y in (("train", train, train_labels), ("test", test, test_labels)):
-        x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
-        if x.ndim != 2 or x.size == 0 or y.shape != (len(x),):
-            raise ValueError(
-                f"{which} features {x.shape} and labels {y.shape} must be (N, d) and (N,)"
-            )
-        if not np.isfinite(x).all():
-            raise ValueError(f"{which} features hold NaN or infinity")
-        parts += [x, y]
-    if parts[0].shape[1] != parts[2].shape[1]:
-        raise ValueError(f"train and test differ in features: {parts[0].shape}, {parts[2].shape}")
-    return tuple(parts)
+) -> tuple[Array, Labels, Array, Labels]:
+    """Training features and labels, then those of the test set; raises as `nccc` says."""
+    x, y = _checked_set("train", train, train_labels)
+    test_x, test_y = _checked_set("test", test, test_labels)
+    if x.shape[1] != test_x.shape[1]:
+        raise ValueError(f"train and test differ in features: {x.shape}, {test_x.shape}")
+    return x, y, test_x, test_y
+
+
+def _checked_set(which: str, features: ArrayLike, labels: ArrayLike) -> tuple[Array, Labels]:
+    x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    if x.ndim != 2 or x.size == 0 or y.shape != (len(x),):
+        raise ValueError(f"{which} features {x.shape} and labels {y.shape} must be (N, d) and (N,)")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{which} features hold NaN or infinity")
+    return x, y

@@ -58,7 +58,8 @@ def turned(points: Array, onto: Array | None = None) -> Array:
     if onto is None:
         return points
     u, _, v = np.linalg.svd(points.T @ onto)
-    return points @ (u @ v)
+    nearest: Array = points @ (u @ v)
+    return nearest
 
 
 def _checked(features: ArrayLike) -> Array:

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from cltools.maths.bounds import delta_pi, drift_bound, epsilon, gradient_gap_bound, step_bound
 
 Array = NDArray[np.float64]
+Integers = NDArray[np.integer]
 
 
 class Descent(NamedTuple):
@@ -68,14 +69,15 @@ def similarities_of_views(z: ArrayLike) -> Array:
 
     Raises ValueError for another shape or a row of norm 0.
     """
-    z = np.asarray(z, dtype=np.float64)
-    if z.ndim != 3 or z.shape[0] != 2:
-        raise ValueError(f"expected two views of shape (2, N, d), got {z.shape}")
-    norms = np.linalg.norm(z, axis=2, keepdims=True)
+    views = np.asarray(z, dtype=np.float64)
+    if views.ndim != 3 or views.shape[0] != 2:
+        raise ValueError(f"expected two views of shape (2, N, d), got {views.shape}")
+    norms = np.linalg.norm(views, axis=2, keepdims=True)
     if not (norms > 0).all():
         raise ValueError("an embedding of norm 0 has no cosine")
-    first, second = z / norms
-    return np.clip(np.hstack([first @ first.T, first @ second.T]), -1, 1)
+    first, second = views / norms
+    sigma: Array = np.clip(np.hstack([first @ first.T, first @ second.T]), -1, 1)
+    return sigma
 
 
 def batch_gradient(block: Array, negatives: NDArray[np.bool_], tau: float) -> Array:
@@ -94,7 +96,8 @@ def batch_gradient(block: Array, negatives: NDArray[np.bool_], tau: float) -> Ar
     gradient /= gradient.sum(axis=1, keepdims=True)
     anchors = np.arange(len(block))
     gradient[anchors, len(block) + anchors] -= 1
-    return gradient / (tau * len(block))
+    mean: Array = gradient / (tau * len(block))
+    return mean
 
 
 def similarity_descent(
@@ -138,21 +141,22 @@ def similarity_descent(
         gradient_gap[t] = state.gradient_gap
         distance[t + 1] = np.linalg.norm(state.cl - state.nscl)
 
+    largest_so_far = np.maximum.accumulate(per_batch)
     before, after = distance[:-1], distance[1:]
     return Descent(
         distance=after,
-        step_bound=step_bound(before, lrs, tau, size, per_batch),
+        step_bound=np.asarray(step_bound(before, lrs, tau, size, per_batch)),
         gradient_gap=gradient_gap,
-        gradient_gap_bound=gradient_gap_bound(before, tau, size, per_batch),
+        gradient_gap_bound=np.asarray(gradient_gap_bound(before, tau, size, per_batch)),
         largest_fraction=fraction,
         sum_lr=sum_lr,
-        log10_bound=drift_bound(tau, size, sum_lr, stated).log10,
-        log10_bound_realised=drift_bound(tau, size, sum_lr, np.maximum.accumulate(per_batch)).log10,
+        log10_bound=np.asarray(drift_bound(tau, size, sum_lr, stated).log10),
+        log10_bound_realised=np.asarray(drift_bound(tau, size, sum_lr, largest_so_far).log10),
     )
 
 
 def similarity_steps(
-    initial: Array, labels: NDArray, batches: NDArray, lrs: Array, tau: float
+    initial: Array, labels: Integers, batches: Integers, lrs: Array, tau: float
 ) -> Iterator[State]:
     """The state after every step of `similarity_descent`, whose arguments these are, unchecked.
 
@@ -169,19 +173,19 @@ def similarity_steps(
         yield State(cl, nscl, float(np.linalg.norm(gradients[0] - gradients[1])))
 
 
-def touched_entries(batch: NDArray, images: int) -> tuple[NDArray, ...]:
+def touched_entries(batch: Integers, images: int) -> tuple[Integers, ...]:
     """Index of the (B, 2B) block that a batch (B,) of image indices touches in Σ (N, 2N)."""
     return np.ix_(batch, np.concatenate([batch, batch + images]))
 
 
-def batch_negatives(labels: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def batch_negatives(labels: Integers) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The negatives (B, 2B) of CL and of NSCL, from the labels (B,) of a batch."""
     other_image = ~np.eye(len(labels), dtype=bool)
     return np.tile(other_image, 2), np.tile(labels[:, None] != labels, 2)
 
 
 def _checked_counts(
-    initial: Array, labels: NDArray, batches: NDArray, lrs: Array
+    initial: Array, labels: Integers, batches: Integers, lrs: Array
 ) -> NDArray[np.int64]:
     """Images of the largest class in each batch, (T,); raises as `similarity_descent` says."""
     images = labels.shape[0] if labels.ndim == 1 else -1

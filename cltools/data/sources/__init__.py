@@ -10,6 +10,7 @@ Large photographs stay encoded (`encoded: true`), and are read when they are wri
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from cltools.data.sources.parquet import read_parquet
 from cltools.data.sources.source import Source, in_words
 from cltools.data.sources.torchvision import read_torchvision
 from cltools.runtime.errors import InputError
+
+READERS: dict[str, Callable[..., Source | EncodedSource]]
 
 READERS = {
     "digits": read_digits,
@@ -56,7 +59,8 @@ def read_source(definition: dict[str, Any]) -> Source | EncodedSource:
             f"the {kind} source {_described(options)} has only {len(source.class_names)} class: "
             "at least 2 are needed"
         )
-    return replace(source, provenance={**definition, **source.provenance})
+    read: Source | EncodedSource = replace(source, provenance={**definition, **source.provenance})
+    return read
 
 
 def _check_sizes(options: dict[str, Any]) -> None:

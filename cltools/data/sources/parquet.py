@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cltools.data.decoding import DamagedImageError
 from cltools.data.encoded import EncodedSource, Named
@@ -123,12 +124,13 @@ def _check_shards(split: str, files: list[Path]) -> None:
             f"the {split} files lie in several folders ({in_words(folders)}): give the one to use"
         )
     numbers = [re.search(r"-(\d+)-of-(\d+)\b", file.name) for file in files]
-    if not all(numbers):
+    numbered = [number for number in numbers if number]
+    if len(numbered) < len(files):
         return
-    shards = Counter(int(number[1]) for number in numbers)
-    if shards != Counter(range(int(numbers[0][2]))):
+    shards, total = Counter(int(number[1]) for number in numbered), int(numbered[0][2])
+    if shards != Counter(range(total)):
         raise InputError(
-            f"{files[0].parent} does not hold each of the {int(numbers[0][2])} {split} files "
+            f"{files[0].parent} does not hold each of the {total} {split} files "
             "exactly once: download the missing ones and remove the others"
         )
 
@@ -154,7 +156,7 @@ def _image_column(
 
     def holds_bytes(dtype: Any) -> bool:
         fields = {field.name: field.dtype for field in getattr(dtype, "fields", ())}
-        return fields.get("bytes", dtype) == pl.Binary
+        return bool(fields.get("bytes", dtype) == pl.Binary)
 
     candidates = [name for name, dtype in schema.items() if holds_bytes(dtype)]
     described = [name for name in candidates if features.get(name, {}).get("_type") == "Image"]
@@ -168,7 +170,7 @@ def _label_column(
     described = [name for name in candidates if features.get(name, {}).get("_type") == "ClassLabel"]
     likely = described or candidates
     if len(likely) > 1:
-        usual = [name for name in ("label", "labels", "fine_label") if name in likely]
+        usual: list[str] = [name for name in ("label", "labels", "fine_label") if name in likely]
         likely = usual[:1] or likely
     return _one_column(file, schema, "label", likely, candidates, asked)
 
@@ -203,7 +205,9 @@ def _label_series(file: Path, column: str) -> Any:
     return series
 
 
-def _checked_labels(files: list[Path], labels: list[Any], column: str, classes: int) -> np.ndarray:
+def _checked_labels(
+    files: list[Path], labels: list[Any], column: str, classes: int
+) -> NDArray[np.int64]:
     """One split's labels, int64 (N,), all in 0..classes-1."""
     for file, series in zip(files, labels, strict=True):
         wrong = ~series.is_between(0, classes - 1)

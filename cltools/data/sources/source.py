@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cltools.data.decoding import GREY_MODES, DamagedImageError, centre, open_image
+from cltools.data.decoding import GREY_MODES, DamagedImageError, centre, format_of, open_image
 from cltools.data.encoded import EncodedSource, Named
-from cltools.data.store import Arrays
+from cltools.data.store import Arrays, Images
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import sha256_file
 from cltools.runtime.progress import track
@@ -86,7 +87,7 @@ class Decoder:
 
     def decode(
         self, images: Iterable[Named], total: int, description: str
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Images, NDArray[np.bool_]]:
         """uint8 (n, H, W, 3) of `total` images, and which of them these n are, bool (total,).
 
         Raises InputError, naming the image, when one cannot be decoded or differs in size.
@@ -125,15 +126,15 @@ class Decoder:
             for split, (images, labels) in splits.items()
         }
 
-    def _decode_one(self, encoded: bytes, where: str) -> np.ndarray:
+    def _decode_one(self, encoded: bytes, where: str) -> NDArray[np.uint8]:
         image = open_image(encoded, where)
         self.all_grey &= image.mode in GREY_MODES
-        self.seen[image.format] += 1
+        self.seen[format_of(image)] += 1
         colour = image.convert("RGB")
         return np.asarray(colour if self.size is None else centre(colour, self.size, self.resize))
 
 
-def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:
     """Bool (N,): which samples form the test split, drawn class by class from `seed`.
 
     Of each class of labels (N,), `fraction` is held out, but at least one sample and not all.

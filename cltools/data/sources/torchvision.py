@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cltools.data.sources.source import Source, file_hashes, in_words
 from cltools.data.store import Arrays
 from cltools.runtime.errors import InputError
+
+Scalar = TypeVar("Scalar", np.uint8, np.int64)
 
 TORCHVISION_FILES = {
     "CIFAR10": tuple(
@@ -45,7 +48,8 @@ def read_torchvision(dataset: str, root: str, download: bool = True, extra: bool
     }
     if extra:
         more = _torchvision_arrays(_torchvision_split(dataset, root, "extra", download, files))
-        splits["train"] = tuple(map(_joined, splits["train"], more))
+        (images, labels), (more_images, more_labels) = splits["train"], more
+        splits["train"] = _joined(images, more_images), _joined(labels, more_labels)
     # SVHN alone names no classes: it is the ten digits, with torchvision's label 0 for the digit 0.
     class_names = list(getattr(train, "classes", [str(digit) for digit in range(10)]))
     present = [Path(root, file) for file in files if Path(root, file).is_file()]
@@ -82,7 +86,7 @@ def _torchvision_arrays(loaded: Any) -> Arrays:
     return images, np.asarray(loaded.targets, dtype=np.int64)
 
 
-def _joined(first: np.ndarray, more: np.ndarray) -> np.ndarray:
+def _joined(first: NDArray[Scalar], more: NDArray[Scalar]) -> NDArray[Scalar]:
     """Both arrays, one after the other and contiguous, in one copy: SVHN's take 2 GB."""
     both = np.empty((len(first) + len(more), *first.shape[1:]), dtype=first.dtype)
     both[: len(first)], both[len(first) :] = first, more

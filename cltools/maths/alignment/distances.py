@@ -54,7 +54,8 @@ def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
     triangle = np.zeros((0, both.shape[1]))
     step = max(BLOCK, 2 * both.shape[1])
     for start in range(0, n, step):
-        triangle = np.linalg.qr(np.vstack([triangle, both[start : start + step] - mean]), "r")
+        stacked = np.vstack([triangle, both[start : start + step] - mean])
+        triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
 
     centred = _difference_norm(triangle, d)
     # The row sqrt(N) x̄ gives [A B] back its uncentred moments, and so the norm of Σ - Σ'.
@@ -80,7 +81,7 @@ def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
     )
 
 
-def _difference_norm(factor: NDArray, d: int) -> float:
+def _difference_norm(factor: NDArray[np.float64], d: int) -> float:
     """‖R_A R_Aᵀ - R_B R_Bᵀ‖_F for [R_A R_B] with d columns in R_A."""
     a, b = factor[:, :d], factor[:, d:]
     return float(np.linalg.norm(a @ a.T - b @ b.T))

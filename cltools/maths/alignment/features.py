@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Vector = NDArray[np.float64]
+Matrix = NDArray[np.floating | np.integer]  # (N, d), as they were given
 BLOCK = 2048  # rows per matrix product
 
 
@@ -14,8 +15,8 @@ def zero_norm_rows(features: Mapping[str, ArrayLike]) -> dict[str, int]:
     return {name: int((~np.asarray(x).any(axis=1)).sum()) for name, x in features.items()}
 
 
-def two_dimensional(name: str, x: ArrayLike) -> NDArray:
-    x = np.asarray(x)
+def two_dimensional(name: str, features: ArrayLike) -> Matrix:
+    x = np.asarray(features)
     if x.ndim != 2 or x.size == 0 or x.dtype.kind not in "fiu":
         raise ValueError(
             f"features of {name!r} must be a real array (images, features) with at least one of"
@@ -25,7 +26,7 @@ def two_dimensional(name: str, x: ArrayLike) -> NDArray:
 
 
 def centre_rows(
-    name: str, x: NDArray, blocks: list[slice], cosine: bool
+    name: str, x: Matrix, blocks: list[slice], cosine: bool
 ) -> tuple[Vector, Vector, Vector]:
     """Mean over images of the scaled rows, the factor of each row, and their ‖x_i‖²."""
     square, scale = np.empty(len(x)), np.ones(len(x))
@@ -50,15 +51,17 @@ def unit_rows(x: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: not a real (N, d) array, empty, or with numbers that cannot be squared.
     """
-    x = two_dimensional("x", x)
-    return x * centre_rows("x", x, blocks_of(len(x)), cosine=True)[1][:, None]
+    rows = two_dimensional("x", x)
+    _, scale, _ = centre_rows("x", rows, blocks_of(len(rows)), cosine=True)
+    unit: NDArray[np.float64] = rows * scale[:, None]
+    return unit
 
 
 def blocks_of(n: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-def same_images(a: ArrayLike, b: ArrayLike) -> dict[str, NDArray]:
+def same_images(a: ArrayLike, b: ArrayLike) -> dict[str, Matrix]:
     arrays = {name: two_dimensional(name, x) for name, x in (("a", a), ("b", b))}
     if len(arrays["a"]) != len(arrays["b"]):
         raise ValueError(

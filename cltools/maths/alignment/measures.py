@@ -20,11 +20,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from cltools.maths.alignment.features import (
-    Vector,
-    two_dimensional,
-)
-from cltools.maths.alignment.moments import Pair, Rows, moments_of
+from cltools.maths.alignment.features import Vector, two_dimensional
+from cltools.maths.alignment.moments import Pair, Precision, Rows, moments_of
 
 Measure = tuple[str, str]  # (metric, variant)
 RSA: Measure = ("rsa", "pearson_cosine")
@@ -38,7 +35,7 @@ def _debiased(n: int, moment: float, a: Rows, b: Rows) -> float:
     # Centred features have Σ_{j≠i} c_i·c_j = -q_i, so that all three terms of HSIC_1 are here. The
     # estimator does not see the centring: it ignores whatever is constant along rows or columns.
     both = a.spread.sum() * b.spread.sum()
-    return moment - n / (n - 2) * (a.spread @ b.spread) + both / ((n - 1) * (n - 2))
+    return float(moment - n / (n - 2) * (a.spread @ b.spread) + both / ((n - 1) * (n - 2)))
 
 
 def pearson_product(n: int, moment: float, a: Rows, b: Rows) -> float:
@@ -51,7 +48,7 @@ def pearson_product(n: int, moment: float, a: Rows, b: Rows) -> float:
     linear_b, diagonal_b = _linear_and_diagonal(b)
     whole = moment + 2 * n * (linear_a @ linear_b)
     mean_part = diagonal_a.sum() * diagonal_b.sum() / (n * (n - 1))
-    return whole - diagonal_a @ diagonal_b - mean_part
+    return float(whole - diagonal_a @ diagonal_b - mean_part)
 
 
 def _linear_and_diagonal(rows: Rows) -> tuple[Vector, Vector]:
@@ -109,34 +106,39 @@ def alignment(
     measures = list(measures)
     if unknown := set(measures) - set(MEASURES):
         raise ValueError(f"unknown measures {sorted(unknown)}: choose from {list(MEASURES)}")
-    if unknown := {name for pair in pairs for name in pair} - set(arrays):
-        raise ValueError(f"pairs name {sorted(unknown)}, but there are only {sorted(arrays)}")
+    if strangers := {name for pair in pairs for name in pair} - set(arrays):
+        raise ValueError(f"pairs name {sorted(strangers)}, but there are only {sorted(arrays)}")
     counts = {name: len(x) for name, x in arrays.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"representations differ in their number of images: {counts}")
-    dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise ValueError(f"moments are float32 or float64, not {dtype}")
+    precision = _precision(dtype)
     if not pairs:
         return {}
 
     # Cosine CKA and RSA share one set of moments.
     tables = {
-        cosine: moments_of(arrays, pairs, cosine, block, dtype)
+        cosine: moments_of(arrays, pairs, cosine, block, precision)
         for cosine in {_MEASURES[measure][0] for measure in measures}
     }
     return {
-        pair: {m: measure_of(m, pair, *tables[_MEASURES[m][0]], dtype) for m in measures}
+        pair: {m: measure_of(m, pair, *tables[_MEASURES[m][0]], precision) for m in measures}
         for pair in pairs
     }
+
+
+def _precision(dtype: DTypeLike) -> Precision:
+    for known in (np.dtype(np.float32), np.dtype(np.float64)):
+        if np.dtype(dtype) == known:
+            return known
+    raise ValueError(f"moments are float32 or float64, not {np.dtype(dtype)}")
 
 
 def measure_of(
     measure: Measure,
     pair: Pair,
-    rows: dict[str, Rows],
-    moments: dict[Pair, float],
-    dtype: np.dtype,
+    rows: Mapping[str, Rows],
+    moments: Mapping[Pair, float],
+    dtype: Precision,
 ) -> float:
     _, inner, smallest_n = _MEASURES[measure]
     n = len(rows[pair[0]].spread)

@@ -3,14 +3,15 @@
 `measures` says how.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cltools.maths.alignment.features import Vector, centre_rows
+from cltools.maths.alignment.features import Matrix, Vector, centre_rows
 
 Pair = tuple[str, str]
+Precision = np.dtype[np.float32] | np.dtype[np.float64]  # of the d×d moments
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,15 @@ class Rows:
     @property
     def constant(self) -> bool:
         """All rows are equal, as far as a mean summed in float64 can tell."""
-        return self.spread.sum() <= 1e-24 * self.square.sum()
+        return bool(self.spread.sum() <= 1e-24 * self.square.sum())
 
 
 def moments_of(
-    arrays: dict[str, NDArray], pairs: list[Pair], cosine: bool, block: int, dtype: np.dtype
+    arrays: Mapping[str, Matrix],
+    pairs: Sequence[Pair],
+    cosine: bool,
+    block: int,
+    dtype: Precision,
 ) -> tuple[dict[str, Rows], dict[Pair, float]]:
     """The row statistics of each name in `pairs`, and ‖CᵀC'‖²_F of each pair and self-pair."""
     from scipy.linalg.blas import get_blas_funcs
@@ -44,7 +49,7 @@ def moments_of(
         rows[name] = Rows(square, np.empty(n))
     buffers = {name: np.empty((min(block, n), arrays[name].shape[1])) for name in names}
 
-    keys = dict.fromkeys([(name, name) for name in names] + pairs)
+    keys = dict.fromkeys([*((name, name) for name in names), *pairs])
     moments = {
         (a, b): np.zeros((arrays[a].shape[1], arrays[b].shape[1]), dtype, order="F")
         for a, b in keys

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cltools.maths.alignment.features import (
     BLOCK,
+    Matrix,
     Vector,
     blocks_of,
     centre_rows,
@@ -109,7 +110,7 @@ def mantel_test(a: ArrayLike, b: ArrayLike, draws: int = 999, seed: int = 0) -> 
 
 
 def within_class_orders(
-    index: NDArray, draws: int, rng: np.random.Generator
+    index: NDArray[np.intp], draws: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.intp]]:
     """The identity, then `draws` permutations (N,) that keep every image in its class."""
     yield np.arange(len(index))
@@ -121,8 +122,8 @@ def within_class_orders(
 
 
 def _permuted(
-    arrays: dict[str, NDArray],
-    orders: Iterable[NDArray],
+    arrays: dict[str, Matrix],
+    orders: Iterable[NDArray[np.intp]],
     measures: list[Measure],
     cosine: bool,
 ) -> dict[Measure, Vector]:

@@ -63,7 +63,7 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
     return Spearman(value, float(scatter * np.sqrt((1 - pairs / total) / PAIR_GROUPS)), pairs)
 
 
-def pair_cosines(x: NDArray, chosen: NDArray) -> Vector:
+def pair_cosines(x: NDArray[np.float64], chosen: NDArray[np.integer]) -> Vector:
     """Cosines of the image pairs with numbers `chosen` in 0 … N(N-1)/2 - 1, x having unit rows."""
     # Pair k joins image k mod N with the one k // N + 1 further on, around a circle: every pair
     # once, for odd N and (with its half last round) for even N.

@@ -13,7 +13,7 @@ The bounds are astronomically large at the learning rates of LARS, hence the log
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cltools.maths.bounds.common import Bound, Sides, Values, bound_from_log, check_tau
 
@@ -67,7 +67,8 @@ def delta_pi(tau: float, pi_max: ArrayLike, epsilon: float = 0.0) -> Values:
     fraction = pi_max + epsilon
     with np.errstate(over="ignore", divide="ignore"):
         odds = np.where(fraction < 1, fraction / np.maximum(1 - fraction, 0), np.inf)
-        return (2 * np.exp(2 / tau) * odds)[()]
+        bound: Values = (2 * np.exp(2 / tau) * odds)[()]
+    return bound
 
 
 def gradient_gap_bound(
@@ -91,7 +92,9 @@ def gradient_gap_bound(
     distance, delta_pi = np.asarray(distance), np.asarray(delta_pi)
     if batch_size < 1 or not (distance >= 0).all() or not (delta_pi >= 0).all():
         raise ValueError("need batch_size ≥ 1, distance ≥ 0 and delta_pi ≥ 0")
-    return delta_pi / (tau * np.sqrt(batch_size)) + lipschitz_constant(tau, batch_size) * distance
+    noise = delta_pi / (tau * np.sqrt(batch_size))
+    bound: Values = noise + lipschitz_constant(tau, batch_size) * distance
+    return bound
 
 
 def step_bound(
@@ -106,7 +109,8 @@ def step_bound(
         raise ValueError("learning rates must be 0 or above")
     gap = gradient_gap_bound(distance, tau, batch_size, delta_pi)
     with np.errstate(invalid="ignore"):  # η = 0 moves nothing, even at Δ = inf
-        return distance + np.where(lr > 0, lr * gap, 0)
+        bound: Values = distance + np.where(lr > 0, lr * gap, 0)
+    return bound
 
 
 def drift_bound(tau: float, batch_size: int, sum_lr: ArrayLike, delta_pi: ArrayLike) -> Bound:
@@ -141,7 +145,7 @@ def lipschitz_constant(tau: float, batch_size: int) -> float:
     return 1 / (2 * tau**2 * batch_size)
 
 
-def batch_class_counts(labels_per_batch: ArrayLike, classes: int) -> np.ndarray:
+def batch_class_counts(labels_per_batch: ArrayLike, classes: int) -> NDArray[np.int64]:
     """How many images of each class are in each batch: (T, C) from labels (T, B) in 0..C-1."""
     labels = np.asarray(labels_per_batch)
     steps = len(labels)
@@ -234,4 +238,5 @@ def vacuous_orders(log10_bound: ArrayLike, entries: int) -> Values:
     """
     if entries < 1:
         raise ValueError(f"a matrix has at least 1 entry, not {entries}")
-    return np.asarray(log10_bound, dtype=np.float64)[()] - np.log10(2 * np.sqrt(entries))
+    orders: Values = np.asarray(log10_bound, dtype=np.float64)[()] - np.log10(2 * np.sqrt(entries))
+    return orders
