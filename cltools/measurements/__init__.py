@@ -1,7 +1,7 @@
-"""What is measured of representations: generators of tidy rows, one function per family.
+"""The measures of representations: generators of tidy rows, one function per family.
 
-A row is a dict with any of the columns of `tidy`; those that a family does not set are the same for
-all that is measured together, or are left empty.
+A row is a dict with some of the columns of `tidy`. Columns that a family leaves out are set by the
+caller for all rows together, or stay empty.
 """
 
 from cltools.maths.objectives import REFERENCE

@@ -1,4 +1,4 @@
-"""How alike representations are: plain, beyond class clusters, by ranks, beside the theory."""
+"""Alignment of representations: CKA, RSA, residuals, ranks, angles, and what the theory says."""
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -20,7 +20,7 @@ from cltools.maths.intervals import alignment_intervals
 from cltools.maths.objectives import REFERENCE
 from cltools.measurements.table import Features, Row, others, rows_of
 
-# The measures that the papers state; intervals and nulls are worked out for these.
+# The measures that the papers report. Intervals and permutation tests are computed for these.
 PAPERS_MEASURES = (("cka", "cosine_biased"), ("cka", "cosine_debiased"), ("rsa", "pearson_cosine"))
 INTERVAL_DRAWS, NULL_DRAWS = 100, 99
 RANKED_PAIRS = 200_000
@@ -32,21 +32,22 @@ def alignment_rows(
     features: str = "h",
     starts: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Row]:
-    """CKA and RSA of all pairs, plain and after class means are removed; rows without direction.
+    """CKA and RSA of all pairs, plain and after class means are removed; counts of zero rows.
 
-    With `starts`, the same images before training, also everyone against itself as it was then
-    (`cka_to_init`); objectives that started alike may share one array there.
+    `starts` holds the features of the same images before training. With it, every objective is also
+    compared with its own start (`cka_to_init`). Objectives with the same start may share one array.
     """
     arrays = dict(arrays)
     for name, count in zero_norm_rows(arrays).items():
-        values = {("zero_norm_rows", "count"): count}
-        yield from rows_of(values, objective=name, features=features)
+        yield from rows_of({("zero_norm_rows", "count"): count}, objective=name, features=features)
     pairs = list(combinations(arrays, 2))
     found = residual_alignment(arrays, labels, pairs)
-    # One entry for each distinct start, however many models share it.
-    begun = {name: f"init {id(starts[name])}" for name in arrays} if starts else {}
-    pairs += [(start, name) for name, start in begun.items()]
-    arrays |= {start: starts[name] for name, start in begun.items()}
+    begun: dict[str, str] = {}
+    if starts:
+        # One entry for each distinct start, however many models share it.
+        begun = {name: f"init {id(starts[name])}" for name in arrays}
+        pairs += [(start, name) for name, start in begun.items()]
+        arrays |= {start: starts[name] for name, start in begun.items()}
     for pair, values in alignment(arrays, pairs).items():
         initial = pair[0] in begun.values()
         for (metric, variant), value in {**values, **found.get(pair, {})}.items():
@@ -63,10 +64,11 @@ def alignment_rows(
 def corollary_rows(
     arrays: Features, reference: str = REFERENCE, features: str = "h"
 ) -> Iterator[Row]:
-    """How far similarity matrices drift from the reference's, and what P2 concludes from it.
+    """Distance of similarity matrices from the reference's, and P2's lower bounds from it.
 
-    `cka` and `rsa` lie above the rows `cka_lower_bound` and `rsa_lower_bound`: variant `corollary`
-    is P2's, `tight` the best that the same distance allows; NaN where nothing is claimed.
+    `cka_lower_bound` and `rsa_lower_bound` bound `cka` and `rsa` from below. Variant `corollary` is
+    P2's bound; `tight` is the best bound that the same distance allows. NaN where P2 claims
+    nothing.
     """
     for name in others(arrays, reference):
         gap = frobenius_gap(arrays[reference], arrays[name])
@@ -87,7 +89,7 @@ def corollary_rows(
 def angle_rows(
     rows: list[Row], arrays: Features, reference: str = REFERENCE, features: str = "h"
 ) -> Iterator[Row]:
-    """Angles with the reference, in degrees; `rows` hold the CKA that one of them follows from."""
+    """Angles with the reference, in degrees; `rows` must hold the CKA, which gives one of them."""
     wanted = {"reference": reference, "features": features, "metric": "cka",
               "variant": "cosine_biased"}  # fmt: skip
     cka = {row["objective"]: row["value"] for row in rows if wanted.items() <= row.items()}
@@ -102,9 +104,9 @@ def angle_rows(
 def null_rows(arrays: Features, labels: np.ndarray, reference: str = REFERENCE) -> Iterator[Row]:
     """Permutation tests of the alignment with the reference.
 
-    `cka_null` and `rsa_null` are what is left, on average, when images are shuffled within their
-    classes, so that it comes from class means alone; `…_null_p` how often chance reaches the
-    measured value. `rsa_mantel_p` is the same when all images are shuffled.
+    `cka_null` and `rsa_null` are the mean values after images are shuffled within their classes:
+    the alignment that class means alone give. `…_null_p` is the p-value: how often a
+    shuffle reaches the measured value. `rsa_mantel_p` is the p-value when all images are shuffled.
     """
     for name in others(arrays, reference):
         tests = within_class_null(
@@ -120,7 +122,7 @@ def null_rows(arrays: Features, labels: np.ndarray, reference: str = REFERENCE) 
 
 
 def rank_rows(arrays: Features, reference: str = REFERENCE) -> Iterator[Row]:
-    """Spearman RSA with the reference over a sample of image pairs, and the sample's error."""
+    """Spearman RSA with the reference over a sample of image pairs, and its standard error."""
     for name in others(arrays, reference):
         found = spearman_rsa(arrays[reference], arrays[name], RANKED_PAIRS)
         values = {
@@ -131,13 +133,13 @@ def rank_rows(arrays: Features, reference: str = REFERENCE) -> Iterator[Row]:
 
 
 def add_intervals(rows: list[Row], arrays: Features, reference: str = REFERENCE) -> None:
-    """Put 90 % intervals over images beside the papers' measures of h against the reference."""
+    """Add 90 % intervals over images to the papers' measures of h against the reference."""
     pairs = [(reference, name) for name in others(arrays, reference)]
     if not pairs:
         return
     table = alignment_intervals(arrays, pairs, PAPERS_MEASURES, draws=INTERVAL_DRAWS)
     for row in rows:
-        pair = (row.get("reference"), row["objective"])
+        pair = (row.get("reference", ""), row["objective"])
         interval = table.get(pair, {}).get((row["metric"], row["variant"]))
         if interval is not None and row["features"] == "h":
             row["ci_low"], row["ci_high"] = interval.low, interval.high

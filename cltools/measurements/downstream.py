@@ -1,4 +1,4 @@
-"""What classifiers read from the encoder's features."""
+"""Accuracy of simple classifiers on the encoder's features."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -11,19 +11,21 @@ from cltools.maths.probes import linear_probe, nccc
 from cltools.measurements.table import Features, Row, rows_of
 
 SHOTS = (1, 5, 10, 20, 50, 100, 500)
-# A probe must be fitted at each draw; the papers have five.
-REPEATS: dict[Literal["nccc", "linear"], int] = {"nccc": 20, "linear": 5}
+Probe = Literal["nccc", "linear"]
+# Few draws for the linear probe, which is fitted anew at each draw. The papers use five.
+REPEATS: dict[Probe, int] = {"nccc": 20, "linear": 5}
+METRICS: dict[Probe, str] = {"nccc": "few_shot_nccc", "linear": "few_shot_linear_probe"}
 NEIGHBOURS = 20
+Sets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train x, y, test x, y
 
 
 def downstream_rows(
     train: Features, y: np.ndarray, test: Features, test_y: np.ndarray, full: bool
 ) -> Iterator[Row]:
-    """Accuracies in [0, 1] on h: nearest class centre; with `full` also the dearer ones.
+    """Accuracies in [0, 1] on h: nearest class center; with `full` also the slower ones.
 
-    Intervals (90 %) are over test images, for the classifier at hand; those of few-shot
-    accuracies, which other draws of the support set move more, are 5 and 95 % quantiles of the
-    draws.
+    Intervals (90 %) are over test images, for this one classifier. Few-shot accuracies vary more
+    with the draw of the support set, so their limits are the 5 and 95 % quantiles of the draws.
     """
     for objective, x in train.items():
         sets = (x, y, test[objective], test_y)
@@ -40,12 +42,12 @@ def downstream_rows(
                     zip(("ci_low", "ci_high"), accuracy_interval(row["value"], n), strict=True)
                 )
         if full:
-            for row in _few_shot_rows(*sets):
+            for row in _few_shot_rows(sets):
                 yield {"split": "test", "n": len(test_y), **about, **row}
 
 
-def _few_shot_rows(*sets: np.ndarray) -> Iterator[Row]:
-    for probe, metric in (("nccc", "few_shot_nccc"), ("linear", "few_shot_linear_probe")):
+def _few_shot_rows(sets: Sets) -> Iterator[Row]:
+    for probe, metric in METRICS.items():
         for ways, name in ((None, "all_way"), (2, "two_way")):
             found = few_shot(*sets, SHOTS, REPEATS[probe], ways, probe=probe)
             limits = np.quantile(found.accuracies, (0.05, 0.95), axis=1).T

@@ -1,6 +1,7 @@
-"""Collapse: towards class means and a simplex, of views, and of a classifier onto class means."""
+"""Neural collapse: of features to class means and a simplex, of views, of a linear head."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +10,8 @@ from cltools.maths.intervals import subsampling_interval
 from cltools.measurements.table import Features, Row, rows_of
 
 INTERVAL_DRAWS = 100
-CLASSES_ONE_BY_ONE = 10  # up to so many classes, every pair of class means has a row of its own
-# Functions of the class statistics that intervals are worked out for.
+CLASSES_ONE_BY_ONE = 10  # with at most this many classes, every pair of class means has a row
+# Functions of the class statistics that get intervals.
 WITH_INTERVAL = {
     ("cdnv", "pairs"): collapse.cdnv,
     ("cdnv", "directional"): collapse.directional_cdnv,
@@ -20,10 +21,10 @@ WITH_INTERVAL = {
 
 
 def geometry_rows(arrays: Features, labels: np.ndarray, intervals: bool = False) -> Iterator[Row]:
-    """Collapse towards class means and a simplex, and the effective rank.
+    """Collapse to class means and a simplex, and the effective rank.
 
-    `class_mean_cosine` is of one pair of centred class means, classes counted as in the cell. With
-    `intervals`, 90 % intervals over images beside some of them.
+    `class_mean_cosine` is the cosine of one pair of centered class means; classes are numbered as
+    in the cell. With `intervals`, the measures of `WITH_INTERVAL` get 90 % intervals over images.
     """
     for name, h in arrays.items():
         s = collapse.class_statistics(h, labels)
@@ -54,7 +55,7 @@ def geometry_rows(arrays: Features, labels: np.ndarray, intervals: bool = False)
 
 
 def view_rows(z_views: Features) -> Iterator[Row]:
-    """Agreement of the views of an image and spread over the sphere, z_views (K, n, d)."""
+    """Distance between views of an image, and spread over the sphere; z_views (K, n, d)."""
     for objective, views in z_views.items():
         distance, relative = collapse.view_distance(views)
         values = {
@@ -65,8 +66,10 @@ def view_rows(z_views: Features) -> Iterator[Row]:
         yield from rows_of(values, objective=objective, features="z")
 
 
-def head_rows(z: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, **about):
-    """NC3 and NC4 of a linear head, weight (C, d) and bias (C,), that reads z (n, d)."""
+def head_rows(
+    z: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, **about: Any
+) -> Iterator[Row]:
+    """NC3 and NC4 of a linear head on z (n, d): weight (C, d) and bias (C,)."""
     statistics = collapse.class_statistics(z, labels)
     values = {
         ("nc3", "head"): collapse.nc3(statistics, weight),
@@ -86,7 +89,8 @@ def _intervals(h: np.ndarray, labels: np.ndarray) -> dict[tuple[str, str], dict[
 
     if len(h) < 4:
         return {}
-    _, low, high = subsampling_interval(values, len(h), draws=INTERVAL_DRAWS)
+    interval = subsampling_interval(values, len(h), draws=INTERVAL_DRAWS)
+    low, high = np.asarray(interval.low), np.asarray(interval.high)
     return {
         measure: {"ci_low": float(low[i]), "ci_high": float(high[i])}
         for i, measure in enumerate(WITH_INTERVAL)

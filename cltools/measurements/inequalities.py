@@ -1,12 +1,12 @@
-"""The papers' inequalities beside what was measured: a bound, a value, and whether it held.
+"""The papers' inequalities checked on measured values: a bound, a value, and whether it held.
 
-P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Generators of rows with any of the columns of SCHEMA.
+P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Generators of rows with some of the columns of SCHEMA.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import polars as pl
@@ -18,8 +18,8 @@ from cltools.maths.surrogate import batch_gradient, similarities_of_views
 
 Row = dict[str, Any]
 Key = tuple[str, str, str, str, str]  # split, objective, features, metric, variant
-# `bound` never fails for what is measured; `network` is proved for P2's surrogate dynamics and set
-# beside a network here, which it does not speak of; `estimate` has constants that are estimated.
+# `bound`: proved for what is measured, so it never fails. `network`: proved for P2's surrogate
+# dynamics, but checked on a network here. `estimate`: some of its constants are estimated.
 Kind = Literal["bound", "network", "estimate"]
 SCHEMA = {
     "step": pl.Int64,
@@ -35,11 +35,19 @@ SCHEMA = {
     "bound": pl.Float64,
     "log10_bound": pl.Float64,
     "measured": pl.Float64,
-    # By how many orders of magnitude a bound is beyond what can be at all; below 0 it is not.
+    # Orders of magnitude between a bound and the largest possible value; above 0 it says nothing.
     "vacuous_orders": pl.Float64,
     "holds": pl.Boolean,  # null where nothing is claimed
 }
 ROUNDING = 1e-6  # features are stored in float32
+
+
+class _Where(TypedDict):
+    """The columns that say which features a row is about."""
+
+    split: str
+    objective: str
+    features: str
 
 
 def inequality(
@@ -54,10 +62,10 @@ def inequality(
     vacuous_orders: float | None = None,
     **about: Any,
 ) -> Row:
-    """A row: what is bounded, by what, and whether that held.
+    """A row: the bounded quantity, its bound, and whether the inequality held.
 
-    `holds` is left out where the bound or the measured value is NaN, and where nothing was proved
-    (kind `estimate`).
+    `holds` is None where the bound or the measured value is NaN, and where nothing was proved (kind
+    `estimate`).
     """
     known = not (math.isnan(bound) or math.isnan(measured)) and kind != "estimate"
     slack = ROUNDING * max(1.0, abs(measured))
@@ -80,10 +88,10 @@ def inequality(
 
 
 def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterator[Row]:
-    """P1, Theorem 1: 0 ≤ DCL - NSCL ≤ bound, whole set and batches, under any labels.
+    """P1, Theorem 1: 0 ≤ DCL - NSCL ≤ bound, whole set and batches, for any labels.
 
-    A bound counts as vacuous beyond log(K (N - 1)), the DCL loss of an encoder that maps all images
-    to one point: at τ = 0.1 it is.
+    A bound is vacuous above log(K (N - 1)), the DCL loss of an encoder that maps all images to one
+    point. At τ = 0.1 it is.
     """
     for (split, objective, features, metric, variant), gap in values.items():
         if metric == "gap" or (metric.startswith("gap_") and metric.endswith("_labels")):
@@ -95,7 +103,7 @@ def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterat
         bound = values.get((split, objective, features, of, variant))
         if bound is None:
             continue
-        about = {"split": split, "objective": objective, "features": features}
+        about: _Where = {"split": split, "objective": objective, "features": features}
         images = value_of(values, split, objective, features, "images", "count")
         negatives = views * ((batch_size if metric == "batch_gap" else images) - 1)
         orders = math.log10(bound / math.log(negatives))
@@ -105,14 +113,14 @@ def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterat
 
 
 def corollary_rows(values: Mapping[Key, float]) -> Iterator[Row]:
-    """P2, Corollaries 1 and 2 with the measured ρ and r, and that centring contracts."""
+    """P2, Corollaries 1 and 2 with the measured ρ and r, and that centering shrinks distances."""
     plain = (
         ("P2 Corollary 1", "cka", "cosine_biased"),
         ("P2 Corollary 2", "rsa", "pearson_cosine"),
     )
     for split, objective, features in groups(values, "similarity_gap"):
         value = partial(value_of, values, split, objective, features)
-        about = {"split": split, "objective": objective, "features": features}
+        about: _Where = {"split": split, "objective": objective, "features": features}
         for source, metric, variant in plain:
             for which in ("corollary", "tight"):
                 bound = value(f"{metric}_lower_bound", which)
@@ -126,16 +134,16 @@ def corollary_rows(values: Mapping[Key, float]) -> Iterator[Row]:
 
 
 def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
-    """P1, Proposition 1: error of the nearest class centre with few shots.
+    """P1, Proposition 1: few-shot error of the nearest class center.
 
-    Measured: mean error over support sets drawn from the training images, on test images; the
-    variances are those of the test images. `best` minimises the bound over a (P1, Corollary 1),
-    `displayed` is the paper's own choice. A bound above 1 is vacuous.
+    Measured: mean error on test images, over support sets drawn from the training images. Variances
+    are those of the test images. `best` minimizes the bound over a (P1, Corollary 1); `displayed`
+    uses the paper's a. A bound above 1 is vacuous.
     """
     for split, objective, features in groups(values, "few_shot_nccc_all_way"):
         value = partial(value_of, values, split, objective, features)
-        about = {"split": split, "objective": objective, "features": features}
-        spread = [value("cdnv", which) for which in ("directional", "pairs", "root")]
+        about: _Where = {"split": split, "objective": objective, "features": features}
+        spread = value("cdnv", "directional"), value("cdnv", "pairs"), value("cdnv", "root")
         if not all(map(math.isfinite, spread)):
             continue
         for name, ways in (("all_way", classes), ("two_way", 2)):
@@ -144,10 +152,10 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
                 if key[:4] != (split, objective, features, metric) or math.isnan(accuracy):
                     continue
                 shots = int(key[4].removeprefix("shots_"))
-                bounds = {"best": few_shot_bound(*spread, shots, ways)}
+                limits = {"best": few_shot_bound(*spread, shots, ways)}
                 if shots >= SMALLEST_SHOTS_DISPLAYED:
-                    bounds["displayed"] = few_shot_bound_displayed(*spread, shots, ways)
-                for which, bound in bounds.items():
+                    limits["displayed"] = few_shot_bound_displayed(*spread, shots, ways)
+                for which, bound in limits.items():
                     yield inequality(
                         "P1 Proposition 1", f"few_shot_error_{name}", f"{which}_{key[4]}",
                         bound, 1 - accuracy, vacuous_orders=math.log10(bound), **about,
@@ -157,8 +165,8 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
 def lemma_rows(z: Mapping[str, np.ndarray], labels: np.ndarray, tau: float) -> Iterator[Row]:
     """The three lemmas of P2's Theorem 1 on one batch: z (K, B, d) of "dcl" and "nscl".
 
-    The first two of the K views are taken, as in P2. Of the reweighting lemma, the anchor that
-    comes nearest to its bound is shown.
+    Only the first two of the K views are used, as in P2. For the reweighting lemma, the row is of
+    the anchor that comes closest to its bound.
     """
     sigma = {name: similarities_of_views(views[:2]) for name, views in z.items()}
     other_image = np.tile(~np.eye(len(labels), dtype=bool), 2)
@@ -180,17 +188,25 @@ def lemma_rows(z: Mapping[str, np.ndarray], labels: np.ndarray, tau: float) -> I
     for name, negatives in (("dcl", other_image), ("nscl", other_class)):
         if not negatives.any(axis=1).all():
             continue
-        gradients = [batch_gradient(matrix, negatives, tau) for matrix in sigma.values()]
-        sides = bounds.lipschitz_sides(*gradients, *sigma.values(), tau, len(labels))
+        first, second = sigma.values()
+        gradient, other_gradient = (batch_gradient(s, negatives, tau) for s in (first, second))
+        found = bounds.lipschitz_sides(gradient, other_gradient, first, second, tau, len(labels))
         yield inequality(
             "P2 Theorem 1, proof", "smoothness_of_gradient", f"{name}_gradient",
-            sides.right, sides.left, features="z",
+            found.right, found.left, features="z",
         )  # fmt: skip
 
 
-def value_of(values: Mapping[Key, float], *key: str) -> float:
+def value_of(
+    values: Mapping[Key, float],
+    split: str,
+    objective: str,
+    features: str,
+    metric: str,
+    variant: str,
+) -> float:
     """The value, NaN where it was not measured."""
-    return values.get(key, math.nan)
+    return values.get((split, objective, features, metric, variant), math.nan)
 
 
 def groups(values: Mapping[Key, float], metric: str) -> list[tuple[str, str, str]]:

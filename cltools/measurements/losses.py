@@ -1,4 +1,4 @@
-"""Losses of a whole data set, under its labels and under others, and of batches."""
+"""Losses of a whole data set, with its labels and with other labels, and of batches."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def loss_rows(
     z_views: Features, labels: np.ndarray, tau: float, device: torch.device = CPU
 ) -> Iterator[Row]:
-    """Whole-set DCL and NSCL of every contrastive model, z_views (K, n, d), gap and bound."""
+    """Whole-set DCL and NSCL losses, gap and bound of contrastive models; z_views (K, n, d)."""
     for objective, z in _contrastive(z_views):
         values = _whole_set(z.to(device), labels, tau)
         yield from rows_of(values, objective=objective, features="z")
@@ -27,10 +27,10 @@ def loss_rows(
 def labelling_rows(
     z_views: Features, labels: np.ndarray, tau: float, device: torch.device = CPU
 ) -> Iterator[Row]:
-    """Gap and bound under labels that are not the data set's, which the bound allows.
+    """Gap and bound with other labels than the data set's: the bound holds for any labels.
 
-    `gap_shuffled_labels` is of the true labels in random order, `gap_unbalanced_labels` of random
-    ones with half of the images in one class, `gap_clustered_labels` of k-means clusters of the
+    `gap_shuffled_labels` uses the true labels in random order, `gap_unbalanced_labels` random
+    labels with half of the images in one class, `gap_clustered_labels` k-means clusters of the
     model's own z.
     """
     classes = len(np.unique(labels))
@@ -53,10 +53,10 @@ def labelling_rows(
 def batch_loss_rows(
     z_views: Features, z: Features, labels: np.ndarray, tau: float, batch_size: int
 ) -> Iterator[Row]:
-    """Losses averaged over batches: ours, and as the authors evaluate them.
+    """Losses averaged over batches: ours, and the authors' version (`authors_…`).
 
-    Theirs (`authors_…`): the positive stands in the denominators, τ is 1 whatever was trained with,
-    and the pair of views is an augmented image and the plain one.
+    In the authors' version the positive is in the denominator, τ is 1 whatever τ the training used,
+    and the two views are an augmented image and the plain image.
     """
     y = torch.from_numpy(labels)
     for objective, views in _contrastive(z_views):
@@ -85,7 +85,7 @@ def _contrastive(z_views: Features) -> Iterator[tuple[str, torch.Tensor]]:
 def _whole_set(z: torch.Tensor, labels: np.ndarray, tau: float) -> dict[tuple[str, str], float]:
     """Losses, gap and bound at the training temperature and at τ = 1."""
     losses = whole_set_losses(z, torch.from_numpy(labels), sorted({tau, 1.0}))
-    values = {}
+    values: dict[tuple[str, str], float] = {}
     for variant, t in (("training_tau", tau), ("tau_1", 1.0)):
         dcl, nscl = losses[t]
         values["dcl_loss", variant] = dcl

@@ -1,7 +1,7 @@
-"""The tidy table of measures: its columns, and what its rows have in common."""
+"""The tidy table of measures: its columns, and helpers to make its rows."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import polars as pl
@@ -26,16 +26,16 @@ EMPTY = {name: "" if dtype == pl.String else None for name, dtype in SCHEMA.item
 
 
 def tidy(rows: Iterable[Row]) -> pl.DataFrame:
-    """The rows as a table of all columns; text that a row lacks is "", numbers are null."""
+    """The rows as a table with all columns; missing text is "", missing numbers are null."""
     return pl.DataFrame([{**EMPTY, **row} for row in rows], schema=SCHEMA)
 
 
-def rows_of(values: Mapping[tuple[str, str], float], **about: Any) -> Iterator[Row]:
+def rows_of(values: Mapping[tuple[str, str], SupportsFloat], **about: Any) -> Iterator[Row]:
     """A row for each (metric, variant)."""
     for (metric, variant), value in values.items():
         yield {**about, "metric": metric, "variant": variant, "value": float(value)}
 
 
 def others(arrays: Mapping[str, Any], reference: str) -> list[str]:
-    """All names but the reference's; none where there is no reference."""
+    """All names except the reference; an empty list if the reference is not there."""
     return [name for name in arrays if name != reference] if reference in arrays else []

@@ -1,4 +1,4 @@
-"""How far every objective's weights lie from those of DCL."""
+"""Distance of every objective's weights from DCL's."""
 
 from collections.abc import Iterator, Mapping
 
@@ -15,7 +15,7 @@ Weights = Mapping[str, np.ndarray]  # name of a tensor -> tensor
 def weight_rows(weights: Mapping[str, Weights], initial: Weights | None = None) -> Iterator[Row]:
     """Gaps and angles (degrees) between every objective's encoder and DCL's.
 
-    With `initial`, the weights that all started from, also the angle between the paths from there.
+    With `initial`, the common start of all objectives, also the angle between their paths from it.
     """
     for objective in others(weights, REFERENCE):
         pair = weights[REFERENCE], weights[objective]
