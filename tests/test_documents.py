@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
+from test_architecture import MAY_IMPORT
 
 FOLDERS = "cltools|tests|docs|config|workflow|benchmarks|slurm"
 # A path from the root of the project. Where it goes on with a placeholder its folder must exist.
@@ -19,6 +20,7 @@ CODE = re.compile(r"^```\w*\n.*?^```$", re.M | re.S)
 MODULE = re.compile(r"(?<![\w./-])cltools(?:\.[a-z]\w*)+")
 # A file that a user writes, and one of the authors' repository.
 ELSEWHERE = {"slurm/site.yaml", "docs/evaluation.md"}
+NAME = re.compile(r"`(\w+)`")
 SAYING = ast.Module | ast.ClassDef | ast.FunctionDef
 SUFFIXES = (".md", ".py", ".yaml", ".smk", ".sh", ".rst")
 
@@ -88,3 +90,11 @@ def test_modules_exist(file):
         if not ((ROOT / module).is_dir() or (ROOT / module).with_suffix(".py").is_file()):
             parent, _, attribute = name.rpartition(".")
             assert hasattr(importlib.import_module(parent), attribute), name
+
+
+def test_the_main_page_says_what_may_import_what():
+    section = (ROOT / "README.md").read_text().partition("| part | may import |")[2]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section.partition("\n\n")[0], re.M)
+    said = {part: {*NAME.findall(may)} for parts, may in rows for part in NAME.findall(parts)}
+    assert said.pop("stages") == said.pop("cli") | {"cli"}
+    assert said == {part: may for part, may in MAY_IMPORT.items() if part != "stages"}
