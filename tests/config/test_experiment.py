@@ -222,18 +222,3 @@ def test_shipped_configs_are_valid():
     assert configs
     for path in configs:
         assert load_experiment(yaml.safe_load(path.read_text())).plans
-
-
-def test_every_key_is_documented():
-
-    from cltools.config.schema import schema
-
-    text = (ROOT / "config/README.md").read_text()
-    definitions = schema()["$defs"]
-    keys = {*schema()["properties"], *definitions["cell"]["properties"]}
-    keys |= {*definitions["recipe"]["properties"], *definitions["dataset"]["properties"]}
-    keys |= {*schema()["properties"]["figures"]["properties"]}
-    for stage in ("theory", "merge", "project", "surrogate", "minimise", "regularity"):
-        keys |= {*definitions[stage]["properties"]}
-    missing = [key for key in sorted(keys) if f"`{key}" not in text and f".{key}`" not in text]
-    assert missing == []
