@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 
@@ -75,8 +75,8 @@ def with_defaults(settings: Mapping[str, Any], definition: str) -> dict[str, Any
 
 def _sentence(error: jsonschema.ValidationError, where: str) -> str:
     path = ".".join([where, *(str(part) for part in error.absolute_path)]).strip(".")
-    rules: Any = error.schema
-    limit: Any = error.validator_value
+    rules = cast(Any, error.schema)
+    limit = cast(Any, error.validator_value)  # its type goes with the validator
     match error.validator:
         case "additionalProperties" if isinstance(rules.get("properties"), dict):
             names = sorted(rules["properties"])

@@ -56,7 +56,7 @@ def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     about = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
     digest = hashlib.sha256(canonical_json([metadata, about]).encode())
     for _, tensor in sorted(tensors.items()):
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
