@@ -75,18 +75,20 @@ def with_defaults(settings: Mapping[str, Any], definition: str) -> dict[str, Any
 
 def _sentence(error: jsonschema.ValidationError, where: str) -> str:
     path = ".".join([where, *(str(part) for part in error.absolute_path)]).strip(".")
-    rules = cast(Any, error.schema)
-    limit = cast(Any, error.validator_value)  # its type goes with the validator
+    # Their types go with the validator.
+    value, rules, limit = (
+        cast(Any, part) for part in (error.instance, error.schema, error.validator_value)
+    )
     match error.validator:
         case "additionalProperties" if isinstance(rules.get("properties"), dict):
             names = sorted(rules["properties"])
-            unknown = next(key for key in sorted(error.instance) if key not in names)
+            unknown = next(key for key in sorted(value) if key not in names)
             return unknown_key(f"{path}.{unknown}".strip("."), names)
         case "required":
-            missing = next(key for key in limit if key not in error.instance)
+            missing = next(key for key in limit if key not in value)
             return f"config key {f'{path}.{missing}'.strip('.')} is missing: add it"
         case "enum":
-            return f"config key {path} is {error.instance!r}, but must be one of " + ", ".join(
+            return f"config key {path} is {value!r}, but must be one of " + ", ".join(
                 map(repr, limit)
             )
         case "exclusiveMinimum" | "minimum" | "exclusiveMaximum" | "maximum":
@@ -96,17 +98,15 @@ def _sentence(error: jsonschema.ValidationError, where: str) -> str:
                 "exclusiveMaximum": "less than",
                 "maximum": "at most",
             }[error.validator]
-            return f"config key {path} is {error.instance!r}, but must be {words} {limit}"
+            return f"config key {path} is {value!r}, but must be {words} {limit}"
         case "type":
             hint = ""
-            if isinstance(error.instance, str) and _is_number(error.instance):
+            if isinstance(value, str) and _is_number(value):
                 hint = " (YAML reads 1e-1 as text: write 0.1)"
-            return f"config key {path} is {error.instance!r}, but must be of type " + (
-                f"{limit}{hint}"
-            )
+            return f"config key {path} is {value!r}, but must be of type " + (f"{limit}{hint}")
         case "pattern" if error.schema in schema()["$defs"]["duration"]["anyOf"]:
             return (
-                f"config key {path} is {error.instance!r}, but must be a duration such as 20, "
+                f"config key {path} is {value!r}, but must be a duration such as 20, "
                 "'20 epochs' or '300 steps'"
             )
     return f"config key {path or 'of the top level'} is wrong: {error.message}"
