@@ -11,6 +11,7 @@ set -euo pipefail
 LAB=${SLURM_LAB:?set SLURM_LAB to a folder for the state}
 CPUS=${LAB_CPUS:-4} GPUS=${LAB_GPUS:-2} PORT=${LAB_PORT:-16817}
 MEM=400000 # MB; nothing holds jobs to it
+HANGS=600 # seconds after which something hangs
 HOST=$(hostname -s)
 export SLURM_CONF=$LAB/etc/slurm.conf
 
@@ -50,6 +51,7 @@ SlurmdPort=$((PORT + 1))
 AuthType=auth/munge
 AuthInfo=socket=$LAB/munge/socket
 CredType=cred/munge
+MessageTimeout=100
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation=$LAB/state
@@ -94,11 +96,11 @@ start() {
   configure
   munged --force --key-file="$LAB/munge/key" --socket="$LAB/munge/socket" \
     --pid-file="$LAB/run/munged.pid" --seed-file="$LAB/munge/seed" --log-file="$LAB/log/munged.log"
-  wait_for 10 munge -n -S "$LAB/munge/socket"
+  wait_for "$HANGS" munge -n -S "$LAB/munge/socket"
   slurmctld -i
-  wait_for 20 scontrol ping
+  wait_for "$HANGS" scontrol ping
   slurmd -N "$HOST"
-  wait_for 30 bash -c "sinfo -h -o %T | grep -Eq 'idle|mixed|allocated'"
+  wait_for "$HANGS" bash -c "sinfo -h -o %T | grep -Eq 'idle|mixed|allocated'"
 }
 
 stop() {

@@ -124,3 +124,10 @@ def test_paths_of_results_are_spelled_in_one_module():
     for file in (ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")):
         code = re.sub(r"#.*", "", file.read_text())
         assert not PATHS.findall(code), file
+
+
+def test_tests_wait_by_no_clock():
+    """A limit is against hanging, the same one everywhere: see tests/waiting.py."""
+    limit = re.compile(r"timeout=\d|\.(?:join|wait|get|communicate)\(\d")
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert not limit.search(file.read_text()), file

@@ -147,7 +147,7 @@ def contrastive_loss(name: str, logits: Tensor, masks: PairMasks) -> Tensor:
 
 
 def queue_loss(name: str, logits: Tensor, masks: KeyMasks) -> Tensor:
-    """A contrastive objective of queries against queued keys (`engine.moco`); a scalar in nats.
+    """A contrastive objective of queries against queued keys (`training.moco`); a scalar in nats.
 
     logits: (B, M), cosine / tau. An anchor's one positive is the key of its own image. What
     `contrastive_loss` says about batches of one class goes for the queue. Raises ValueError for a
