@@ -24,10 +24,13 @@ def small_cell(**settings: Any) -> dict[str, Any]:
     return resolve_cell({**SMALL, **settings})
 
 
-def train_into(
+def train_rank(
     cell: dict[str, Any], store: Path, folder: Path, until: str | None = None, **options: Any
-) -> dict[str, Any]:
-    """Train a cell into `folder`, on the CPU; returns the manifest, which is `trained.json`."""
+) -> None:
+    """Train a cell into `folder`, on the CPU. Of several ranks the first writes the manifest.
+
+    The others may be back before it has.
+    """
     train.run(
         cell=cell,
         store=store,
@@ -36,4 +39,11 @@ def train_into(
         until=None if until is None else Duration.parse(until),
         **{"device": "cpu", **options},
     )
+
+
+def train_into(
+    cell: dict[str, Any], store: Path, folder: Path, until: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Train a cell into `folder`, on the CPU; returns the manifest, which is `trained.json`."""
+    train_rank(cell, store, folder, until, **options)
     return json.loads((folder / "trained.json").read_text())

@@ -22,7 +22,7 @@ import pytest
 import torch
 from precise import RECIPE, in_float64, make_float_double
 from small import small_cell
-from small import train_into as run
+from small import train_rank as run
 from torch import nn
 from waiting import HANGS, wait_until
 
