@@ -70,8 +70,6 @@ class Batches:
         self.owners = {source: owner(cell, model, source) for source in ("batches", "views")}
         self.recipe = Recipe.from_settings(cell["recipe"])
         self.steps_per_epoch = len(data.labels) // cell["batch_size"]
-        self._order = torch.empty(0)
-        self._views: EpochViews | None = None
         self._epochs: dict[int, tuple[Tensor, EpochViews]] = {}
         self._begun: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
         self._orders: dict[int, Tensor] = {}
@@ -95,10 +93,10 @@ class Batches:
 
     def _begin(self, step: int) -> tuple[Tensor, Callable[[], Tensor]]:
         """Positions (B,) of the images of `step`, and what gives their views once they are made."""
-        self._enter(step)
-        positions = self._order[step % self.steps_per_epoch]
+        order, views = self.epoch_of(step)
+        positions = order[step % self.steps_per_epoch]
         own = self.ranks.share(positions)
-        parameters = self._views.rows(slice(None), own)
+        parameters = views.rows(slice(None), own)
         return positions, self.data.views(own, parameters, self.recipe)
 
     def positions(self, steps: Sequence[int]) -> Tensor:
@@ -116,12 +114,12 @@ class Batches:
 
     def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
         """The digests of batches and views with the epoch of `step` folded in."""
-        self._enter(step)
+        order, drawn = self.epoch_of(step)
         of = "" if not any(self.owners.values()) else f"/{self.model}"
         batches = hashlib.sha256(digests.get(f"batches{of}", "").encode())
-        batches.update(self.data.samples[self._order].numpy().tobytes())
+        batches.update(self.data.samples[order].numpy().tobytes())
         views = hashlib.sha256(digests.get(f"views{of}", "").encode())
-        self._views.update_digest(views)
+        drawn.update_digest(views)
         chained = {f"batches{of}": batches.hexdigest(), f"views{of}": views.hexdigest()}
         return {**digests, **chained}
 
@@ -131,8 +129,8 @@ class Batches:
             return balanced_order(seed, epoch, self.data.labels, size, owner)
         return batch_order(seed, epoch, len(self.data.labels), size, owner)
 
-    def _enter(self, step: int) -> None:
-        """Draw the order and the views of the epoch that `step` lies in."""
+    def epoch_of(self, step: int) -> tuple[Tensor, EpochViews]:
+        """Positions (steps per epoch, B) and views of all images in the epoch of `step`."""
         epoch = step // self.steps_per_epoch
         if epoch not in self._epochs:
             data = self.data
@@ -141,4 +139,4 @@ class Batches:
                 self.recipe, *data.extent, self.owners["views"],
             )  # fmt: skip
             self._epochs[epoch] = (self._order_of(epoch), views)
-        self._order, self._views = self._epochs[epoch]
+        return self._epochs[epoch]

@@ -4,13 +4,27 @@ torch's SyncBatchNorm trains on CUDA only, so that no test without GPUs could te
 ranks compute what one process does. This one asks the ranks for nothing but a gather and a sum.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Norm = nn.modules.batchnorm._BatchNorm
+
+
+class Together(Protocol):
+    """What batch normalization asks of the ranks (see `distributed.SeveralRanks`)."""
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+
+    def stack(self, own: Tensor) -> Tensor:
+        """(size, ...) of all ranks from each rank's (...), without a gradient."""
+
+    def sum(self, own: Tensor) -> Tensor:
+        """Sum over ranks, without a gradient; `own` is kept."""
 
 
 class GlobalBatchNorm(Norm):
@@ -20,7 +34,12 @@ class GlobalBatchNorm(Norm):
     of a fixed momentum. Every rank must come with the same number of values.
     """
 
-    def __init__(self, norm: Norm, ranks: Any) -> None:
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: Norm, ranks: Together) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.ranks = ranks
         self.weight, self.bias = norm.weight, norm.bias
@@ -42,10 +61,11 @@ class GlobalBatchNorm(Norm):
             unbiased = variance * (values / (values - 1))
             self.running_var.mul_(keep).add_(unbiased, alpha=self.momentum)
         scale = (variance + self.eps).rsqrt()
-        return _Normalise.apply(x, self.weight, self.bias, mean, scale, self.ranks)
+        normalized: Tensor = _Normalize.apply(x, self.weight, self.bias, mean, scale, self.ranks)
+        return normalized
 
 
-def global_moments(x: Tensor, ranks: Any) -> tuple[Tensor, Tensor]:
+def global_moments(x: Tensor, ranks: Together) -> tuple[Tensor, Tensor]:
     """Biased variance and mean (c,) of x (n, c, ...) over all ranks, in float32 at least.
 
     Of each rank's own variance and mean, by Chan's formula: E[x²] - E[x]² would lose the variance
@@ -58,7 +78,7 @@ def global_moments(x: Tensor, ranks: Any) -> tuple[Tensor, Tensor]:
     return variances.mean(dim=0) + means.var(dim=0, correction=0), means.mean(dim=0)
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """(x - mean) * scale * weight + bias, with the derivative of mean and scale in x.
 
     x (n, c, ...), all others (c,); mean and scale = 1 / std are those of x on all ranks. The
@@ -67,15 +87,23 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, mean, scale, ranks):
+    def forward(
+        ctx: Any,  # torch has no type for a context that attributes are added to
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        ranks: Together,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.ranks = ranks
-        centred = x - _along(x, mean)
-        return torch.addcmul(_along(x, bias), centred, _along(x, weight * scale)).to(x.dtype)
+        centered = x - _along(x, mean)
+        return torch.addcmul(_along(x, bias), centered, _along(x, weight * scale)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         # With y = (x - mean) * scale: dx = weight * scale * (g - mean(g) - y * mean(g * y)), the
         # means over all N values of the channel on all ranks.
         x, weight, mean, scale = ctx.saved_tensors
@@ -97,7 +125,7 @@ def _along(x: Tensor, channels: Tensor) -> Tensor:
     return channels.view(-1, *[1] * (x.ndim - 2))
 
 
-def share_statistics(network: nn.Module, ranks: Any) -> None:
+def share_statistics(network: nn.Module, ranks: Together) -> None:
     """Replace every BatchNorm of `network` by one whose statistics are of all ranks' values."""
     for module in list(network.modules()):
         for name, child in module.named_children():

@@ -21,7 +21,8 @@ def compiled(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
     def call(images: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            return forward(images)
+            features: tuple[Tensor, Tensor] = forward(images)
+            return features
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(

@@ -32,7 +32,7 @@ def largest_curvature(
     if iterations < 1:
         raise ValueError(f"power iteration needs 1 step or more, not {iterations}")
     draw = generator("curvature", seed)
-    vector = [torch.randn(p.shape, generator=draw).to(p) for p in parameters]
+    vector: Sequence[Tensor] = [torch.randn(p.shape, generator=draw).to(p) for p in parameters]
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         gradients = torch.autograd.grad(loss(), parameters, create_graph=True)
     norm = 0.0

@@ -79,7 +79,8 @@ class SeveralRanks(Ranks):
         return batch.chunk(self.size)[self.rank]
 
     def gather(self, own: Tensor) -> Tensor:
-        return _Gather.apply(own, self)
+        gathered: Tensor = _Gather.apply(own, self)
+        return gathered
 
     def couple(self, network: nn.Module) -> None:
         share_statistics(network, self)
@@ -88,7 +89,7 @@ class SeveralRanks(Ranks):
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         # One message: most tensors are so small that sending takes longer than what is sent.
         flat = self.sum(torch.cat([g.flatten() for g in gradients]))
-        parts = flat.split([g.numel() for g in gradients])
+        parts = torch.split(flat, [g.numel() for g in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -137,13 +138,14 @@ class _Gather(torch.autograd.Function):
     """See `Ranks.gather`."""
 
     @staticmethod
-    def forward(ctx, own, ranks):
+    def forward(ctx: Any, own: Tensor, ranks: SeveralRanks) -> Tensor:
         ctx.ranks = ranks
         return torch.cat(ranks.stack(own.contiguous()).unbind(), dim=1)
 
     @staticmethod
-    def backward(ctx, gradient):
-        return gradient.chunk(ctx.ranks.size, dim=1)[ctx.ranks.rank], None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ranks: SeveralRanks = ctx.ranks
+        return gradient.chunk(ranks.size, dim=1)[ranks.rank], None
 
 
 def join_ranks(device_name: str) -> tuple[Ranks, torch.device]:

@@ -10,9 +10,10 @@ authors train, compute (tested): GELU is exact and LayerNorm's epsilon is 1e-6 i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ class ResNet(nn.Module):
         block = Bottleneck if architecture.bottleneck else BasicBlock
         if stem == "imagenet":
             self.conv1 = _convolution(image_channels, channels, 7, 2)
-            self.maxpool = nn.MaxPool2d(3, 2, 1)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
         else:
             self.conv1 = _convolution(image_channels, channels, 3)
             self.maxpool = nn.Identity()
@@ -179,7 +180,8 @@ class VisionTransformer(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.vit(x)
+        features: Tensor = self.vit(x)
+        return features
 
 
 def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
@@ -236,10 +238,13 @@ class Network(nn.Module):
 
     def class_logits(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            return self.head(z.float())
+            logits: Tensor = self.head(z.float())
+            return logits
 
 
-def build_network(cell: dict, image_shape: Sequence[int], classes: int, objective: str) -> Network:
+def build_network(
+    cell: Mapping[str, Any], image_shape: Sequence[int], classes: int, objective: str
+) -> Network:
     """The network of one objective of a cell, with uninitialised randomness (see `initialise`).
 
     image_shape: (h, w, c) of the images that it is given. Raises InputError where a ViT's patches
@@ -253,7 +258,14 @@ def build_network(cell: dict, image_shape: Sequence[int], classes: int, objectiv
     )
 
 
-def _encoder(cell: dict, image_shape: Sequence[int]) -> ResNet | VisionTransformer:
+def on_device(network: Network, device: torch.device) -> Network:
+    """The network itself, moved to the device; its convolutions' weights are channels last."""
+    # torch's types lack a device together with a memory format.
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _encoder(cell: Mapping[str, Any], image_shape: Sequence[int]) -> ResNet | VisionTransformer:
     name = cell["architecture"]
     if name in TRANSFORMERS:
         patch = patch_side(cell["patch"], image_shape)

@@ -4,7 +4,8 @@ The rate of every step is a closed form of the step, so that a resumed run needs
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ LR_RULES = (*SCALING, *AUTHORS_SCALING)
 def peak_lr(rule: str, lr: float, batch_size: int, base_batch: int) -> float:
     """eta, the rate at the end of the warm-up, by the named rule (papers.md calls lr eta_0)."""
     if rule in SCALING:
-        return lr * (batch_size / base_batch) ** SCALING[rule]
-    return lr * batch_size ** AUTHORS_SCALING[rule] / base_batch
+        return float(lr * (batch_size / base_batch) ** SCALING[rule])
+    return float(lr * batch_size ** AUTHORS_SCALING[rule] / base_batch)
 
 
 def lr_at(step: int, peak: float, warmup_steps: int, horizon_steps: int) -> float:
@@ -75,9 +76,23 @@ class AuthorsLars(torch.optim.Optimizer):
             },
         )
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self) -> None:
-        """One step. Clips the gradients in place."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step. Clips the gradients in place.
+
+        As with torch's optimizers, a closure is called first. It computes the loss, which is
+        returned, and the gradients.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         (group,) = self.param_groups  # the total norm is over all that is trained
         weights = [p for p in group["params"] if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(weights, self.MAX_NORM, foreach=True)
@@ -95,9 +110,10 @@ class AuthorsLars(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         torch._foreach_sub_(weights, momenta)
+        return loss
 
 
-def build_optimizer(cell: dict, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cell: Mapping[str, Any], network: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum, LARS (timm), or the authors' LARS.
 
     The first two neither decay nor adapt biases, normalisation and a ViT's class token.

@@ -45,9 +45,10 @@ def recalibrate(network: nn.Module, data: ImageSet, block: int = 512) -> None:
             hook.remove()
     for norm, blocks in seen.items():
         variance, mean = _pooled(blocks)
-        norm.running_var.copy_(variance)
-        norm.running_mean.copy_(mean)
-        norm.num_batches_tracked.fill_(len(blocks))
+        buffers = dict(norm.named_buffers())
+        buffers["running_var"].copy_(variance)
+        buffers["running_mean"].copy_(mean)
+        buffers["num_batches_tracked"].fill_(len(blocks))
 
 
 def _collect(blocks: list[Moments]) -> Callable[[Norm, tuple[Tensor]], None]:
@@ -70,8 +71,9 @@ def _collect(blocks: list[Moments]) -> Callable[[Norm, tuple[Tensor]], None]:
 
 def _pooled(blocks: list[Moments]) -> tuple[Tensor, Tensor]:
     """Unbiased variance and mean (c,) of the values of all blocks together, in float64."""
-    counts, variances, means = zip(*blocks, strict=True)
-    variances, means = torch.stack(variances).double(), torch.stack(means).double()
+    counts = [count for count, _, _ in blocks]
+    variances = torch.stack([variance for _, variance, _ in blocks]).double()
+    means = torch.stack([mean for _, _, mean in blocks]).double()
     total = sum(counts)
     weights = torch.tensor(counts, dtype=torch.float64, device=means.device) / total
     mean = weights @ means

@@ -71,7 +71,7 @@ class FixedViews(Batches):
             cell["seed"], 0, cell["views"], data.split_size, data.samples, self.recipe, *data.extent
         )
         rendered = data.normalise(data.views(torch.arange(images), drawn.table, self.recipe)())
-        self.views = rendered.unflatten(0, (cell["views"], images))
+        self.views = torch.unflatten(rendered, 0, (cell["views"], images))
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         (positions,) = self.positions([step])
@@ -124,18 +124,18 @@ class SimilarityMap:
 
     def __call__(self, weights: Tensor) -> Tensor:
         """Σ (M, 2M) as `cltools.maths.surrogate.similarities_of_views`, of weights (P,)."""
-        pieces = weights.split([shape.numel() for shape in self._shapes.values()])
+        pieces = torch.split(weights, [shape.numel() for shape in self._shapes.values()])
         parameters = {
             name: piece.view(shape)
             for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
         }
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward derivative
-            z = functional_call(self._embedding, parameters, (self._views,))
+            z: Tensor = functional_call(self._embedding, parameters, (self._views,))
         return z[: len(z) // 2] @ z.T
 
     def at(self, weights: Tensor) -> Linearised:
         """Σ and its Jacobian at weights (P,)."""
-        sigma, transposed = vjp(self, weights)
+        sigma, transposed, *_ = vjp(self, weights)
         return Linearised(
             weights,
             sigma,
@@ -147,7 +147,8 @@ class SimilarityMap:
         with warnings.catch_warnings():
             # Torch's own rules for BatchNorm use, when they are first needed, what it deprecates.
             warnings.simplefilter("ignore", FutureWarning)
-            return jvp(self, (weights,), (direction,))[1]
+            change: Tensor = jvp(self, (weights,), (direction,))[1]
+            return change
 
 
 class _Embedding(nn.Module):

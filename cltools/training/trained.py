@@ -12,7 +12,7 @@ from cltools.data.store import ImageStore
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, sha256_file
 from cltools.runtime.tensors import load_tensors
-from cltools.training.networks import Network, build_network
+from cltools.training.networks import Network, build_network, on_device
 
 # Images per forward pass. Of small images, twice as many take a CPU half as long again for each.
 BLOCK = 256
@@ -26,7 +26,7 @@ def load_network(
     weights = load_weights(path, sha256)
     network = build_network(cell, data.image_shape, data.classes, objective)
     network.load_state_dict(weights)
-    return network.to(device, memory_format=torch.channels_last).eval()
+    return on_device(network, device).eval()
 
 
 def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:

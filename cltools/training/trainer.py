@@ -41,13 +41,17 @@ from cltools.training.batches import Batches, batches_of_models, owner
 from cltools.training.compiled import compiled
 from cltools.training.distributed import Ranks
 from cltools.training.moco import KeyQueue, key_masks, queued_positions
-from cltools.training.networks import Network, build_network
+from cltools.training.networks import Network, build_network, on_device
 from cltools.training.optimizers import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
 
 # Rows of the log stay on the device until this many steps are done: one wait for all of them.
 FLUSH_STEPS = 50
 # Tracked on every contrastive model whatever is trained: DCL, NSCL and their gap come for free.
 ALWAYS_LOGGED = ("dcl", "nscl", "scl")
+
+
+# Features and normalized projections (h, z) of images.
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class CoupledTrainer:
         self.horizon = self.in_steps(cell["horizon"])
         self.warmup = self.in_steps(cell["warmup"])
         self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
-        self.queued = cell["queue_size"] // cell["batch_size"]  # batches; 0 without a queue
+        self.queued: int = cell["queue_size"] // cell["batch_size"]  # batches; 0 without a queue
         self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in cell["objectives"]]
         self.columns = ["grad_norm", *self.logged, "ce"]
 
@@ -100,7 +104,9 @@ class CoupledTrainer:
             contrastive = [o for o in cell["objectives"] if loss_of(o) != "ce"]
             self.queues = {o: KeyQueue(self._network(o), cell) for o in contrastive}
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
-        self.forward = {o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()}
+        self.forward: dict[str, Forward] = {
+            o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()
+        }
 
         self.step = 0
         self.trained_by = {"0": self.ranks.size}  # from this step on, so many ranks
@@ -116,7 +122,7 @@ class CoupledTrainer:
         network = build_network(self.cell, self.data.image_shape, self.data.classes, objective)
         initialise(network, self.cell["seed"], owner(self.cell, objective, "init"))
         self.ranks.couple(network)
-        return network.to(self.device, memory_format=torch.channels_last)
+        return on_device(network, self.device)
 
     def in_steps(self, duration: str) -> int:
         return Duration.parse(duration).in_steps(self.steps_per_epoch)
@@ -168,6 +174,7 @@ class CoupledTrainer:
             self.lap("epoch")
         views, labels = batches.at(self.step)
         here, among = to_device(labels, self.device), labels
+        masks: PairMasks | KeyMasks
         if self.queues:
             queued = queued_positions(batches, self.step, self.queued)
             among = self.data.labels[queued]
@@ -181,7 +188,8 @@ class CoupledTrainer:
 
     def images_among(self, step: int) -> int:
         """The images among which a step's negatives are: a batch's, or those with queued keys."""
-        return self.cell["batch_size"] * max(1, min(step + 1, self.queued))
+        images: int = self.cell["batch_size"] * max(1, min(step + 1, self.queued))
+        return images
 
     def close(self) -> None:
         """Call off what was begun for the steps to come."""
@@ -200,7 +208,7 @@ class CoupledTrainer:
         with self._autocast():
             z = self._project(self.forward[objective], views)
         self.lap("forward")
-        z = z.unflatten(0, (passed, -1))
+        z = torch.unflatten(z, 0, (passed, -1))
         own = loss_of(objective)
         if own == "ce":
             # Class logits are gathered, not z: each rank's part of the head's gradient is then of
@@ -214,7 +222,7 @@ class CoupledTrainer:
                 others = {name: value(name) for name in self._defined(objective, batch, but=own)}
             others[own] = loss.detach()
         self.lap("losses")
-        loss.backward()
+        torch.autograd.backward(loss)
         self.ranks.sum_gradients(network)
         self.lap("backward")
         grad_norm = torch.nn.utils.get_total_norm(
@@ -228,12 +236,13 @@ class CoupledTrainer:
 
     def _losses(self, objective: str, z: Tensor, batch: _Batch) -> Callable[[str], Tensor]:
         """What gives any contrastive loss by name, from the z (K, B, d) of the whole batch."""
-        if objective in self.queues:
+        masks = batch.masks
+        if isinstance(masks, KeyMasks):
             keys = self.queues[objective].until(self.step)
             logits = key_logits(z[0], keys, self.cell["tau"])
-            return lambda name: queue_loss(name, logits, batch.masks)
+            return lambda name: queue_loss(name, logits, masks)
         logits = similarity_logits(z, self.cell["tau"])
-        return lambda name: contrastive_loss(name, logits, batch.masks)
+        return lambda name: contrastive_loss(name, logits, masks)
 
     def _defined(self, objective: str, batch: _Batch, but: str) -> list[str]:
         """The losses beside `but` that the log has of this batch."""
@@ -257,7 +266,7 @@ class CoupledTrainer:
         bfloat16 = self.cell["precision"] == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
-    def _project(self, network: Callable[[Tensor], Any], views: Tensor) -> Tensor:
+    def _project(self, network: Forward, views: Tensor) -> Tensor:
         """z (K*B, d) of the views, in one pass or, each with batch statistics of its own, in K."""
         if self.cell["view_forward"] == "together":
             return network(views)[1]
@@ -298,7 +307,7 @@ class CoupledTrainer:
         self.flush()
         models = len(self.networks)
         steps = np.arange(until)
-        rates = np.array([self.lr_at(step) for step in steps])
+        rates = np.array([self.lr_at(step) for step in range(until)])
         per_step = {
             "step": steps,
             "epoch": steps / self.steps_per_epoch,
@@ -332,7 +341,7 @@ class CoupledTrainer:
         for objective, network in self.networks.items():
             for name, tensor in network.state_dict().items():
                 tensors[f"network/{objective}/{name}"] = tensor
-            names = {p: name for name, p in network.named_parameters()}
+            names: dict[Tensor, str] = {p: name for name, p in network.named_parameters()}
             for parameter, slots in self.optimizers[objective].state.items():
                 for slot, value in slots.items():
                     if isinstance(value, Tensor):

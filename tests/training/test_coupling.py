@@ -55,12 +55,11 @@ def test_only_what_is_private_differs(digits, private):
     if private in ("batches", "views", "all"):  # each has its own, not all the same other one
         assert not torch.equal(one.batches["nscl"].at(0)[0], one.batches["dcl_twin"].at(0)[0])
     if private == "batches":  # an image has the same views, wherever it stands
-        orders = [one.batches[name]._order_of(0).flatten() for name in ("dcl", "nscl")]
+        orders, views = zip(*(one.batches[n].epoch_of(0) for n in ("dcl", "nscl")), strict=True)
         sizes = [one.batches[name].at(0)[0].shape for name in ("dcl", "nscl")]
         assert sizes[0] == sizes[1]
-        assert sorted(orders[0].tolist()) == sorted(orders[1].tolist())
-        tables = [one.batches[name]._views.table.top for name in ("dcl", "nscl")]
-        assert torch.equal(*tables)
+        assert sorted(orders[0].flatten().tolist()) == sorted(orders[1].flatten().tolist())
+        assert torch.equal(views[0].table.top, views[1].table.top)
 
 
 def test_dcl_is_the_same_whatever_the_coupling(digits, tmp_path):

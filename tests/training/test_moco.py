@@ -124,7 +124,7 @@ def test_what_the_queue_holds(digits):
     batches, order = one.batches["dcl"], []
     assert one.steps_per_epoch == 5
     for step in range(12):
-        order.append(batches._order_of(step // 5)[step % 5])
+        order.append(batches.epoch_of(step)[0][step % 5])
         queued = queued_positions(batches, step, 3)
         assert sorted(queued.tolist()) == sorted(torch.cat(order[-3:]).tolist())
         own = 24 * (step % 3)
