@@ -1,4 +1,4 @@
-"""How far features have collapsed: towards their class means, towards a simplex, across views.
+"""How far features have collapsed: toward their class means, toward a simplex, across views.
 
 Theory says where contrastive training ends: at the minimum of NSCL the views of an image coincide,
 so do the images of a class, and the class means form a simplex equiangular tight frame (ETF): P1,
@@ -126,7 +126,7 @@ def _blocks_by_class(index: Numbers, block: int) -> Iterator[tuple[Numbers, Numb
 
 
 def cdnv(s: ClassStatistics) -> float:
-    """Class-distance normalised variance V_f: mean over pairs of (v_i + v_j) / (2 ‖μ_i - μ_j‖²).
+    """Class-distance normalized variance V_f: mean over pairs of (v_i + v_j) / (2 ‖μ_i - μ_j‖²).
 
     Galanti et al. 2021 (arXiv 2112.15121); P1, Proposition 1. It is the mean over ordered pairs of
     v_i / ‖μ_i - μ_j‖² just as well.
@@ -245,7 +245,7 @@ def nc2_equiangularity(s: ClassStatistics) -> tuple[float, float]:
 
 
 def class_mean_cosines(s: ClassStatistics) -> Array:
-    """(C, C) cosines between the class means, centred at their average.
+    """(C, C) cosines between the class means, centered at their average.
 
     In [-1, 1]; NaN in row and column of a class that lies at the average.
     """
@@ -270,7 +270,7 @@ def etf_deviation(s: ClassStatistics) -> float:
 
 
 def nc3(s: ClassStatistics, weights: ArrayLike) -> float:
-    """NC3, self-duality: ‖W/‖W‖_F - M/‖M‖_F‖_F, M the centred class means (Papyan, fig. 5).
+    """NC3, self-duality: ‖W/‖W‖_F - M/‖M‖_F‖_F, M the centered class means (Papyan, fig. 5).
 
     Args:
         s: of the features that the classifier reads.
@@ -291,11 +291,11 @@ def nc3(s: ClassStatistics, weights: ArrayLike) -> float:
 
 
 def nc4(features: ArrayLike, labels: ArrayLike, predictions: ArrayLike) -> float:
-    """NC4: how often a classifier disagrees with the nearest class centre (Papyan, fig. 7).
+    """NC4: how often a classifier disagrees with the nearest class center (Papyan, fig. 7).
 
     Args:
         features: (N, d).
-        labels: (N,) classes, which make the centres.
+        labels: (N,) classes, which make the centers.
         predictions: (N,) what the classifier says, in the same labels.
 
     Returns:
@@ -317,7 +317,7 @@ def view_distance(z: ArrayLike) -> tuple[float, float]:
     The first number is the alignment of Wang & Isola 2020 (arXiv 2005.10242, α = 2).
 
     Args:
-        z: (K, N, d), K ≥ 2 views of N images; rows are normalised here.
+        z: (K, N, d), K ≥ 2 views of N images; rows are normalized here.
 
     Returns:
         (distance, distance relative to that between views of different images, mean over all such
@@ -347,7 +347,7 @@ def uniformity(z: ArrayLike, t: float = 2.0, block: int = 256) -> float:
     """log of the mean over i ≠ j of exp(-t ‖z_i - z_j‖²) (Wang & Isola 2020, arXiv 2005.10242).
 
     Args:
-        z: (N, d), rows are normalised here.
+        z: (N, d), rows are normalized here.
         t: above 0; the paper has 2.
         block: rows per matrix product; block×N numbers are in memory at a time.
 
@@ -386,7 +386,7 @@ def _on_sphere(z: ArrayLike, ndim: int) -> Array:
 
 
 def effective_rank(covariance: ArrayLike) -> float:
-    """exp of the entropy of the normalised singular values of the centred features.
+    """exp of the entropy of the normalized singular values of the centered features.
 
     Roy & Vetterli 2007. The singular values are the roots of the covariance's eigenvalues; those
     that cannot be told from rounding count as 0.

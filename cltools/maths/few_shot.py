@@ -1,4 +1,4 @@
-"""What can be read from frozen features with few labels: few-shot accuracy and nearest neighbours.
+"""What can be read from frozen features with few labels: few-shot accuracy and nearest neighbors.
 
 P1 is arXiv 2506.04411; its few-shot figures take NCCC and a linear probe on n images per class.
 """
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from cltools.maths.alignment import unit_rows
 from cltools.maths.probes import Labels, checked_sets, linear_probe
 
-TEMPERATURE = 0.07  # of the neighbours' votes, Wu et al. 2018 (arXiv 1805.01978)
+TEMPERATURE = 0.07  # of the neighbors' votes, Wu et al. 2018 (arXiv 1805.01978)
 CHUNK_ENTRIES = 1 << 23  # cosines held at once by `knn`
 
 
@@ -35,7 +35,7 @@ def few_shot(
     seed: int = 0,
     probe: Literal["nccc", "linear"] = "nccc",
 ) -> FewShot:
-    """Test accuracy when only n training images per class are labelled (P1, few-shot figures).
+    """Test accuracy when only n training images per class are labeled (P1, few-shot figures).
 
     Each repeat draws its own images, and with `ways` its own classes. Within a repeat the images
     of fewer shots are among those of more, so that the curve over shots is smooth.
@@ -44,12 +44,12 @@ def few_shot(
         train_features, test_features: (N, d) and (M, d). Images are drawn from the first; all of
             the second (in the drawn classes) are classified.
         train_labels, test_labels: (N,) and (M,) class labels of any kind.
-        shots: S numbers of labelled images per class, each above 0, in any order.
+        shots: S numbers of labeled images per class, each above 0, in any order.
         repeats: draws, above 0.
         ways: classes per repeat, e.g. 2, drawn from those that both sets have; default all
             classes of the training set, where test images of other classes count as errors.
         seed: draws classes and images.
-        probe: "nccc" (Euclidean nearest class centre) or "linear" (`probes.linear_probe`; its
+        probe: "nccc" (Euclidean nearest class center) or "linear" (`probes.linear_probe`; its
             penalty is chosen at the first draw, for each number of shots, on images held out of
             that draw).
 
@@ -113,7 +113,7 @@ def knn(
         train_features, test_features: (N, d) and (M, d). A row of norm 0 has cosine 0 with all.
         train_labels, test_labels: (N,) and (M,) class labels of any kind. Test images of a class
             without training images count as errors.
-        k: neighbours, above 0; all training images when there are fewer.
+        k: neighbors, above 0; all training images when there are fewer.
 
     Returns:
         Test accuracy in [0, 1].
@@ -168,7 +168,7 @@ def _nccc(
     test: NDArray[np.float64],
     test_y: Labels,
 ) -> NDArray[np.float64]:
-    """Test accuracy (S,) of the class centres of the first s columns of support, shots ascending.
+    """Test accuracy (S,) of the class centers of the first s columns of support, shots ascending.
 
     `probes.nccc` with the sums over images shared by all numbers of shots.
     """

@@ -1,6 +1,6 @@
 """Free embeddings: what the objectives look like at their minimum, without a network.
 
-P1, Theorem 2 (arXiv 2506.04411): with balanced classes and d ≥ C - 1, all global minimisers of
+P1, Theorem 2 (arXiv 2506.04411): with balanced classes and d ≥ C - 1, all global minimizers of
 NSCL have equal views, equal images within a class, and class means that form a simplex
 equiangular tight frame (ETF). Here the embeddings themselves are the unknowns ("unconstrained
 features"), on the unit sphere, and the whole set is one batch of `cltools.maths.objectives`.
@@ -55,7 +55,7 @@ class Minimum(NamedTuple):
 
 
 def nscl_minimum(per_class: int, classes: int, tau: float, views: int = 2) -> float:
-    """NSCL at the minimisers of P1's Theorem 2: log(K n (C - 1)) - C/((C - 1) τ), in nats.
+    """NSCL at the minimizers of P1's Theorem 2: log(K n (C - 1)) - C/((C - 1) τ), in nats.
 
     All positives at 1 and all negatives at -1/(C - 1), for C balanced classes of n images.
 
@@ -79,7 +79,7 @@ def minimise(
     newton_calls: int = 15,
     head_penalty: float = 1e-3,
 ) -> Minimum:
-    """Minimise one objective over embeddings on the sphere, from a random start, in float64.
+    """Minimize one objective over embeddings on the sphere, from a random start, in float64.
 
     Gradient descent first, in steps small enough to show what moves when, then L-BFGS with strong
     Wolfe line search until it gains nothing more. z = u/‖u‖ with u free.
@@ -88,11 +88,11 @@ def minimise(
     the lower τ and d are: of 20 seeds at C = 4 and 5 images per class, at d = C none for τ = 0.5
     and 1 but 10 for τ = 0.1, and at d = C - 1 as many as 5, 15 and 19 for τ = 1, 0.5 and 0.1.
     Compare the loss with `nscl_minimum`, and try other seeds. The loss also tells what
-    `etf_deviation` cannot, which centres the means first: two classes are always an ETF to it, as
+    `etf_deviation` cannot, which centers the means first: two classes are always an ETF to it, as
     are means that share an offset.
 
     Args:
-        objective: one of `objectives.OBJECTIVES`. CE also minimises over a linear head with bias;
+        objective: one of `objectives.OBJECTIVES`. CE also minimizes over a linear head with bias;
             without `head_penalty` it would have no minimum.
         labels: (N,) integers 0..C-1, C ≥ 2, each occurring.
         dimension: d, 1 or more. At d = 1 the sphere is two points, and nothing moves.
@@ -144,7 +144,7 @@ class _Free:
         return [self.embeddings] if self.head is None else [self.embeddings, self.head]
 
     def losses(self) -> tuple[Tensor, Tensor]:
-        """The loss, and what is minimised."""
+        """The loss, and what is minimized."""
         if self.masks is not None:
             loss = contrastive_loss(self.objective, similarity_logits(self.z, self.tau), self.masks)
             return loss, loss

@@ -75,7 +75,7 @@ def loss_of(objective: str) -> str:
 
 
 def pair_masks(labels: Tensor, views: int) -> PairMasks:
-    """Masks for a batch of B labelled images (labels: (B,) integers) with K = `views` views.
+    """Masks for a batch of B labeled images (labels: (B,) integers) with K = `views` views.
 
     Raises ValueError for fewer than two images (DCL has no negatives) or fewer than two views.
     """
@@ -92,7 +92,7 @@ def pair_masks(labels: Tensor, views: int) -> PairMasks:
 
 
 def similarity_logits(z: Tensor, tau: float) -> Tensor:
-    """(K*B, K*B) matrix of cosine / tau from normalised projections z of shape (K, B, d).
+    """(K*B, K*B) matrix of cosine / tau from normalized projections z of shape (K, B, d).
 
     Computed in float32 at least, whatever autocast is in force: at tau = 0.1 a bfloat16 product
     would be off by several percent of a nat.
@@ -102,7 +102,7 @@ def similarity_logits(z: Tensor, tau: float) -> Tensor:
 
 
 def key_logits(queries: Tensor, keys: Tensor, tau: float) -> Tensor:
-    """(B, M) matrix of cosine / tau of normalised queries (B, d) with keys (M, d), likewise."""
+    """(B, M) matrix of cosine / tau of normalized queries (B, d) with keys (M, d), likewise."""
     return _cosines(queries, keys) / tau
 
 
@@ -173,7 +173,7 @@ def _positive_against(name: str, positive: Tensor, log_negatives: Tensor) -> Ten
 
 
 def checked_contrastive_loss(name: str, z: Tensor, labels: Tensor, tau: float) -> Tensor:
-    """`contrastive_loss` from normalised projections z (K, B, d) and labels (B,), checked.
+    """`contrastive_loss` from normalized projections z (K, B, d) and labels (B,), checked.
 
     Raises ValueError for tau <= 0, for shapes that do not match, for fewer than two images or
     views, and where no anchor has a negative (NSCL on a batch of one class).
@@ -190,7 +190,7 @@ def checked_contrastive_loss(name: str, z: Tensor, labels: Tensor, tau: float) -
 def cross_entropy(class_logits: Tensor, labels: Tensor) -> Tensor:
     """CE, mean over all views: class_logits (K, B, C) of the linear head, labels (B,).
 
-    As the authors' `MultiViewCrossEntropyLoss`: the head sees the normalised projections, and there
+    As the authors' `MultiViewCrossEntropyLoss`: the head sees the normalized projections, and there
     is no temperature.
     """
     views = class_logits.shape[0]

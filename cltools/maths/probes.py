@@ -1,4 +1,4 @@
-"""What a classifier can read from frozen features: nearest class centre and linear probe."""
+"""What a classifier can read from frozen features: nearest class center and linear probe."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +17,9 @@ def nccc(
     test_features: ArrayLike,
     test_labels: ArrayLike,
 ) -> tuple[float, float]:
-    """Accuracy of the nearest class centre: P2's NCCC (arXiv 2510.08852, Table 1).
+    """Accuracy of the nearest class center: P2's NCCC (arXiv 2510.08852, Table 1).
 
-    The centres are the class means of all training features, distances are Euclidean.
+    The centers are the class means of all training features, distances are Euclidean.
 
     Args:
         train_features, test_features: (N, d) and (M, d).
@@ -55,11 +55,11 @@ def linear_probe(
     seed: int = 0,
     inverse_penalty: float | None = None,
 ) -> tuple[float, float, float]:
-    """Accuracy of L2-penalised multinomial logistic regression on standardised features.
+    """Accuracy of L2-penalized multinomial logistic regression on standardized features.
 
     The penalty 1/C is chosen on a fifth of each class of the TRAINING set, held out by `seed` (the
     strongest of the best); the probe is then fitted again on all of it. The test set is looked at
-    once, at the end. Standardisation uses training statistics only.
+    once, at the end. Standardization uses training statistics only.
 
     Args:
         train_features, test_features: (N, d) and (M, d).

@@ -11,7 +11,7 @@ def principal_plane(features: ArrayLike) -> tuple[Array, float]:
     """The two principal components of features (n, d), and their share of the variance.
 
     Returns:
-        Points (n, 2), centred; the second axis is 0 where d = 1. The point furthest out along each
+        Points (n, 2), centered; the second axis is 0 where d = 1. The point furthest out along each
         axis is on its positive side. The share is in [0, 1], NaN where all features coincide.
 
     Raises:
@@ -30,7 +30,7 @@ def principal_plane(features: ArrayLike) -> tuple[Array, float]:
 
 
 def umap_plane(features: ArrayLike) -> Array:
-    """UMAP (McInnes et al. 2018) of standardised features (n, d), as P1 draws it: points (n, 2).
+    """UMAP (McInnes et al. 2018) of standardized features (n, d), as P1 draws it: points (n, 2).
 
     Raises:
         ModuleNotFoundError: umap-learn is not installed.
@@ -46,7 +46,7 @@ def umap_plane(features: ArrayLike) -> Array:
 
 
 def turned(points: Array, onto: Array | None = None) -> Array:
-    """Points (n, 2) centred, scaled to a root mean square radius of 1, and turned onto others.
+    """Points (n, 2) centered, scaled to a root mean square radius of 1, and turned onto others.
 
     The turn, which may mirror, brings them nearest to `onto` in the least squares (orthogonal
     Procrustes): nothing but their position, size and orientation changes. Points that all coincide

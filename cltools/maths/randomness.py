@@ -23,7 +23,7 @@ def generator(*key: str | int) -> torch.Generator:
 
 
 def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
-    """Set every parameter from (seed, its name): kaiming for weights, 1 and 0 for normalisation.
+    """Set every parameter from (seed, its name): kaiming for weights, 1 and 0 for normalization.
 
     Convolutions as torchvision's ResNet (kaiming normal, fan out), linear layers as torch's default
     (uniform in ±1/sqrt(fan in)), what is a vision transformer's own as torchvision's. Raises
@@ -46,7 +46,7 @@ def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
                     bound = module.in_features**-0.5
                     parameter.uniform_(-bound, bound, generator=draw)
                 else:
-                    raise TypeError(f"no initialisation rule for {prefix}.{name}")
+                    raise TypeError(f"no initialization rule for {prefix}.{name}")
 
 
 def _initialise_transformer(name: str, parameter: Tensor, draw: torch.Generator) -> bool:

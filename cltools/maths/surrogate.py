@@ -11,7 +11,7 @@ and compares it with both views of the others:
 
 So Σ is (N, 2N) here: a row an anchor, columns its similarities to the N first views and to the N
 second views. Every entry is a coordinate of its own, and Σ_{i,t} and Σ_{t,i} do not stay equal:
-that is what P2's constants are for (one row of norm Δ/(τB) per anchor). A symmetrised gradient
+that is what P2's constants are for (one row of norm Δ/(τB) per anchor). A symmetrized gradient
 would be a projection of this one and obey the same bounds.
 
 Clipping. The plain recursion leaves [-1, 1], where the proof of Δ ends and no cosine can go.
@@ -65,7 +65,7 @@ class State(NamedTuple):
 
 
 def similarities_of_views(z: ArrayLike) -> Array:
-    """The Σ (N, 2N) of two views z (2, N, d) of N images, float64; rows are normalised here.
+    """The Σ (N, 2N) of two views z (2, N, d) of N images, float64; rows are normalized here.
 
     Raises ValueError for another shape or a row of norm 0.
     """

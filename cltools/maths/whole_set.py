@@ -52,7 +52,7 @@ def whole_set_losses(
         is with a single class; both are NaN when N = 1.
 
     Raises:
-        ValueError: shapes that do not fit, rows that are not normalised, a τ that is too small, or
+        ValueError: shapes that do not fit, rows that are not normalized, a τ that is too small, or
             K = 1 with "cross".
     """
     z, labels = torch.as_tensor(z), torch.as_tensor(labels)
@@ -70,7 +70,7 @@ def whole_set_losses(
     underflow = any(2 / tau > 80 for tau in taus)
     z = z.to(torch.float64 if underflow or z.dtype == torch.float64 else torch.float32)
     if not ((z.norm(dim=2) - 1).abs() < 1e-2).all():
-        raise ValueError("rows of z must have norm 1: pass the L2-normalised projector output")
+        raise ValueError("rows of z must have norm 1: pass the L2-normalized projector output")
 
     # Sorted by class, image by image: same-class similarities are contiguous, own views adjacent.
     labels, order = torch.sort(labels.to(z.device), stable=True)

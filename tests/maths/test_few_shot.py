@@ -1,4 +1,4 @@
-"""Few-shot accuracy against one probe per draw, nearest neighbours against scikit-learn."""
+"""Few-shot accuracy against one probe per draw, nearest neighbors against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_few_shot_ranges(bad, message):
         few_shot(*clusters(), **({"shots": [1]} | bad))
 
 
-# Nearest neighbours
+# Nearest neighbors
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 300])

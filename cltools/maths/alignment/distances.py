@@ -58,7 +58,7 @@ def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
         triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
 
     centred = _difference_norm(triangle, d)
-    # The row sqrt(N) x̄ gives [A B] back its uncentred moments, and so the norm of Σ - Σ'.
+    # The row sqrt(N) x̄ gives [A B] back its uncentered moments, and so the norm of Σ - Σ'.
     gap = _difference_norm(np.vstack([triangle, np.sqrt(n) * mean]), d)
 
     float64 = np.dtype(np.float64)

@@ -32,8 +32,8 @@ def _biased(n: int, moment: float, a: Rows, b: Rows) -> float:
 
 
 def _debiased(n: int, moment: float, a: Rows, b: Rows) -> float:
-    # Centred features have Σ_{j≠i} c_i·c_j = -q_i, so that all three terms of HSIC_1 are here. The
-    # estimator does not see the centring: it ignores whatever is constant along rows or columns.
+    # Centered features have Σ_{j≠i} c_i·c_j = -q_i, so that all three terms of HSIC_1 are here. The
+    # estimator does not see the centering: it ignores whatever is constant along rows or columns.
     both = a.spread.sum() * b.spread.sum()
     return float(moment - n / (n - 2) * (a.spread @ b.spread) + both / ((n - 1) * (n - 2)))
 

@@ -18,7 +18,7 @@ Precision = np.dtype[np.float32] | np.dtype[np.float64]  # of the d×d moments
 class Rows:
     """What the inner products need to know of single images: N numbers each, in float64."""
 
-    square: Vector  # ‖x_i‖² before centring; for cosines 1, or 0 for a row without direction
+    square: Vector  # ‖x_i‖² before centering; for cosines 1, or 0 for a row without direction
     spread: Vector  # q_i = ‖c_i‖²
 
     @property

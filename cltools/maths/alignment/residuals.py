@@ -87,7 +87,7 @@ def residual_alignment(
         raise ValueError(f"pairs name {sorted(unknown)}, but there are only {sorted(names)}")
     if not pairs:
         return {}
-    # Residuals have mean 0 already: centring changes nothing.
+    # Residuals have mean 0 already: centering changes nothing.
     table = moments_of(residuals, pairs, False, BLOCK, np.dtype(np.float64))
     return {
         pair: {

@@ -7,7 +7,7 @@ and over those of other classes. Everything follows from three facts, checked on
 
     ‖p - q‖₁ ≤ Δ                                       reweighting
     ‖G(Σ) - G(Σ')‖_F ≤ ‖Σ - Σ'‖_F / (2 τ² B)            smoothness of a batch's mean loss
-    ‖HΣH‖_F ≤ ‖Σ‖_F,  H = I - 11ᵀ/N                    centring contracts
+    ‖HΣH‖_F ≤ ‖Σ‖_F,  H = I - 11ᵀ/N                    centering contracts
 
 The bounds are astronomically large at the learning rates of LARS, hence the logarithms.
 """
@@ -185,7 +185,7 @@ def batch_composition_deviation(labels_per_batch: ArrayLike, class_fractions: Ar
 def reweighting_sides(similarities: ArrayLike, same_class: ArrayLike, tau: float) -> Sides:
     """‖p - q‖₁ of one anchor against Δ of its negatives' real composition (ε = 0).
 
-    q is p without the anchor's class, renormalised, so that ‖p - q‖₁ = 2 TV(p, q) = 2 p(class).
+    q is p without the anchor's class, renormalized, so that ‖p - q‖₁ = 2 TV(p, q) = 2 p(class).
 
     Args:
         similarities: (M,) of the anchor with its CL negatives, in [-1, 1].

@@ -1,4 +1,4 @@
-"""P1's bound on the few-shot error of the nearest class centre (arXiv 2506.04411)."""
+"""P1's bound on the few-shot error of the nearest class center (arXiv 2506.04411)."""
 
 import cmath
 import math
@@ -15,7 +15,7 @@ def few_shot_bound(
     classes: int,
     a: float | None = None,
 ) -> float:
-    """Bound on the error of the nearest class centre, centres being means of m images per class.
+    """Bound on the error of the nearest class center, centers being means of m images per class.
 
     P1, Proposition 1, for any a ≥ 5, with C' classes and m shots:
 

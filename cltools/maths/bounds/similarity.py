@@ -34,7 +34,7 @@ def rsa_lower_bound(r: ArrayLike) -> Values:
 def cosine_lower_bound(ratio: ArrayLike) -> Values:
     """sqrt(1 - ρ²): the best bound that ρ (or r) alone allows on CKA (or RSA); not in P2.
 
-    Both are cosines, of K and K' or of the centred a and b. A vector within a ball of radius
+    Both are cosines, of K and K' or of the centered a and b. A vector within a ball of radius
     ρ‖K‖ around K makes at most the angle of the tangent, arcsin ρ. Always at or above P2's bounds;
     NaN where ρ ≥ 1.
     """
