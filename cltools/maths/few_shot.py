@@ -78,7 +78,7 @@ def few_shot(
     train, test = train - shift, test - shift
     most = int(feasible[-1]) if len(feasible) else 0
     penalties: dict[int, float] = {}
-    for repeat, (classes, support) in enumerate(_draws(y, test_y, most, repeats, ways, seed)):
+    for repeat, (classes, support) in enumerate(draws(y, test_y, most, repeats, ways, seed)):
         if not most:
             continue
         query = np.isin(test_y, classes) if ways else np.ones(len(test_y), dtype=bool)
@@ -141,7 +141,7 @@ def knn(
     return hits / len(test)
 
 
-def _draws(
+def draws(
     y: Labels, test_y: Labels, most: int, repeats: int, ways: int | None, seed: int
 ) -> Iterator[tuple[Labels, NDArray[np.intp]]]:
     """For each repeat its classes (W,) and the numbers (W, most) of their training images.

@@ -46,7 +46,7 @@ def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
                     bound = module.in_features**-0.5
                     parameter.uniform_(-bound, bound, generator=draw)
                 else:
-                    raise TypeError(f"no initialization rule for {prefix}.{name}")
+                    raise TypeError(f"no initialisation rule for {prefix}.{name}")
 
 
 def _initialise_transformer(name: str, parameter: Tensor, draw: torch.Generator) -> bool:
