@@ -31,7 +31,7 @@ def lean(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     n = len(x)
     k, l = (unit @ unit.T for unit in map(normalise, (x, y)))  # noqa: E741
 
-    # Pearson over the off-diagonal entries: centre by their mean, leave the diagonal at zero.
+    # Pearson over the off-diagonal entries: center by their mean, leave the diagonal at zero.
     for similarity in (k, l):
         similarity -= (similarity.sum(dtype=np.float64) - np.trace(similarity)) / (n * (n - 1))
     diagonals = np.diagonal(k).copy(), np.diagonal(l).copy()

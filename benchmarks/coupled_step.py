@@ -4,7 +4,7 @@ The straightforward loop is what one writes first, and what the papers' code doe
 transforms image by image on the CPU (made once a step, shared by all objectives), each objective on
 its own, one forward pass for each view, NCHW, float32, cosines broadcast to 2B x 2B x d numbers for
 every contrastive loss. Ours is the trainer as the pipeline runs it. Same networks, images, recipe,
-objectives, optimiser and threads.
+objectives, optimizer and threads.
 
     python benchmarks/coupled_step.py                                            # ResNet-18, B = 64
     python benchmarks/coupled_step.py --architecture small_resnet --batch 256

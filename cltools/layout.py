@@ -1,8 +1,8 @@
-"""Where everything lies: stores, cells, experiments, logs and benchmarks of jobs. Light.
+"""Paths of all results: stores, cells, experiments, and the logs and benchmarks of jobs.
 
-Rules, stages and commands ask here, and nowhere else is a path below `results/` spelled. A name may
-be a wildcard of Snakemake, so that the rules' patterns and the paths of stages are one:
-`RESULTS.cell("{cell}").manifest("{until}")`.
+No other module spells a path below `results/`. A name may be a wildcard of Snakemake, so that the
+patterns of rules and the paths of stages come from the same code:
+`RESULTS.cell("{cell}").manifest("{until}")`. The module imports quickly, since rules import it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,10 +15,10 @@ from cltools.runtime.files import LOCK, canonical_json, sha256_file, sha256_text
 if TYPE_CHECKING:
     from cltools.config.experiment import Experiment
 
-# The version of each stage, raised by hand when the same input would give other results.
+# The version of each stage. Raise it when a change of the code changes the stage's results.
 #
-# Snakemake cannot see edits of package code; these numbers are parameters of its rules, so raising
-# one runs that stage and all after it again. Edits that change no result leave them alone.
+# Snakemake does not notice edits of the package. These numbers are parameters of its rules, so that
+# a raised number runs that stage and all later ones again.
 VERSIONS = {
     "prepare": 1,
     "train": 1,
@@ -37,8 +37,8 @@ VERSIONS = {
     "report": 2,
 }
 
-# The tables that figures are drawn from, by their file names. Every experiment has the first three;
-# each of the others is of the stage of its name, which runs where the config names it.
+# Name -> file name of the tables that figures are drawn from. Every experiment has the first three.
+# Each of the others is written by the stage of its name, if the config asks for that stage.
 TABLES = {
     "measures": "measures.parquet",
     "log": "training_log.parquet",
@@ -50,9 +50,9 @@ TABLES = {
 }
 OF_CELLS = ("measures", "log", "theory")
 
-# Stages that work through batches of cells -> the folder of the lists that they write at their end.
+# Stages whose jobs process batches of cells -> folder of the lists that these jobs write.
 LISTS = {"embed": "embedded", "measure": "measured", "theory": "theory", "merge": "merged"}
-# What tells the jobs of a stage apart; of all others the experiment does.
+# Stage -> what names its jobs. Jobs of all other stages are named by the experiment.
 JOBS = {
     "prepare": "{store}",
     "train": "{cell}-{until}",
@@ -63,7 +63,7 @@ JOBS = {
 
 @dataclass(frozen=True)
 class Embeddings:
-    """How embeddings are made: as numbers of which type, with batch statistics worked out anew."""
+    """How embeddings are made: their type, and whether BatchNorm statistics are computed again."""
 
     dtype: str = "float32"
     recalibrated: bool = False
@@ -96,11 +96,11 @@ class Results:
         return ExperimentFolder(self.path / name)
 
     def log(self, stage: str, **names: str) -> Path:
-        """The log of a stage's job; without `names` the pattern of all of them."""
+        """The log of a stage's job; without `names`, the pattern of the logs of all its jobs."""
         return self.path / "logs" / stage / f"{_job(stage, names)}.log"
 
     def benchmark(self, stage: str, **names: str) -> Path:
-        """Time and memory of a stage's job, as `log`."""
+        """The file with time and memory of a stage's job; arguments as for `log`."""
         return self.benchmarks / stage / f"{_job(stage, names)}.tsv"
 
 
@@ -115,7 +115,7 @@ def _job(stage: str, names: Mapping[str, str]) -> str:
 def benchmarks_of(
     folder: Path, experiment: str, cells: Collection[str], stores: Collection[str]
 ) -> Iterator[tuple[str, list[Path]]]:
-    """Stage by stage the benchmarks, in `folder`, of an experiment's jobs."""
+    """For each stage, the benchmark files in `folder` of an experiment's jobs."""
     for stage in sorted(path for path in folder.glob("*") if path.is_dir()):
         found = []
         for file in sorted(stage.glob("*.tsv")):
@@ -128,17 +128,17 @@ def benchmarks_of(
 
 @dataclass(frozen=True)
 class StoreFolder:
-    """The images of a data set; `data.store` says what is in the files."""
+    """The images of a data set; `cltools.data.store` describes the files."""
 
     path: Path
 
     @property
     def manifest(self) -> Path:
-        """Describes the others; written last."""
+        """Describes the other files; written last."""
         return self.path / "store.json"
 
     def array(self, split: str, kind: str) -> Path:
-        """`kind`: images, labels, offsets or sizes."""
+        """`kind` is images, labels, offsets or sizes."""
         return self.path / f"{split}-{kind}.npy"
 
     def encoded_images(self, split: str) -> Path:
@@ -146,12 +146,12 @@ class StoreFolder:
 
     @property
     def preparing(self) -> Path:
-        """What is remembered of parts that are written already; gone when the store is whole."""
+        """The folder that records which parts are written; removed when the store is complete."""
         return self.path / "preparing"
 
     @property
     def source(self) -> Path:
-        """Of what `preparing` is."""
+        """What the parts in `preparing` are made from."""
         return self.preparing / "source.json"
 
     def part(self, split: str, number: int) -> Path:
@@ -160,7 +160,7 @@ class StoreFolder:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What training one cell keeps; it outlives kills and later, longer runs."""
+    """Files that training a cell writes. A killed run continues from them, as does a longer run."""
 
     path: Path
 
@@ -189,19 +189,19 @@ class RunFolder:
         return self.path / "resume-previous.safetensors"
 
     def apart(self, until: str) -> "RunFolder":
-        """For the states of a shorter run than one that has been here."""
+        """The folder for the states of a run that stops earlier than a previous one."""
         return RunFolder(self.path / f"until-{until}")
 
 
 @dataclass(frozen=True)
 class CellFolder:
-    """All that is made of one cell."""
+    """All results of one cell."""
 
     path: Path
 
     @classmethod
     def of(cls, manifest: Path) -> "CellFolder":
-        """The folder that a training manifest lies in."""
+        """The folder of a training manifest."""
         return cls(manifest.parent)
 
     @property
@@ -213,11 +213,11 @@ class CellFolder:
         return RunFolder(self.path / "run")
 
     def manifest(self, until: str) -> Path:
-        """The training manifest of a run that stops there, e.g. "20epochs"."""
+        """The training manifest of a run that stops at `until`, e.g. "20epochs"."""
         return self.path / f"trained-{until}.json"
 
     def embeddings(self, made: Embeddings) -> "EmbeddingFolder":
-        """Recalibrated ones, and those of another type than float32, lie apart."""
+        """Recalibrated embeddings, and types other than float32, have folders of their own."""
         apart = "-recalibrated" * made.recalibrated
         apart += f"-{made.dtype}" * (made.dtype != "float32")
         return EmbeddingFolder(self.path / f"embeddings{apart}")
@@ -225,7 +225,7 @@ class CellFolder:
 
 @dataclass(frozen=True)
 class EmbeddingFolder:
-    """A cell's embeddings, one file a checkpoint."""
+    """A cell's embeddings, one file per checkpoint."""
 
     path: Path
 
@@ -234,13 +234,13 @@ class EmbeddingFolder:
 
     @property
     def kept(self) -> Path:
-        """A file that says that these embeddings are not to be discarded."""
+        """Where this file exists, the embeddings are not discarded."""
         return self.path / "kept"
 
 
 @dataclass(frozen=True)
 class ExperimentFolder:
-    """What is made from many cells."""
+    """Results that are made from many cells."""
 
     path: Path
 
@@ -249,15 +249,15 @@ class ExperimentFolder:
         return self.path / "plan.json"
 
     def list_of(self, stage: str, batch: str) -> Path:
-        """The list that a stage of `LISTS` writes when it is through a batch."""
+        """The list that a job of a stage in `LISTS` writes when its batch is done."""
         return self.path / LISTS[stage] / f"{batch}.json"
 
     def table(self, name: str) -> Path:
-        """A table of `TABLES`."""
+        """The file of a table in `TABLES`."""
         return self.path / TABLES[name]
 
     def tables(self) -> list[str]:
-        """The file names of the tables that are there."""
+        """The file names of the tables that exist."""
         return sorted(path.name for path in self.path.glob("*.parquet"))
 
     @property
@@ -281,30 +281,30 @@ class ExperimentFolder:
 
     @property
     def partial(self) -> "ExperimentFolder":
-        """Tables and figures of the cells that are done while others are at work."""
+        """Tables and figures of the finished cells, while others are still running."""
         return ExperimentFolder(self.path / "partial")
 
     def partial_list(self, stage: str) -> Path:
-        """In place of `list_of`, where all cells are in one list."""
+        """As `list_of`, with all cells in one list."""
         return self.path / f"{stage}.json"
 
 
 def readable(claims: Path) -> Path:
-    """The table of claims as text, beside the table itself."""
+    """The table of claims as text, in the same folder."""
     return claims.with_suffix(".md")
 
 
 def figure_file(folder: Path, name: str, ending: str) -> Path:
-    """`ending`: pdf, png or csv."""
+    """`ending` is pdf, png or csv."""
     return folder / f"{name}.{ending}"
 
 
-# Tables of a cell. A table's name depends on everything that its rows depend on, so that it is made
-# once: a table that is there is up to date, and one that is not has to be made.
+# Tables of a cell. The name of a table depends on everything that its rows depend on. So a table
+# that exists is up to date.
 
 
 def measures_table(manifest: Path, full_at: str, embeddings: Embeddings) -> Path:
-    """Of `cltools measure` with these options, for the cell of this training manifest."""
+    """The table of `cltools measure` with these options, for the cell of this training manifest."""
     versions = [VERSIONS["embed"], VERSIONS["measure"]]
     depends_on = [
         sha256_file(manifest), full_at, embeddings.recalibrated, embeddings.dtype, versions,
@@ -313,19 +313,19 @@ def measures_table(manifest: Path, full_at: str, embeddings: Embeddings) -> Path
 
 
 def theory_table(manifest: Path, measures: Path, settings: Mapping[str, Any]) -> Path:
-    """Of `cltools theory` with these settings, all of them, on that table of measures."""
+    """The table of `cltools theory`, given all its settings and the table of measures it reads."""
     depends_on = [sha256_file(manifest), measures.name, dict(settings), VERSIONS["theory"]]
     return _table(manifest, "theory", depends_on)
 
 
 def merge_table(manifest: Path, settings: Mapping[str, Any]) -> Path:
-    """Of `cltools merge` with these settings, all of them."""
+    """The table of `cltools merge`, given all its settings."""
     chosen = {"with": sorted(settings["with"]), "points": settings["points"]}
     return _table(manifest, "merge", [sha256_file(manifest), chosen, VERSIONS["merge"]])
 
 
 def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
-    """Stage -> its table of the cell of this manifest, as the config asks for it."""
+    """Stage -> its table for the cell of this manifest, with the settings of the config."""
     made = Embeddings(
         experiment.setting("embedding_type"), experiment.setting("recalibrate_batchnorm")
     )
@@ -338,12 +338,12 @@ def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
 
 
 def step_of(table: Path, step: int) -> Path:
-    """The rows of one checkpoint, kept until the table of all is whole (see `unfinished`)."""
+    """The rows of one checkpoint, kept until the table is complete."""
     return unfinished(table) / f"step-{step:07d}.parquet"
 
 
 def unfinished(table: Path) -> Path:
-    """The folder of the parts of a table that is not whole."""
+    """The folder of the parts of a table that is not complete."""
     return table.with_name(f"{table.stem}-steps")
 
 

@@ -105,7 +105,7 @@ def training_seconds(costs: Costs, run: Run) -> float:
 def disk_mb(costs: Costs, run: Run, embedding_bytes: int = 0) -> float:
     """MB that a trained cell's folder holds: weights, resume state and log.
 
-    At its horizon the state is without the slots of the optimisers: the networks, nearly. While the
+    At its horizon the state is without the slots of the optimizers: the networks, nearly. While the
     cell trains there are two whole ones. `embedding_bytes` is the size of a stored number (4 or 2)
     where embeddings are kept, else 0.
     """

@@ -1,12 +1,12 @@
-"""How far features have collapsed: towards their class means, towards a simplex, across views.
+"""How far features have collapsed: toward their class means, toward a simplex, across views.
 
-Theory says where contrastive training ends: at the minimum of NSCL the views of an image coincide,
-so do the images of a class, and the class means form a simplex equiangular tight frame (ETF): P1,
-Theorem 2. The distance from that state is measured here, and what it means for few-shot learning
-(P1, Proposition 1).
+P1, Theorem 2 says where contrastive training ends. At the minimum of NSCL, all views of an image
+coincide, all images of a class coincide, and the class means form a simplex equiangular tight frame
+(ETF). The functions here measure the distance from that state, and compute the variances that P1's
+few-shot bound needs (Proposition 1).
 
-Everything that concerns classes is a function of `ClassStatistics`, which two passes over the
-features make: O(N d (d + C)) time, and no array larger than d×d, C×d, C×C or one block of rows.
+All functions about classes take `ClassStatistics`. These are computed in two passes over the
+features, in O(N d (d + C)) time, with no array larger than d×d, C×d, C×C or one block of rows.
 
 P1 is arXiv 2506.04411. Papyan is Papyan, Han & Donoho 2020 (PNAS 117, "neural collapse", NC1-4).
 """
@@ -23,7 +23,7 @@ from cltools.maths.probes import nccc
 Array = NDArray[np.float64]
 Numbers = NDArray[np.intp]
 
-# Squares this much smaller than those of the features are what rounding leaves of a zero.
+# Relative to the squares of the features: smaller squares cannot be told from rounding errors.
 ROUNDING = 1e-24
 
 
@@ -32,22 +32,22 @@ ROUNDING = 1e-24
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Moments of C classes of features; variances are E‖x - μ‖², divided by n and not n - 1.
+    """Means and variances of C classes of features. Variances are divided by n, not n - 1.
 
-    Means, variances and distances that cannot be told from rounding are exactly 0.
+    Means, variances and distances that cannot be told from rounding errors are exactly 0.
     """
 
-    classes: NDArray[np.generic]  # (C,) labels, sorted; the order of everything below
+    classes: NDArray[np.generic]  # (C,) labels, sorted; all other arrays have this order
     counts: NDArray[np.int64]  # (C,) images
-    means: Array  # (C, d) μ_i minus the average of all μ, in which every class counts alike
-    variances: Array  # (C,) v_i = E‖x - μ_i‖² of class i, a trace; 0 for a single image
+    means: Array  # (C, d) μ_i minus the average of all μ_i
+    variances: Array  # (C,) v_i = E‖x - μ_i‖² of class i; 0 for a single image
     within: Array  # (d, d) Σ_W, the covariance of x - μ_y over all images
     distances: Array  # (C, C) ‖μ_i - μ_j‖²
     along: Array  # (C, C) [i, j]: E[((x - μ_i)·(μ_j - μ_i))²] over class i
 
     @property
     def total(self) -> Array:
-        """(d, d) covariance of all images, whatever their class."""
+        """(d, d) covariance of all images, about their common mean."""
         share = self.counts / self.counts.sum()
         between = self.means - share @ self.means
         covariance: Array = self.within + (between * share[:, None]).T @ between
@@ -55,7 +55,7 @@ class ClassStatistics:
 
 
 def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) -> ClassStatistics:
-    """What all measures of class collapse need to know of the features, in float64.
+    """The statistics that all measures of class collapse are computed from, in float64.
 
     Args:
         features: (N, d), of any real type.
@@ -75,12 +75,12 @@ def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) 
     if len(classes) < 2:
         raise ValueError("collapse is measured between classes: at least two are needed")
 
-    # All moments are of x minus its mean over images: a large offset would drown them.
+    # The mean over images is subtracted first: a large offset would cost precision.
     blocks = list(_blocks_by_class(index, block))
     means = np.zeros((len(classes), x.shape[1]))
     with np.errstate(invalid="ignore", over="ignore"):
         origin = x.mean(axis=0, dtype=np.float64)
-        square = origin @ origin  # will be the mean over images of ‖x‖²
+        square = origin @ origin  # becomes the mean over images of ‖x‖²
         for rows, present, starts in blocks:
             values = x[rows] - origin
             means[present] += np.add.reduceat(values, starts)
@@ -103,7 +103,7 @@ def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) 
     variances /= counts
     along /= counts[:, None]
 
-    # Not from the Gram matrix: means that coincide would come out a little apart.
+    # Not from the Gram matrix: rounding would put a distance between means that coincide.
     distances = squareform(pdist(means, "sqeuclidean"))
     means -= means.mean(axis=0)
     means[np.einsum("ij,ij->i", means, means) <= ROUNDING * square] = 0
@@ -115,7 +115,7 @@ def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) 
 
 
 def _blocks_by_class(index: Numbers, block: int) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
-    """Rows sorted by class, the classes among them, and where each of these starts."""
+    """Blocks of rows sorted by class, the classes in each, and where each class starts in it."""
     order = np.argsort(index, kind="stable")
     for start in range(0, len(order), block):
         rows = order[start : start + block]
@@ -126,26 +126,26 @@ def _blocks_by_class(index: Numbers, block: int) -> Iterator[tuple[Numbers, Numb
 
 
 def cdnv(s: ClassStatistics) -> float:
-    """Class-distance normalised variance V_f: mean over pairs of (v_i + v_j) / (2 ‖μ_i - μ_j‖²).
+    """Class-distance normalized variance V_f: mean over pairs of (v_i + v_j) / (2 ‖μ_i - μ_j‖²).
 
-    Galanti et al. 2021 (arXiv 2112.15121); P1, Proposition 1. It is the mean over ordered pairs of
-    v_i / ‖μ_i - μ_j‖² just as well.
+    Galanti et al. 2021 (arXiv 2112.15121); P1, Proposition 1. This equals the mean of
+    v_i / ‖μ_i - μ_j‖² over ordered pairs.
 
     Returns:
-        0 (collapsed) or above; infinity as soon as two class means coincide, whatever v is.
+        0 (collapsed) or above; infinity where two class means coincide, even if v is 0.
     """
     return _mean_over_pairs(_over_distance(s, s.variances[:, None]))
 
 
 def directional_cdnv(s: ClassStatistics) -> float:
-    """V~_f: the CDNV of the variance along the line between the two means only.
+    """V~_f: CDNV with the variance along the line between the two means alone.
 
-    P1, Proposition 1: mean over ordered pairs of E_{x~i}[((x - μ_i)·u_ij)²] / ‖μ_i - μ_j‖² with
-    u_ij = (μ_i - μ_j) / ‖μ_i - μ_j‖, a unit vector. (The project page of P1 prints the square of
-    that norm; the authors' code has it as here.)
+    P1, Proposition 1: mean over ordered pairs of E_{x~i}[((x - μ_i)·u_ij)²] / ‖μ_i - μ_j‖² with the
+    unit vector u_ij = (μ_i - μ_j) / ‖μ_i - μ_j‖. (P1's project page has the square of the norm in
+    u_ij. The authors' code has the norm, as here.)
 
     Returns:
-        Between 0 and `cdnv`; infinity as soon as two class means coincide.
+        Between 0 and `cdnv`; infinity where two class means coincide.
     """
     return _mean_over_pairs(_over_distance(s, _over_distance(s, s.along)))
 
@@ -153,10 +153,10 @@ def directional_cdnv(s: ClassStatistics) -> float:
 def cdnv_root(s: ClassStatistics) -> float:
     """V_f^s: mean over ordered pairs of sqrt(v_i) / ‖μ_i - μ_j‖ (P1, Proposition 1).
 
-    One line of P1 speaks of an average of variances; its proof has the roots, as here.
+    One line of P1 calls it an average of variances. The proof takes the roots, as here.
 
     Returns:
-        0 or above; infinity as soon as two class means coincide.
+        0 or above; infinity where two class means coincide.
     """
     return _mean_over_pairs(np.sqrt(_over_distance(s, s.variances[:, None])))
 
@@ -178,11 +178,11 @@ def _off_diagonal(values: Array) -> Array:
 def within_class_spread(s: ClassStatistics) -> float:
     """Share of the variance of all images that lies within classes: tr Σ_W / tr Σ_T.
 
-    Means over images of ‖x - μ_y‖² and of ‖x - μ‖², μ the mean of all images: every image counts
-    alike.
+    That is the mean of ‖x - μ_y‖² over images, divided by the mean of ‖x - μ‖² where μ is the mean
+    of all images.
 
     Returns:
-        In [0, 1], 0 when every class is a point; NaN for constant features.
+        In [0, 1], 0 when the images of each class coincide; NaN for constant features.
     """
     share = s.counts / s.counts.sum()
     within = share @ s.variances
@@ -196,12 +196,12 @@ def within_class_spread(s: ClassStatistics) -> float:
 def nc1(s: ClassStatistics) -> float:
     """NC1, variability collapse: tr(Σ_W Σ_B⁺) / C (Papyan).
 
-    Σ_W is the mean over images, Σ_B the mean over classes of (μ_c - μ)(μ_c - μ)ᵀ with μ the mean
-    of the class means: in unbalanced data, too, all classes count alike in Σ_B. Directions in
-    which no class means differ have no part in it.
+    Σ_W is a mean over images. Σ_B is the mean over classes of (μ_c - μ)(μ_c - μ)ᵀ, where μ is the
+    mean of the class means, so that all classes count equally even in unbalanced data. Variance in
+    directions in which no class means differ is ignored.
 
     Returns:
-        0 (collapsed) or above; as `nc1_quotient` when all class means coincide.
+        0 (collapsed) or above; the value of `nc1_quotient` when all class means coincide.
     """
     if not s.means.any():
         return nc1_quotient(s)
@@ -213,7 +213,7 @@ def nc1(s: ClassStatistics) -> float:
 
 
 def nc1_quotient(s: ClassStatistics) -> float:
-    """The cheap form of NC1, tr Σ_W / tr Σ_B, with Σ_W and Σ_B as in `nc1`.
+    """A simpler form of NC1, tr Σ_W / tr Σ_B, with Σ_W and Σ_B as in `nc1`.
 
     Returns:
         0 (collapsed) or above; infinity when all class means coincide, NaN for constant features.
@@ -234,7 +234,7 @@ def nc2_equinorm(s: ClassStatistics) -> float:
 
 
 def nc2_equiangularity(s: ClassStatistics) -> tuple[float, float]:
-    """NC2, equal and largest angles between class means (Papyan, figs. 3 and 4).
+    """NC2: are the angles between class means equal, and as large as possible? (Papyan, figs. 3, 4)
 
     Returns:
         (standard deviation of the cosines, mean |cos + 1/(C - 1)|) over pairs of classes, both
@@ -245,9 +245,9 @@ def nc2_equiangularity(s: ClassStatistics) -> tuple[float, float]:
 
 
 def class_mean_cosines(s: ClassStatistics) -> Array:
-    """(C, C) cosines between the class means, centred at their average.
+    """(C, C) cosines between the class means, after their average is subtracted.
 
-    In [-1, 1]; NaN in row and column of a class that lies at the average.
+    In [-1, 1]; NaN in the row and column of a class whose mean is the average.
     """
     with np.errstate(invalid="ignore"):
         directions = s.means / np.linalg.norm(s.means, axis=1, keepdims=True)
@@ -258,8 +258,8 @@ def class_mean_cosines(s: ClassStatistics) -> Array:
 def etf_deviation(s: ClassStatistics) -> float:
     """Distance of the class means from a simplex ETF: ‖G - G_etf‖_F / ‖G_etf‖_F.
 
-    G is `class_mean_cosines`, and G_etf has 1 on the diagonal and -1/(C - 1) off it: P1,
-    Theorem 2, in the form of the RepX library.
+    G is `class_mean_cosines`. G_etf has 1 on the diagonal and -1/(C - 1) elsewhere. This is the
+    condition of P1, Theorem 2, as the RepX library measures it.
 
     Returns:
         0 (an ETF) or above; NaN when `class_mean_cosines` holds NaN.
@@ -270,10 +270,10 @@ def etf_deviation(s: ClassStatistics) -> float:
 
 
 def nc3(s: ClassStatistics, weights: ArrayLike) -> float:
-    """NC3, self-duality: ‖W/‖W‖_F - M/‖M‖_F‖_F, M the centred class means (Papyan, fig. 5).
+    """NC3, self-duality: ‖W/‖W‖_F - M/‖M‖_F‖_F, M the centered class means (Papyan, fig. 5).
 
     Args:
-        s: of the features that the classifier reads.
+        s: statistics of the features that the classifier is applied to.
         weights: (C, d) of a linear classifier, rows in the order of `s.classes`.
 
     Returns:
@@ -291,12 +291,12 @@ def nc3(s: ClassStatistics, weights: ArrayLike) -> float:
 
 
 def nc4(features: ArrayLike, labels: ArrayLike, predictions: ArrayLike) -> float:
-    """NC4: how often a classifier disagrees with the nearest class centre (Papyan, fig. 7).
+    """NC4: how often a classifier disagrees with the nearest class center (Papyan, fig. 7).
 
     Args:
         features: (N, d).
-        labels: (N,) classes, which make the centres.
-        predictions: (N,) what the classifier says, in the same labels.
+        labels: (N,) classes of the images; the centers are their means.
+        predictions: (N,) classes that the classifier predicts.
 
     Returns:
         Share of images, in [0, 1], 0 when collapsed.
@@ -308,22 +308,22 @@ def nc4(features: ArrayLike, labels: ArrayLike, predictions: ArrayLike) -> float
     return 1 - agreement
 
 
-# Views, and the whole set
+# Views, and all images together
 
 
 def view_distance(z: ArrayLike) -> tuple[float, float]:
-    """Mean squared distance 2 - 2 cos between the views of one image: augmentation collapse.
+    """Mean squared distance 2 - 2 cos between the views of one image.
 
     The first number is the alignment of Wang & Isola 2020 (arXiv 2005.10242, α = 2).
 
     Args:
-        z: (K, N, d), K ≥ 2 views of N images; rows are normalised here.
+        z: (K, N, d), K ≥ 2 views of N images; rows are normalized here.
 
     Returns:
-        (distance, distance relative to that between views of different images, mean over all such
-        pairs), both 0 when the views coincide; the first is in [0, 4], the second about 1 when
-        views say nothing about the image. Both are NaN when a row has norm 0, the second also when
-        N = 1 or when all images coincide.
+        The distance, in [0, 4], and the same divided by the mean distance between views of
+        different images. Both are 0 when the views coincide. The second is about 1 when views of
+        one image are no closer than views of different images. Both are NaN when a row has norm 0.
+        The second is also NaN when N = 1 or when all images coincide.
 
     Raises:
         ValueError: not (K, N, d) with K ≥ 2, or not finite.
@@ -347,13 +347,13 @@ def uniformity(z: ArrayLike, t: float = 2.0, block: int = 256) -> float:
     """log of the mean over i ≠ j of exp(-t ‖z_i - z_j‖²) (Wang & Isola 2020, arXiv 2005.10242).
 
     Args:
-        z: (N, d), rows are normalised here.
+        z: (N, d), rows are normalized here.
         t: above 0; the paper has 2.
-        block: rows per matrix product; block×N numbers are in memory at a time.
+        block: rows per matrix product; one product has block×N numbers.
 
     Returns:
-        In [-4t, 0], lower is more uniform, 0 when all rows coincide; NaN when N = 1 or when a row
-        has norm 0.
+        In [-4t, 0]. Lower is more uniform, 0 means that all rows coincide. NaN when N = 1 or when
+        a row has norm 0.
 
     Raises:
         ValueError: not (N, d), or not finite, or t not above 0.
@@ -368,7 +368,7 @@ def uniformity(z: ArrayLike, t: float = 2.0, block: int = 256) -> float:
     for start in range(0, n, block):
         rows = z[start : start + block]
         potentials = np.exp(2 * t * (rows @ z[start:].T - 1))
-        own = potentials[:, : len(rows)]  # both orders of its pairs are here; later ones just once
+        own = potentials[:, : len(rows)]  # has each pair twice; the others are here once
         total += 2 * potentials.sum() - own.sum() - np.trace(own)
     return float(np.log(total / (n * (n - 1))))
 
@@ -386,10 +386,10 @@ def _on_sphere(z: ArrayLike, ndim: int) -> Array:
 
 
 def effective_rank(covariance: ArrayLike) -> float:
-    """exp of the entropy of the normalised singular values of the centred features.
+    """exp of the entropy of the normalized singular values of the centered features.
 
-    Roy & Vetterli 2007. The singular values are the roots of the covariance's eigenvalues; those
-    that cannot be told from rounding count as 0.
+    Roy & Vetterli 2007. The singular values are the roots of the covariance's eigenvalues. Those
+    that cannot be told from rounding errors count as 0.
 
     Args:
         covariance: (d, d), for instance `ClassStatistics.total` or `.within`, of any scale.

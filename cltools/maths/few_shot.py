@@ -1,6 +1,7 @@
-"""What can be read from frozen features with few labels: few-shot accuracy and nearest neighbours.
+"""Accuracy on frozen features with few labels, and accuracy of nearest neighbors.
 
-P1 is arXiv 2506.04411; its few-shot figures take NCCC and a linear probe on n images per class.
+P1 is arXiv 2506.04411. Its few-shot figures show the nearest class center classifier (NCCC) and a
+linear probe, both trained on n images per class.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from cltools.maths.alignment import unit_rows
 from cltools.maths.probes import Labels, checked_sets, linear_probe
 
-TEMPERATURE = 0.07  # of the neighbours' votes, Wu et al. 2018 (arXiv 1805.01978)
+TEMPERATURE = 0.07  # in the neighbors' weights, Wu et al. 2018 (arXiv 1805.01978)
 CHUNK_ENTRIES = 1 << 23  # cosines held at once by `knn`
 
 
@@ -35,32 +36,32 @@ def few_shot(
     seed: int = 0,
     probe: Literal["nccc", "linear"] = "nccc",
 ) -> FewShot:
-    """Test accuracy when only n training images per class are labelled (P1, few-shot figures).
+    """Test accuracy when only n training images per class are labeled (P1, few-shot figures).
 
-    Each repeat draws its own images, and with `ways` its own classes. Within a repeat the images
-    of fewer shots are among those of more, so that the curve over shots is smooth.
+    Each repeat draws its own images, and with `ways` its own classes. Within a repeat, a larger
+    number of shots adds images to those of a smaller one, so that the curve over shots is smooth.
 
     Args:
-        train_features, test_features: (N, d) and (M, d). Images are drawn from the first; all of
-            the second (in the drawn classes) are classified.
+        train_features, test_features: (N, d) and (M, d). Images are drawn from the training set.
+            All test images of the drawn classes are classified.
         train_labels, test_labels: (N,) and (M,) class labels of any kind.
-        shots: S numbers of labelled images per class, each above 0, in any order.
+        shots: S numbers of labeled images per class, each above 0, in any order.
         repeats: draws, above 0.
-        ways: classes per repeat, e.g. 2, drawn from those that both sets have; default all
-            classes of the training set, where test images of other classes count as errors.
+        ways: classes per repeat, e.g. 2, drawn from the classes that both sets have. Default all
+            classes of the training set; then test images of other classes count as errors.
         seed: draws classes and images.
-        probe: "nccc" (Euclidean nearest class centre) or "linear" (`probes.linear_probe`; its
-            penalty is chosen at the first draw, for each number of shots, on images held out of
-            that draw).
+        probe: "nccc" (nearest class center, Euclidean) or "linear" (`probes.linear_probe`). The
+            penalty of the linear probe is chosen in the first repeat, once for each number of
+            shots, on images held out of that draw.
 
     Returns:
-        (mean, sd, accuracies) in [0, 1]: (S,), (S,) with repeats - 1 in the denominator and NaN
-        for a single repeat, (S, repeats). More shots than images in the smallest training class
-        give NaN.
+        (mean, sd, accuracies) of shapes (S,), (S,) and (S, repeats), all in [0, 1]. The sd has
+        repeats - 1 in the denominator and is NaN for a single repeat. More shots than images in
+        the smallest training class give NaN.
 
     Raises:
-        ValueError: sets as refused by `nccc`, shots, repeats or probe outside these ranges,
-            ways below 2 or above the number of classes.
+        ValueError: as `nccc`; shots, repeats or probe outside these ranges; ways below 2 or above
+            the number of classes.
     """
     train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
     each = np.asarray(shots)
@@ -74,11 +75,11 @@ def few_shot(
     smallest = np.unique(y, return_counts=True)[1].min()
     feasible, where = np.unique(each[each <= smallest], return_inverse=True)
     accuracies = np.full((len(each), repeats), np.nan)
-    shift = train.mean(axis=0)  # distances do not change, their rounding does
+    shift = train.mean(axis=0)  # leaves distances as they are, and makes rounding errors smaller
     train, test = train - shift, test - shift
     most = int(feasible[-1]) if len(feasible) else 0
     penalties: dict[int, float] = {}
-    for repeat, (classes, support) in enumerate(_draws(y, test_y, most, repeats, ways, seed)):
+    for repeat, (classes, support) in enumerate(draws(y, test_y, most, repeats, ways, seed)):
         if not most:
             continue
         query = np.isin(test_y, classes) if ways else np.ones(len(test_y), dtype=bool)
@@ -113,13 +114,13 @@ def knn(
         train_features, test_features: (N, d) and (M, d). A row of norm 0 has cosine 0 with all.
         train_labels, test_labels: (N,) and (M,) class labels of any kind. Test images of a class
             without training images count as errors.
-        k: neighbours, above 0; all training images when there are fewer.
+        k: neighbors, above 0; all training images when there are fewer.
 
     Returns:
         Test accuracy in [0, 1].
 
     Raises:
-        ValueError: sets as refused by `nccc`, numbers that cannot be squared, or k below 1.
+        ValueError: as `nccc`, numbers whose squares overflow, or k below 1.
     """
     train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
     if k < 1:
@@ -141,12 +142,15 @@ def knn(
     return hits / len(test)
 
 
-def _draws(
+def draws(
     y: Labels, test_y: Labels, most: int, repeats: int, ways: int | None, seed: int
 ) -> Iterator[tuple[Labels, NDArray[np.intp]]]:
-    """For each repeat its classes (W,) and the numbers (W, most) of their training images.
+    """For each repeat, its classes (W,) and the row numbers (W, most) of the images drawn of them.
 
     The first s columns are the images of s shots.
+
+    Raises:
+        ValueError: ways below 2 or above the number of classes.
     """
     classes = np.unique(y)
     if ways is not None:
@@ -168,9 +172,9 @@ def _nccc(
     test: NDArray[np.float64],
     test_y: Labels,
 ) -> NDArray[np.float64]:
-    """Test accuracy (S,) of the class centres of the first s columns of support, shots ascending.
+    """Test accuracy (S,) of the class centers of the first s columns of support, shots ascending.
 
-    `probes.nccc` with the sums over images shared by all numbers of shots.
+    The same as `probes.nccc`, but the sums over images are computed once for all numbers of shots.
     """
     starts = np.concatenate([[0], shots[:-1]])
     sums = np.stack([np.add.reduceat(train[images], starts) for images in support], axis=1)

@@ -1,9 +1,9 @@
-"""Free embeddings: what the objectives look like at their minimum, without a network.
+"""Free embeddings: the objectives are minimized over the embeddings themselves, without a network.
 
-P1, Theorem 2 (arXiv 2506.04411): with balanced classes and d ≥ C - 1, all global minimisers of
-NSCL have equal views, equal images within a class, and class means that form a simplex
-equiangular tight frame (ETF). Here the embeddings themselves are the unknowns ("unconstrained
-features"), on the unit sphere, and the whole set is one batch of `cltools.maths.objectives`.
+P1, Theorem 2 (arXiv 2506.04411): with balanced classes and d ≥ C - 1, at all global minima of NSCL
+the views of an image coincide, the images of a class coincide, and the class means form a simplex
+equiangular tight frame (ETF). Here the embeddings are the unknowns ("unconstrained features"). They
+lie on the unit sphere, and all images are one batch of `cltools.maths.objectives`.
 """
 
 from collections.abc import Iterator
@@ -37,13 +37,16 @@ LEAST_GAIN = 1e-9  # nats; an L-BFGS call that gains less is the last
 
 
 class Minimum(NamedTuple):
-    """The final embeddings z (K, N, d), and the trajectory, arrays of one length.
+    """The final embeddings z (K, N, d), and the way there as arrays of equal length.
 
-    Time is that of gradient descent, the sum of its learning rates; NaN after L-BFGS calls. The
-    loss is in nats (CE without its penalty). The others are P1's three conditions, 0 at the
-    optimum, by the functions of `cltools.maths.collapse`: `etf_deviation`, `within_class_spread`
-    and `view_distance`, the first of its numbers. The first entry is the start, then one per
-    descent step and per L-BFGS call.
+    The first entry of these arrays is the start. One follows for each step of gradient descent,
+    then one for each L-BFGS call.
+
+    time: sum of the learning rates of gradient descent so far; NaN after L-BFGS calls.
+    loss: in nats, for CE without the penalty.
+    etf_deviation, within_class_spread, view_distance: how far each of P1's three conditions is from
+        being met, 0 at the optimum. The functions of these names in `cltools.maths.collapse`
+        compute them; of `view_distance` this is the first value.
     """
 
     z: Tensor
@@ -55,9 +58,9 @@ class Minimum(NamedTuple):
 
 
 def nscl_minimum(per_class: int, classes: int, tau: float, views: int = 2) -> float:
-    """NSCL at the minimisers of P1's Theorem 2: log(K n (C - 1)) - C/((C - 1) τ), in nats.
+    """NSCL at the minima of P1's Theorem 2: log(K n (C - 1)) - C/((C - 1) τ), in nats.
 
-    All positives at 1 and all negatives at -1/(C - 1), for C balanced classes of n images.
+    There, positives have cosine 1 and negatives -1/(C - 1), for C balanced classes of n images.
 
     Raises:
         ValueError: per_class < 1, classes < 2, tau ≤ 0 or views < 1.
@@ -79,36 +82,41 @@ def minimise(
     newton_calls: int = 15,
     head_penalty: float = 1e-3,
 ) -> Minimum:
-    """Minimise one objective over embeddings on the sphere, from a random start, in float64.
+    """Minimize one objective over embeddings on the sphere, from a random start, in float64.
 
-    Gradient descent first, in steps small enough to show what moves when, then L-BFGS with strong
-    Wolfe line search until it gains nothing more. z = u/‖u‖ with u free.
+    Gradient descent comes first, in steps small enough to show the order in which things happen.
+    Then L-BFGS with a strong Wolfe line search runs until it gains nothing more. z = u/‖u‖, where u
+    is free.
 
-    The losses are not convex on the sphere, and from some seeds NSCL ends in local minima, the more
-    the lower τ and d are: of 20 seeds at C = 4 and 5 images per class, at d = C none for τ = 0.5
-    and 1 but 10 for τ = 0.1, and at d = C - 1 as many as 5, 15 and 19 for τ = 1, 0.5 and 0.1.
-    Compare the loss with `nscl_minimum`, and try other seeds. The loss also tells what
-    `etf_deviation` cannot, which centres the means first: two classes are always an ETF to it, as
-    are means that share an offset.
+    The losses are not convex on the sphere, and NSCL can end in a local minimum. That is more
+    frequent at low τ and d. Of 20 seeds at C = 4 with 5 images per class, so many did:
+
+        d = C        0 at τ = 1,    0 at τ = 0.5,   10 at τ = 0.1
+        d = C - 1    5 at τ = 1,   15 at τ = 0.5,   19 at τ = 0.1
+
+    So compare the loss with `nscl_minimum`, and try other seeds. `etf_deviation` does not always
+    show it, since it subtracts the average of the class means: its value is 0 for any two classes,
+    and for an ETF that is shifted.
 
     Args:
-        objective: one of `objectives.OBJECTIVES`. CE also minimises over a linear head with bias;
-            without `head_penalty` it would have no minimum.
+        objective: one of `objectives.OBJECTIVES`. CE also minimizes over a linear head with bias;
+            without `head_penalty` CE would have no minimum.
         labels: (N,) integers 0..C-1, C ≥ 2, each occurring.
-        dimension: d, 1 or more. At d = 1 the sphere is two points, and nothing moves.
+        dimension: d, 1 or more. At d = 1 the sphere is two points, and nothing can move.
         tau: temperature, above 0; CE does not use it.
-        seed: of the start, which is the same for all objectives and temperatures.
+        seed: draws the start, which is the same for all objectives and temperatures.
         views: K, 2 or more.
-        descent_steps: of gradient descent, 0 or more.
-        descent_lr: its learning rate, above 0. For the embeddings it is times K N, since the losses
-            are means. For all objectives but CE it is times τ min(τ, 1), the inverse of the order
-            of their curvature: compare times, not iterations. CE's time depends on its head, too,
-            which starts small and moves at the rate as given.
-        newton_calls: L-BFGS calls at most, of 25 iterations each.
+        descent_steps: steps of gradient descent, 0 or more.
+        descent_lr: learning rate of gradient descent, above 0. Embeddings move at K N times this
+            rate, since the losses are means. For all objectives but CE the rate is also multiplied
+            by τ min(τ, 1), since their curvature is of the order of the inverse; so compare times,
+            not iterations. How fast CE goes also depends on its head, which starts small and moves
+            at the rate as given.
+        newton_calls: most calls of L-BFGS, of 25 iterations each.
         head_penalty: factor of the head's squared norm (weights and bias), CE only, above 0.
 
     Returns:
-        Final embeddings and the trajectory.
+        The final embeddings and the way there.
 
     Raises:
         ValueError: an unknown objective, arguments out of range, labels that are not 0..C-1.
@@ -125,7 +133,7 @@ def minimise(
 
 @dataclass
 class _Free:
-    """Free embeddings (K, N, d), for CE a head (C, d + 1) beside them, and the loss of both."""
+    """Free embeddings (K, N, d), for CE also a head (C, d + 1), and their loss."""
 
     objective: str
     tau: float
@@ -144,18 +152,18 @@ class _Free:
         return [self.embeddings] if self.head is None else [self.embeddings, self.head]
 
     def losses(self) -> tuple[Tensor, Tensor]:
-        """The loss, and what is minimised."""
+        """The loss, and what is minimized: for CE the penalty is added."""
         if self.masks is not None:
             loss = contrastive_loss(self.objective, similarity_logits(self.z, self.tau), self.masks)
             return loss, loss
         assert self.head is not None
-        # Not `objectives.cross_entropy`, which is float32.
+        # `objectives.cross_entropy` would compute in float32.
         class_logits = self.z @ self.head[:, :-1].T + self.head[:, -1]
         loss = F.cross_entropy(class_logits.flatten(0, 1), self.labels)
         return loss, loss + self.head_penalty * self.head.square().sum()
 
     def record(self, time: float, loss: Tensor) -> tuple[float, ...]:
-        """An entry of the trajectory."""
+        """One entry of each array of `Minimum`."""
         z = self.z.detach().numpy()
         statistics = class_statistics(z.reshape(-1, z.shape[2]), self.labels.numpy())
         return (
@@ -176,7 +184,7 @@ def _start(
     views: int,
     head_penalty: float,
 ) -> _Free:
-    """The embeddings that a seed begins from, whatever the objective, and CE's head."""
+    """The embeddings at the start, the same for all objectives, and the head if it is CE."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     embeddings = F.normalize(draw((views, len(labels), dimension)), dim=2)
     classes = int(labels.max()) + 1
@@ -193,7 +201,7 @@ def _start(
 
 
 def _descend(free: _Free, steps: int, lr: float) -> Iterator[tuple[float, ...]]:
-    """Gradient descent: the trajectory from the start on."""
+    """Gradient descent; yields an entry for the start and for each step."""
     views, images, _ = free.embeddings.shape
     for step in range(steps + 1):
         loss, value = free.losses()
@@ -209,7 +217,7 @@ def _descend(free: _Free, steps: int, lr: float) -> Iterator[tuple[float, ...]]:
 
 
 def _polish(free: _Free, calls: int) -> Iterator[tuple[float, ...]]:
-    """L-BFGS until it gains nothing more: the trajectory, an entry a call."""
+    """L-BFGS until it gains nothing more; yields an entry for each call."""
     optimizer = torch.optim.LBFGS(
         free.parameters,
         max_iter=25,

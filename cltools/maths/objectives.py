@@ -1,8 +1,8 @@
-"""The objectives that are trained: DCL, NSCL, SCL, CE, and three that the authors' code runs.
+"""The objectives that can be trained: DCL, NSCL, SCL, CE, and three of the authors' code.
 
-All contrastive objectives are one masked log-sum-exp over the rows of one matrix of cosine
-similarities. With z_i^l the projection of view l of image i, s = cosine / tau, and an anchor
-(i, l) running over all B images and K views of the batch:
+Every contrastive objective is a masked log-sum-exp over the rows of a matrix of cosines / tau. With
+z_i^l the projection of view l of image i, each of the B images and K views of the batch is an
+anchor (i, l):
 
 ========================  =====================================  ===============================
 objective                 numerator: mean over                   denominator: sum over
@@ -15,11 +15,12 @@ nt_xent_double_positive   the K - 1 other views of image i       as dcl, plus tw
 scl                       all other projections of i's class     all other projections
 ========================  =====================================  ===============================
 
-`dcl` and `nscl` are the papers' formulas (arXiv 2506.04411, 2510.08852: the positive is not in the
-denominator) over cross-view pairs with every view as an anchor. `nt_xent` is what the authors'
-class `DecoupledNTXentLoss` computes, `nscl_with_positive` what their `NegSupConLoss` does, and
-`nt_xent_double_positive` what their `NTXentLoss` (in the first paper's code `ContrastiveLoss`) does
-under the name of CL. `scl` is Khosla et al. 2020, L_out. The value is the mean over anchors.
+The value is the mean over anchors. `dcl` and `nscl` are the papers' formulas (arXiv 2506.04411,
+2510.08852), in which the positive is not in the denominator. Positive pairs are different views,
+and every view is an anchor. The authors' code has other formulas: its `DecoupledNTXentLoss` is
+`nt_xent`, its `NegSupConLoss` is `nscl_with_positive`, and its `NTXentLoss` (`ContrastiveLoss` in
+the first paper's code), which it calls CL, is `nt_xent_double_positive`. `scl` is L_out of Khosla
+et al. 2020.
 """
 
 import math
@@ -34,20 +35,20 @@ CONTRASTIVE = (
 )  # fmt: skip
 OBJECTIVES = (*CONTRASTIVE, "ce")
 QUEUE_OBJECTIVES = tuple(name for name in CONTRASTIVE if name != "scl")
-REFERENCE = "dcl"  # what all others are measured against
-TWIN = "dcl_twin"  # a second DCL model: how far apart are two runs of one objective?
+REFERENCE = "dcl"  # all others are compared with it
+TWIN = "dcl_twin"  # a second DCL model, to see how far apart two runs of one objective are
 # Undefined when the whole batch is of one class: then no anchor has a negative.
 NEED_TWO_CLASSES = ("nscl", "nscl_with_positive")
-# How often the positive stands in the denominator of those where it does.
+# How often the positive is in the denominator, for the objectives where it is.
 _POSITIVES = {"nt_xent": 1, "nscl_with_positive": 1, "nt_xent_double_positive": 2}
 
 
 @dataclass(frozen=True)
 class PairMasks:
-    """Which projections stand in which relation, as (K*B, K*B) bool tensors, view-major rows.
+    """How each two projections are related, as (K*B, K*B) bool tensors. Rows are ordered by view.
 
-    `other_image` and `other_class` are the negatives of DCL and NSCL, `same_class` the positives of
-    SCL (self excluded), `not_self` everything but the diagonal.
+    `other_image` and `other_class` are the negatives of DCL and NSCL. `same_class` are the
+    positives of SCL, without the projection itself. `not_self` is all but the diagonal.
     """
 
     views: int
@@ -61,7 +62,7 @@ class PairMasks:
 class KeyMasks:
     """Which of M queued keys are negatives of B queries, as (B, M) bool tensors.
 
-    The keys of the queries' own images are those from number `own` on, in the same order.
+    The keys of the queries' own images start at column `own`, in the order of the queries.
     """
 
     own: int
@@ -75,9 +76,10 @@ def loss_of(objective: str) -> str:
 
 
 def pair_masks(labels: Tensor, views: int) -> PairMasks:
-    """Masks for a batch of B labelled images (labels: (B,) integers) with K = `views` views.
+    """Masks for a batch of B images with K = `views` views; labels: (B,) integers.
 
-    Raises ValueError for fewer than two images (DCL has no negatives) or fewer than two views.
+    Raises ValueError for fewer than two images, where DCL has no negatives, or for fewer than two
+    views.
     """
     if len(labels) < 2:
         raise ValueError("a batch of one image has no negatives: use at least two images")
@@ -92,17 +94,20 @@ def pair_masks(labels: Tensor, views: int) -> PairMasks:
 
 
 def similarity_logits(z: Tensor, tau: float) -> Tensor:
-    """(K*B, K*B) matrix of cosine / tau from normalised projections z of shape (K, B, d).
+    """(K*B, K*B) matrix of cosine / tau from normalized projections z of shape (K, B, d).
 
-    Computed in float32 at least, whatever autocast is in force: at tau = 0.1 a bfloat16 product
-    would be off by several percent of a nat.
+    Computed in float32 or float64, even within autocast: at tau = 0.1 a bfloat16 product would
+    change the loss by several hundredths of a nat.
     """
     flat = z.flatten(0, 1)
     return _cosines(flat, flat) / tau
 
 
 def key_logits(queries: Tensor, keys: Tensor, tau: float) -> Tensor:
-    """(B, M) matrix of cosine / tau of normalised queries (B, d) with keys (M, d), likewise."""
+    """(B, M) matrix of cosine / tau of normalized queries (B, d) with normalized keys (M, d).
+
+    Computed in float32 or float64, as in `similarity_logits`.
+    """
     return _cosines(queries, keys) / tau
 
 
@@ -119,7 +124,7 @@ def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def _positive_logits(logits: Tensor, views: int) -> Tensor:
-    """(K, K-1, B): for each anchor view, the logits with the other views of the same image."""
+    """(K, K-1, B): for each view, its logits with the other views of the same image."""
     batch = logits.shape[0] // views
     by_view = logits.view(views, batch, views, batch).diagonal(dim1=1, dim2=3)  # (K, K, B)
     return torch.stack(
@@ -129,11 +134,13 @@ def _positive_logits(logits: Tensor, views: int) -> Tensor:
 
 
 def contrastive_loss(name: str, logits: Tensor, masks: PairMasks) -> Tensor:
-    """The contrastive objective `name` from its logits; a scalar in nats.
+    """The contrastive objective `name` computed from logits; a scalar in nats.
 
-    Raises ValueError for an unknown name. For `nscl` and `nscl_with_positive` the batch must hold
-    two classes: no anchor has a negative otherwise, and the value is -inf (`nscl`) or 0. Callers
-    check that first, see `NEED_TWO_CLASSES` and `checked_contrastive_loss`.
+    For `nscl` and `nscl_with_positive` the batch must have at least two classes. Otherwise no
+    anchor has a negative, and the value is -inf (`nscl`) or 0 (`nscl_with_positive`). This is not
+    checked here: see `NEED_TWO_CLASSES` and `checked_contrastive_loss`.
+
+    Raises ValueError for an unknown name.
     """
     if name == "scl":
         denominator = masked_logsumexp(logits, masks.not_self)
@@ -149,9 +156,10 @@ def contrastive_loss(name: str, logits: Tensor, masks: PairMasks) -> Tensor:
 def queue_loss(name: str, logits: Tensor, masks: KeyMasks) -> Tensor:
     """A contrastive objective of queries against queued keys (`training.moco`); a scalar in nats.
 
-    logits: (B, M), cosine / tau. An anchor's one positive is the key of its own image. What
-    `contrastive_loss` says about batches of one class goes for the queue. Raises ValueError for a
-    name that is not among `QUEUE_OBJECTIVES`.
+    logits: (B, M), cosine / tau. An anchor's one positive is the key of its own image. The queue
+    must have two classes where `contrastive_loss` needs them in the batch.
+
+    Raises ValueError for a name that is not in `QUEUE_OBJECTIVES`.
     """
     if name not in QUEUE_OBJECTIVES:
         raise ValueError(f"{name!r} has no form with a queue: use one of {QUEUE_OBJECTIVES}")
@@ -165,7 +173,7 @@ def _negatives(name: str, masks: PairMasks | KeyMasks) -> Tensor:
 
 
 def _positive_against(name: str, positive: Tensor, log_negatives: Tensor) -> Tensor:
-    """Mean over anchors of log(negatives, and the positive where it is counted) - positive."""
+    """Mean over anchors of log(denominator) - positive."""
     if name in _POSITIVES:
         in_denominator = positive + math.log(_POSITIVES[name])
         log_negatives = torch.logaddexp(in_denominator, log_negatives)
@@ -173,10 +181,10 @@ def _positive_against(name: str, positive: Tensor, log_negatives: Tensor) -> Ten
 
 
 def checked_contrastive_loss(name: str, z: Tensor, labels: Tensor, tau: float) -> Tensor:
-    """`contrastive_loss` from normalised projections z (K, B, d) and labels (B,), checked.
+    """`contrastive_loss` of normalized projections z (K, B, d) and labels (B,), with checks.
 
-    Raises ValueError for tau <= 0, for shapes that do not match, for fewer than two images or
-    views, and where no anchor has a negative (NSCL on a batch of one class).
+    Raises ValueError for an unknown name, tau <= 0, shapes that do not match, fewer than two images
+    or views, and where no anchor has a negative (NSCL on a batch of one class).
     """
     if tau <= 0:
         raise ValueError(f"the temperature must be positive, got {tau}")
@@ -188,10 +196,10 @@ def checked_contrastive_loss(name: str, z: Tensor, labels: Tensor, tau: float) -
 
 
 def cross_entropy(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """CE, mean over all views: class_logits (K, B, C) of the linear head, labels (B,).
+    """CE, the mean over all views: class_logits (K, B, C) of the linear head, labels (B,).
 
-    As the authors' `MultiViewCrossEntropyLoss`: the head sees the normalised projections, and there
-    is no temperature.
+    As in the authors' `MultiViewCrossEntropyLoss`, the head is applied to the normalized
+    projections, and there is no temperature.
     """
     views = class_logits.shape[0]
     return F.cross_entropy(class_logits.flatten(0, 1).float(), labels.repeat(views))

@@ -1,4 +1,4 @@
-"""What a classifier can read from frozen features: nearest class centre and linear probe."""
+"""What a classifier can read from frozen features: nearest class center and linear probe."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -7,8 +7,8 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.generic]  # of any kind that can be compared: numbers, strings
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
-FALLBACK = 0.1  # when there are too few images to hold any out
-HELD_OUT = 0.2
+FALLBACK = 0.1  # inverse penalty where there are too few images to hold any out
+HELD_OUT = 0.2  # of each class, to choose the penalty
 
 
 def nccc(
@@ -17,9 +17,9 @@ def nccc(
     test_features: ArrayLike,
     test_labels: ArrayLike,
 ) -> tuple[float, float]:
-    """Accuracy of the nearest class centre: P2's NCCC (arXiv 2510.08852, Table 1).
+    """Accuracy of the nearest class center: P2's NCCC (arXiv 2510.08852, Table 1).
 
-    The centres are the class means of all training features, distances are Euclidean.
+    The centers are the class means of all training features, distances are Euclidean.
 
     Args:
         train_features, test_features: (N, d) and (M, d).
@@ -34,7 +34,7 @@ def nccc(
     """
     train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
     classes, index = np.unique(y, return_inverse=True)
-    shift = train.mean(axis=0)  # distances do not change, their rounding does
+    shift = train.mean(axis=0)  # leaves distances as they are, and makes rounding errors smaller
     train, test = train - shift, test - shift
     member = np.eye(len(classes))[index]
     centres = member.T @ train / member.sum(axis=0)[:, None]
@@ -55,17 +55,17 @@ def linear_probe(
     seed: int = 0,
     inverse_penalty: float | None = None,
 ) -> tuple[float, float, float]:
-    """Accuracy of L2-penalised multinomial logistic regression on standardised features.
+    """Accuracy of L2-penalized multinomial logistic regression on standardized features.
 
-    The penalty 1/C is chosen on a fifth of each class of the TRAINING set, held out by `seed` (the
-    strongest of the best); the probe is then fitted again on all of it. The test set is looked at
-    once, at the end. Standardisation uses training statistics only.
+    The penalty 1/C is chosen on a fifth of each class of the training set; of equally good
+    penalties the strongest is taken. The probe is then fitted again on the whole training set.
+    Test images are used once, at the end. Standardization uses training statistics only.
 
     Args:
         train_features, test_features: (N, d) and (M, d).
         train_labels, test_labels: (N,) and (M,) class labels.
         seed: draws the held-out images.
-        inverse_penalty: C, above 0, in the place of the search.
+        inverse_penalty: C, above 0; by default it is chosen as described above.
 
     Returns:
         (train accuracy, test accuracy, chosen C), accuracies in [0, 1]. When every class has fewer
@@ -82,7 +82,7 @@ def linear_probe(
     if len(classes) < 2:
         raise ValueError("a linear probe needs training images of at least two classes")
     mean, deviation = train.mean(axis=0), train.std(axis=0)
-    # A constant feature carries nothing; its deviation may be rounding instead of zero.
+    # A constant feature says nothing. Rounding may give it a deviation just above 0.
     constant = deviation <= 1e-12 * np.abs(train).max(axis=0)
     factor = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
     train, test = (train - mean) * factor, (test - mean) * factor
@@ -93,7 +93,8 @@ def linear_probe(
     def accuracy(x: Array, labels: Labels) -> float:
         return float((probe.predict(x) == labels).mean())
 
-    # Everything was checked above; few-shot probes are so small that checking again takes longer.
+    # The input was checked above. Few-shot probes are so small that scikit-learn's own checks would
+    # take longer than the fit.
     with config_context(assume_finite=True, skip_parameter_validation=True):
         chosen = FALLBACK if inverse_penalty is None else inverse_penalty
         held_out = _held_out(index, seed) if inverse_penalty is None else np.array([False])
@@ -109,7 +110,7 @@ def linear_probe(
 
 
 def _held_out(index: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:
-    """Mask (N,) of a random fifth, rounded down, of each class."""
+    """Mask (N,) of a random fifth of each class, rounded down."""
     order = np.random.default_rng(seed).permutation(len(index))
     held_out = np.zeros(len(index), dtype=bool)
     for c in range(index.max() + 1):
@@ -121,7 +122,11 @@ def _held_out(index: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:
 def checked_sets(
     train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike
 ) -> tuple[Array, Labels, Array, Labels]:
-    """Training features and labels, then those of the test set; raises as `nccc` says."""
+    """Features and labels of the training set, then of the test set, as arrays.
+
+    Raises:
+        ValueError: as `nccc`.
+    """
     x, y = _checked_set("train", train, train_labels)
     test_x, test_y = _checked_set("test", test, test_labels)
     if x.shape[1] != test_x.shape[1]:

@@ -1,18 +1,19 @@
-"""Features in the plane: principal components, UMAP, and pictures turned onto one another."""
+"""Features in two dimensions: principal components, UMAP, and rotation of points onto others."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-UMAP_SEED = 123  # P1's
+UMAP_SEED = 123  # that of P1 (arXiv 2506.04411)
 
 
 def principal_plane(features: ArrayLike) -> tuple[Array, float]:
     """The two principal components of features (n, d), and their share of the variance.
 
     Returns:
-        Points (n, 2), centred; the second axis is 0 where d = 1. The point furthest out along each
-        axis is on its positive side. The share is in [0, 1], NaN where all features coincide.
+        Points (n, 2) with mean 0, and the share in [0, 1]. The second axis is 0 where d = 1. Signs
+        are chosen so that the point furthest out along an axis is on its positive side. The share
+        is NaN where all features coincide.
 
     Raises:
         ValueError: not (n, d), empty, or not finite.
@@ -30,7 +31,7 @@ def principal_plane(features: ArrayLike) -> tuple[Array, float]:
 
 
 def umap_plane(features: ArrayLike) -> Array:
-    """UMAP (McInnes et al. 2018) of standardised features (n, d), as P1 draws it: points (n, 2).
+    """UMAP (McInnes et al. 2018) of standardized features (n, d) with P1's settings: points (n, 2).
 
     Raises:
         ModuleNotFoundError: umap-learn is not installed.
@@ -46,11 +47,11 @@ def umap_plane(features: ArrayLike) -> Array:
 
 
 def turned(points: Array, onto: Array | None = None) -> Array:
-    """Points (n, 2) centred, scaled to a root mean square radius of 1, and turned onto others.
+    """Points (n, 2) moved to mean 0, scaled to a root mean square radius of 1, and rotated.
 
-    The turn, which may mirror, brings them nearest to `onto` in the least squares (orthogonal
-    Procrustes): nothing but their position, size and orientation changes. Points that all coincide
-    come out as zeros.
+    The rotation, which may include a reflection, brings them as near as possible to the points
+    `onto` by least squares (orthogonal Procrustes). So only position, size and orientation change.
+    Without `onto` nothing is rotated. Points that all coincide give zeros.
     """
     points = points - points.mean(axis=0)
     radius = np.sqrt(np.square(points).sum(axis=1).mean())

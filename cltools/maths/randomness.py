@@ -1,10 +1,11 @@
-"""The randomness rule: every draw is a function of what it is for, never of what came before it.
+"""Random numbers. Every draw depends on its purpose alone, never on the draws before it.
 
 Initial weights depend on (seed, tensor name), batch order on (seed, epoch), a view on (seed, epoch,
-view, sample). Where a model does not share one of these, its name is added to the key: `owner` is
-None for what is shared. Nothing here keeps a state, so that a run can be stopped anywhere,
-objectives can be trained together or alone, and a batch can be made by any process, all with the
-same bytes.
+view, sample). Where a model does not share one of these with the others, its name is part of the
+key: that is the argument `owner`, which is None for what is shared.
+
+No generator is kept between calls. So a run can be stopped anywhere, objectives can be trained
+together or alone, and any process can make a batch: the bytes are always the same.
 """
 
 import hashlib
@@ -14,21 +15,24 @@ from torch import Tensor, nn
 
 
 def generator(*key: str | int) -> torch.Generator:
-    """A CPU generator whose stream is a function of `key` alone.
+    """A generator that depends on `key` alone.
 
-    Draws are made on the CPU, so that every device sees the same numbers.
+    It draws on the CPU, so that training on any device sees the same numbers.
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
-    """Set every parameter from (seed, its name): kaiming for weights, 1 and 0 for normalisation.
+    """Set every parameter to values that depend on (seed, its name) alone.
 
-    Convolutions as torchvision's ResNet (kaiming normal, fan out), linear layers as torch's default
-    (uniform in ±1/sqrt(fan in)), what is a vision transformer's own as torchvision's. Raises
-    TypeError for a parameter of any other layer, which would otherwise keep an initial value from
-    the global random state.
+    Convolutions are drawn as in torchvision's ResNet (kaiming normal, fan out), linear layers as by
+    torch's default (uniform in ±1/sqrt(fan in)). Normalization layers get weights 1 and biases 0.
+    The layers that only a vision transformer has are drawn as in torchvision's.
+
+    Raises:
+        TypeError: a parameter of any other layer. It would keep a value that depends on torch's
+            global random state.
     """
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -50,9 +54,10 @@ def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
 
 
 def _initialise_transformer(name: str, parameter: Tensor, draw: torch.Generator) -> bool:
-    """Set what torchvision's ViT does not leave at torch's defaults; False for any other tensor.
+    """Set a tensor that torchvision's ViT does not leave at torch's default; False for any other.
 
-    Names are timm's. Left at the default is the weight of the attention's output alone.
+    The names are those of timm. Of a ViT's own tensors, only the output weight of the attention is
+    left at torch's default.
     """
     if name.endswith(".pos_embed"):
         parameter.normal_(std=0.02, generator=draw)
@@ -74,7 +79,7 @@ def batch_order(
 ) -> Tensor:
     """(steps per epoch, batch_size) positions in the training set, without replacement.
 
-    The last incomplete batch is dropped; other epochs drop other images.
+    Images beyond the last full batch are left out; which ones differs from epoch to epoch.
     """
     order = torch.randperm(images, generator=generator("batches", seed, epoch, *_private(owner)))
     steps = images // batch_size
@@ -84,7 +89,7 @@ def batch_order(
 def view_uniforms(
     seed: int, epoch: int, view: int, images: int, columns: int, owner: str | None = None
 ) -> Tensor:
-    """(images, columns) uniforms in [0, 1): the row of a sample decides its view in this epoch."""
+    """(images, columns) random numbers in [0, 1). An image's row decides its view in this epoch."""
     draw = generator("views", seed, epoch, view, *_private(owner))
     return torch.rand(images, columns, generator=draw)
 
@@ -92,12 +97,13 @@ def view_uniforms(
 def balanced_order(
     seed: int, epoch: int, labels: Tensor, batch_size: int, owner: str | None = None
 ) -> Tensor:
-    """(steps per epoch, batch_size) positions in the training set, every batch drawn by itself.
+    """(steps per epoch, batch_size) positions in the training set, each batch drawn independently.
 
-    As the authors' ApproxStratifiedSampler: an image is drawn with probability in proportion to
-    1 / (images of its class), without replacement within its batch only. An epoch is therefore no
-    pass over the data: with balanced classes it misses a share 1/e of the images. labels: (images,)
-    integers, at least batch_size of them.
+    As in the authors' ApproxStratifiedSampler, an image is drawn with a probability proportional to
+    1 / (images of its class). A batch has no image twice, but two batches may share images. So an
+    epoch does not show all images: with balanced classes it misses a share 1/e of them.
+
+    labels: (images,) integers, at least batch_size of them.
     """
     draw = generator("balanced batches", seed, epoch, *_private(owner))
     by_class = labels.argsort(stable=True)
@@ -105,8 +111,9 @@ def balanced_order(
     counts = counts[counts > 0]
     starts = counts.cumsum(0) - counts
     drawn = torch.empty(len(labels) // batch_size, 0, dtype=torch.int64)
-    # A class, then an image of it. Dropping what a batch already holds from draws with replacement
-    # is drawing without; draws are doubled until every batch is full, mostly once.
+    # Draw a class, then an image of it, with replacement. Images that a batch already has are
+    # dropped, which makes it drawing without replacement. The number of draws is doubled until
+    # every batch is full; once is mostly enough.
     while True:
         shape = (len(drawn), max(batch_size, drawn.shape[1]))
         classes = torch.randint(len(counts), shape, generator=draw)
@@ -120,7 +127,7 @@ def balanced_order(
 
 
 def _first_occurrences(rows: Tensor) -> Tensor:
-    """(n, m) bool: which entries have no equal before them in their row."""
+    """(n, m) bool: whether an entry is the first of its value in its row."""
     ordered, places = rows.sort(dim=1, stable=True)
     first = torch.ones_like(rows, dtype=torch.bool)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]

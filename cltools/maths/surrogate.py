@@ -1,22 +1,22 @@
 """Similarity descent, the surrogate dynamics of P2's Theorem 1 (arXiv 2510.08852, eq. 1).
 
-Σ is the state, there is no network: Σ_{t+1} = Σ_t - η_t G_t, with G_t the gradient of the batch's
-mean loss in the entries of Σ that the batch touches. CL and NSCL start from one Σ and take the
-same batches.
+There is no network: the similarities Σ themselves are trained. Σ_{t+1} = Σ_t - η_t G_t, where G_t
+is the gradient of the batch's mean loss with respect to the entries of Σ that the batch uses. CL
+and NSCL start from the same Σ and see the same batches.
 
-Index set. P2 writes Σ as N×N, but its per-anchor loss takes the first view of image i as anchor
-and compares it with both views of the others:
+Shape of Σ. P2 writes Σ as N×N, but its loss of an anchor compares the first view of image i with
+both views of the other images:
 
     ℓ_i = -Σ_{i,i'}/τ + log Σ_{t≠i} (e^{Σ_{i,t}/τ} + e^{Σ_{i,t'}/τ})      (NSCL: t of other classes)
 
-So Σ is (N, 2N) here: a row an anchor, columns its similarities to the N first views and to the N
-second views. Every entry is a coordinate of its own, and Σ_{i,t} and Σ_{t,i} do not stay equal:
-that is what P2's constants are for (one row of norm Δ/(τB) per anchor). A symmetrised gradient
-would be a projection of this one and obey the same bounds.
+So Σ is (N, 2N) here. Row i has the similarities of anchor i to the N first views, then to the N
+second views. All entries are independent variables: Σ_{i,t} and Σ_{t,i} do not stay equal. P2's
+constants are for this case (one row of norm Δ/(τB) per anchor). Making the gradient symmetric would
+be a projection of it, so that the same bounds would hold.
 
-Clipping. The plain recursion leaves [-1, 1], where the proof of Δ ends and no cosine can go.
-Entries are clipped to [-1, 1] after each step, a projection onto a convex set: it brings no two
-points further apart, so that P2's inequalities carry over unchanged.
+Clipping. Without it, entries leave [-1, 1], where no cosine lies and the proof of Δ does not hold.
+So entries are clipped to [-1, 1] after each step. This is a projection onto a convex set,
+which never moves two points further apart, so that P2's inequalities still hold.
 """
 
 from collections.abc import Iterator
@@ -32,18 +32,18 @@ Integers = NDArray[np.integer]
 
 
 class Descent(NamedTuple):
-    """What each of T steps did, arrays of shape (T,); D is ‖Σ^CL - Σ^NSCL‖_F.
+    """A record of T steps, arrays of shape (T,). D is ‖Σ^CL - Σ^NSCL‖_F.
 
     distance: D after the step.
-    step_bound: P2's recurrence from D before the step, with the batch's real class fractions.
+    step_bound: P2's bound on it, from D before the step and the class fractions of the batch.
     gradient_gap: ‖G^CL - G^NSCL‖_F.
-    gradient_gap_bound: its bound, with the batch's real class fractions.
-    largest_fraction: of the batch, the fraction of its largest class.
-    sum_lr: Ση up to and with this step.
-    log10_bound: Theorem 1 at Ση as P2 states it (π_max + ε, true with probability 1 - δ); inf
-        where π_max + ε ≥ 1.
-    log10_bound_realised: Theorem 1 with the largest fraction of the batches so far in the place
-        of π_max + ε: certain, and smaller.
+    gradient_gap_bound: P2's bound on it, with the class fractions of the batch.
+    largest_fraction: share of the batch's largest class.
+    sum_lr: Ση up to this step, included.
+    log10_bound: Theorem 1 at Ση as P2 states it, with π_max + ε. It holds with probability 1 - δ,
+        and is inf where π_max + ε ≥ 1.
+    log10_bound_realised: Theorem 1 with the largest fraction of the batches so far instead of
+        π_max + ε. It always holds, and is smaller.
     """
 
     distance: Array
@@ -65,7 +65,7 @@ class State(NamedTuple):
 
 
 def similarities_of_views(z: ArrayLike) -> Array:
-    """The Σ (N, 2N) of two views z (2, N, d) of N images, float64; rows are normalised here.
+    """The Σ (N, 2N) of two views z (2, N, d) of N images, float64; rows are normalized here.
 
     Raises ValueError for another shape or a row of norm 0.
     """
@@ -81,11 +81,11 @@ def similarities_of_views(z: ArrayLike) -> Array:
 
 
 def batch_gradient(block: Array, negatives: NDArray[np.bool_], tau: float) -> Array:
-    """Gradient of the mean over a batch's anchors of P2's ℓ_i, in the entries it touches.
+    """Gradient of the mean of P2's ℓ_i over a batch's anchors, for the entries that it uses.
 
     Args:
         block: (B, 2B) similarities of the anchors with the batch's first and second views.
-        negatives: (B, 2B) which of them are in the denominator, one a row at least.
+        negatives: (B, 2B) bool, those in the denominator; at least one in each row.
         tau: temperature, above 0.
 
     Returns:
@@ -108,7 +108,7 @@ def similarity_descent(
     tau: float,
     delta: float = 0.05,
 ) -> Descent:
-    """Run CL and NSCL side by side on the same batches, with P2's bounds beside what happens.
+    """Run CL and NSCL on the same batches, and compute P2's bounds for every step.
 
     Args:
         initial: Σ_0, (N, 2N) in [-1, 1], as `similarities_of_views` makes it.
@@ -116,14 +116,11 @@ def similarity_descent(
         batches: (T, B) image indices, B ≥ 2, none twice in a batch.
         lrs: (T,) learning rates η_t, 0 or above.
         tau: temperature, above 0.
-        delta: δ of the bound that holds with probability 1 - δ, in (0, 1).
-
-    Returns:
-        The record of all steps.
+        delta: probability δ, in (0, 1), that `log10_bound` fails.
 
     Raises:
-        ValueError: shapes or ranges that do not fit, a batch that repeats an image or is of one
-            class, for which NSCL is undefined.
+        ValueError: arguments outside these shapes and ranges, or a batch of one class, for which
+            NSCL is undefined.
     """
     initial, labels = np.asarray(initial, dtype=np.float64), np.asarray(labels)
     batches, lrs = np.asarray(batches), np.asarray(lrs, dtype=np.float64)
@@ -158,9 +155,9 @@ def similarity_descent(
 def similarity_steps(
     initial: Array, labels: Integers, batches: Integers, lrs: Array, tau: float
 ) -> Iterator[State]:
-    """The state after every step of `similarity_descent`, whose arguments these are, unchecked.
+    """The state after every step. Arguments as for `similarity_descent`; they are not checked.
 
-    The two arrays are the same ones in all states: copy what is to outlast the step.
+    All states share the same two arrays, which the next step changes: copy what you want to keep.
     """
     cl, nscl = initial.copy(), initial.copy()
     for batch, lr in zip(batches, lrs, strict=True):
@@ -174,7 +171,7 @@ def similarity_steps(
 
 
 def touched_entries(batch: Integers, images: int) -> tuple[Integers, ...]:
-    """Index of the (B, 2B) block that a batch (B,) of image indices touches in Σ (N, 2N)."""
+    """Index of the (B, 2B) block of Σ (N, 2N) that a batch (B,) of image indices uses."""
     return np.ix_(batch, np.concatenate([batch, batch + images]))
 
 

@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike
 def weight_gap(
     a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike]
 ) -> tuple[float, dict[str, float]]:
-    """Mean over layers of ‖w - w'‖_F / ((‖w‖_F + ‖w'‖_F) / 2), as the authors' code has it.
+    """Mean over layers of ‖w - w'‖_F / ((‖w‖_F + ‖w'‖_F) / 2), as in the authors' code.
 
-    The layers are the tensors named "encoder.*.weight": kernels and norm gains, no biases and no
-    heads. The gap of a layer lies in [0, 2]: 0 for equal weights (two zero tensors among them),
-    2 for opposite ones, sqrt(2) for orthogonal ones of equal norm.
+    The layers are the tensors named "encoder.*.weight": kernels and scales of normalization layers,
+    but no biases and no heads. The gap of a layer lies in [0, 2]: 0 for equal weights, even if all
+    are 0; 2 for opposite ones; sqrt(2) for orthogonal ones of equal norm.
 
     Args:
         a, b: the weights of two models, name -> array.
@@ -29,9 +29,9 @@ def weight_gap(
 
 
 def weight_distance(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike]) -> float:
-    """‖w - w'‖₂ over all that is trained in the encoder and projector, as in P2's Theorem 2.
+    """‖w - w'‖₂ over all trained weights of the encoder and projector, as in P2's Theorem 2.
 
-    Running statistics are no weights, and the head that only CE has is left out.
+    Running statistics of BatchNorm are not trained and left out, as is the head that only CE has.
 
     Raises:
         ValueError: the models differ in names or shapes.
@@ -50,7 +50,11 @@ def _trained(weights: Mapping[str, ArrayLike]) -> list[str]:
 
 
 def common_layers(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike]) -> list[str]:
-    """Names of the layers that `weight_gap` compares; raises ValueError as it does."""
+    """Names of the layers that `weight_gap` compares.
+
+    Raises:
+        ValueError: as `weight_gap`.
+    """
     layers = _encoder_layers(a)
     if layers != _encoder_layers(b):
         odd = sorted(set(layers.items()) ^ set(_encoder_layers(b).items()))

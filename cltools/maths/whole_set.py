@@ -1,22 +1,25 @@
 """The contrastive losses of a whole data set, as the papers define them, from one matrix product.
 
-P1 (arXiv 2506.04411) and P2 (2510.08852) state their theorems for losses over all N images, which
-differ from the mean over batches. With z_i^l the embedding of view l of image i,
+P1 (arXiv 2506.04411) and P2 (2510.08852) state their theorems for losses over all N images. These
+are not the means of the losses of batches. With z_i^l the embedding of view l of image i,
 
     DCL  = mean over (i, l1, l2) of  -log[ e^{z_i^l1·z_i^l2/τ} / Σ_{l3} Σ_{j≠i}       e^{z_i^l1·z_j^l3/τ} ]
     NSCL = mean over (i, l1, l2) of  -log[ e^{z_i^l1·z_i^l2/τ} / Σ_{l3} Σ_{j:y_j≠y_i} e^{z_i^l1·z_j^l3/τ} ]
 
-The KN×KN similarities are made tile by tile, upper half only, and serve both losses and all τ.
+where l1 ≠ l2. P1's formula also has l1 = l2, which pairs a view with itself and lowers both losses
+by the same amount.
+
+The KN×KN similarities are computed in tiles, the upper half only, once for both losses and all τ.
 """  # noqa: E501
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-SMALLEST_TAU = 0.003  # e^(-2/τ), the smallest term there can be, still is a float64
+SMALLEST_TAU = 0.003  # the smallest possible term, e^(-2/τ), is still a normal float64
 
 
 class WholeSetLosses(NamedTuple):
@@ -31,51 +34,46 @@ def whole_set_losses(
     z: Tensor,
     labels: Tensor,
     taus: Sequence[float],
-    pairs: Literal["cross", "all"] = "cross",
     tile: int | None = None,
 ) -> dict[float, WholeSetLosses]:
     """DCL and NSCL of a whole data set, at several temperatures at once.
 
     Args:
-        z: (K, N, d), K views of N images, rows of norm 1 (to 1e-2, half precision may be stored).
+        z: (K, N, d), K ≥ 2 views of N images. Rows have norm 1, to 1e-2: they may have been stored
+            in half precision.
         labels: (N,) integer classes.
         taus: temperatures, at least 0.003.
-        pairs: which positives the mean is over: "cross" takes l1 ≠ l2 and needs K ≥ 2; "all" is
-            P1's formula, in which a view is also its own positive (l1 = l2). Denominators hold all
-            K views of the other images either way.
-        tile: rows and columns of one piece of the similarity matrix; default 512 on a CPU, where
-            it then stays in the cache, and 8192 on a GPU.
+        tile: rows and columns of one piece of the similarity matrix. Default 512 on a CPU, so that
+            a piece stays in the cache, and 8192 on a GPU.
 
     Returns:
-        τ -> losses. Arithmetic is in z's precision (float64 where float32 would underflow), sums
-        over tiles are float64. `nscl` is NaN when an anchor has no negative of another class, that
-        is with a single class; both are NaN when N = 1.
+        τ -> losses. The products are in z's precision, or in float64 where float32 would
+        underflow; sums over tiles are in float64. `nscl` is NaN with a single class, since no
+        anchor has a negative then. Both losses are NaN when N = 1.
 
     Raises:
-        ValueError: shapes that do not fit, rows that are not normalised, a τ that is too small, or
-            K = 1 with "cross".
+        ValueError: shapes that do not fit, rows that are not normalized, a τ that is too small, or
+            K = 1.
     """
     z, labels = torch.as_tensor(z), torch.as_tensor(labels)
     if z.ndim != 3 or z.numel() == 0 or labels.shape != z.shape[1:2]:
         raise ValueError(
             f"z {tuple(z.shape)} and labels {tuple(labels.shape)} must be (K, N, d) and (N,)"
         )
-    if pairs not in ("cross", "all"):
-        raise ValueError(f"pairs must be 'cross' or 'all', not {pairs!r}")
     views, n, _ = z.shape
-    if pairs == "cross" and views < 2:
-        raise ValueError("one view per image has no cross-view positives: use pairs='all'")
+    if views < 2:
+        raise ValueError("one view per image has no positives: z needs K ≥ 2 views")
     if not all(tau >= SMALLEST_TAU for tau in taus):
         raise ValueError(f"temperatures must be at least {SMALLEST_TAU}, not {list(taus)}")
     underflow = any(2 / tau > 80 for tau in taus)
     z = z.to(torch.float64 if underflow or z.dtype == torch.float64 else torch.float32)
     if not ((z.norm(dim=2) - 1).abs() < 1e-2).all():
-        raise ValueError("rows of z must have norm 1: pass the L2-normalised projector output")
+        raise ValueError("rows of z must have norm 1: pass the L2-normalized projector output")
 
-    # Sorted by class, image by image: same-class similarities are contiguous, own views adjacent.
+    # Images are sorted by class and views by image, so that each class is one block of rows.
     labels, order = torch.sort(labels.to(z.device), stable=True)
     z = z[:, order].transpose(0, 1)
-    positive = _mean_positive(z, pairs)
+    positive = _mean_positive(z)
     same, other = _partition_sums(
         z, labels, taus, tile or (512 if z.device.type == "cpu" else 8192)
     )
@@ -90,12 +88,10 @@ def whole_set_losses(
     return losses
 
 
-def _mean_positive(z: Tensor, pairs: str) -> float:
-    """Mean similarity of the views of one image; z is (N, K, d)."""
+def _mean_positive(z: Tensor) -> float:
+    """Mean similarity of two different views of one image; z is (N, K, d)."""
     n, views, _ = z.shape
     total = z.sum(dim=1, dtype=torch.float64).square().sum()  # Σ_i Σ_{l1,l2} z_i^l1·z_i^l2
-    if pairs == "all":
-        return (total / (n * views**2)).item()
     own = z.double().square().sum()
     return ((total - own) / (n * views * (views - 1))).item()
 
@@ -103,10 +99,10 @@ def _mean_positive(z: Tensor, pairs: str) -> float:
 def _partition_sums(
     z: Tensor, labels: Tensor, taus: Sequence[float], tile: int
 ) -> tuple[Tensor, Tensor]:
-    """Σ e^((sim - 1)/τ) over same-class other images, and over other classes: (taus, N K) each.
+    """Σ e^((sim - 1)/τ) over other images of the class, and over other classes: (taus, N K) each.
 
-    z is (N, K, d) with `labels` in ascending order. Cosines do not exceed 1, so 1 takes the place
-    of the row maximum that a log-sum-exp would have to look for.
+    z is (N, K, d) with `labels` in ascending order. A log-sum-exp would subtract the maximum of
+    each row. Cosines do not exceed 1, so 1 is subtracted instead and no maximum is needed.
     """
     n, views, d = z.shape
     z = z.reshape(n * views, d)
@@ -115,7 +111,8 @@ def _partition_sums(
     other = torch.zeros_like(same)
     tile = max(tile // views, 1) * views  # the views of an image share a tile
     tiles = [slice(i, min(i + tile, n * views)) for i in range(0, n * views, tile)]
-    # Labels decide on the host which tiles need a mask, without a wait for the device per tile.
+    # The labels at the ends of a tile say whether it needs a mask. They are read beforehand, so
+    # that no tile waits for the device.
     ends = [(labels[t.start].item(), labels[t.stop - 1].item()) for t in tiles]
 
     for i, rows in enumerate(tiles):
@@ -131,8 +128,8 @@ def _partition_sums(
             if not (all_same or none_same):
                 mask = labels[rows, None] == labels[columns]
             for t, tau in enumerate(taus):
-                # The last temperature may overwrite the similarities. 2^x takes torch 0.4 of the
-                # time of e^x (2.14, AMD EPYC), and is as exact.
+                # The last temperature may overwrite the similarities. torch computes 2^x in 0.4 of
+                # the time of e^x (version 2.14, AMD EPYC), and as exactly.
                 scale = math.log2(math.e) / tau
                 terms = (sim.mul_(scale) if t == len(taus) - 1 else sim * scale).exp2_()
                 if mask is None:

@@ -86,7 +86,7 @@ def page(material: Material) -> str:
         counts=_counts(material.claims),
         claims=_claims(material.claims, drawn),
         figures=[_encoded(figure) for figure in material.figures],
-        tables=[_summary(material.measures, material.plan["sweeps"])],
+        tables=[summary(material.measures, material.plan["sweeps"])],
         cell_columns=CELL_COLUMNS,
         cells=list(_cells(material)),
         made=material.made,
@@ -131,7 +131,7 @@ def _encoded(figure: Drawn) -> dict[str, str]:
     return {"name": figure.name, "description": figure.description, **coded}
 
 
-def _summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over seeds ± one standard deviation, test images, end of training, first sweep."""
     sweep = base_or_first(sweeps)
     rows = measures.filter(pl.col("sweeps").list.contains(sweep["name"]), split="test")

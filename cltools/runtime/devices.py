@@ -1,4 +1,4 @@
-"""Devices of torch: which one is taken, set to repeat bit by bit."""
+"""The choice of a torch device, and settings that make its results repeat bit by bit."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ log = logging.getLogger("cltools")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, without waiting for it: CUDA gets it through pinned memory."""
+    """Copy a tensor to the device without waiting for it, for CUDA from pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def automatic_device() -> str:
-    """ "cuda" where torch can use it, else "cpu", with a warning where there is a GPU all the same.
+    """ "cuda" where torch can use it, otherwise "cpu", with a warning where there is a GPU.
 
-    Raises InputError where Slurm gave this job GPUs: it would hold them while a CPU trains.
+    Raises InputError where Slurm gave GPUs to this job: it would occupy them and train on the CPU.
     """
     if torch.cuda.is_available():
         return "cuda"
@@ -41,9 +41,11 @@ def automatic_device() -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Device "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1", set to repeat bit by bit.
+    """The torch device of this name, with settings that make its results repeat bit by bit.
 
-    Raises InputError for a device that this machine lacks.
+    `name` is "auto" (see `automatic_device`), "cpu", "cuda" or a numbered device such as "cuda:1".
+
+    Raises InputError for a device that this machine does not have.
     """
     # CUDA's matrix products repeat bit by bit only with this workspace setting.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -57,15 +59,15 @@ def choose_device(name: str) -> torch.device:
         raise InputError(
             f"device {name!r} is not available here ({reason}): use --device cpu"
         ) from None
-    # What `use_deterministic_algorithms(True)` sets, without its import of the compiler: 2 seconds
-    # of every process.
+    # The same as `use_deterministic_algorithms(True)`, which would also import the compiler. That
+    # takes 2 seconds in every process.
     torch.set_deterministic_debug_mode("error")
-    # By default that mode also writes NaN into all new memory, which reading it unset would show:
-    # one more write of every activation.
+    # By default this mode also fills new memory with NaN, to show where it is read before it is
+    # set. That would write every activation once more.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    # On CUDA convolutions would round their inputs to TF32 by default, and matrix products where
-    # the environment asks for it, as NVIDIA's containers do.
+    # By default, convolutions on CUDA round their inputs to TF32. Matrix products do so where an
+    # environment variable asks for it, as in NVIDIA's containers.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return device

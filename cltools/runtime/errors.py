@@ -4,19 +4,19 @@ import signal
 
 
 class InputError(Exception):
-    """Something the user gave is wrong: a config value, a file, a combination of both.
+    """Something that the user can correct: a config value, a file, or a combination of both.
 
-    Also what the machine lacks where the user can give it: room on a disk, a right, memory. The
-    message is one sentence that names the file or key at fault and the remedy. The command line
-    prints it without a traceback and exits with code 2.
+    Also something that the machine lacks and the user can provide: space on a disk, a permission,
+    memory. The message is one sentence that names the file or key at fault and the remedy. The
+    command line prints it without a traceback and exits with code 2.
     """
 
 
 class Stopped(Exception):
-    """A signal asked to stop, and what was done until then is saved.
+    """A signal asked the process to stop, and its state is saved.
 
     The message is one sentence that names the signal. The command line prints it and exits with
-    `code`, which is 128 and the signal's number, as if the signal had ended the process.
+    `code`, which is 128 plus the signal's number, as a shell reports a process that a signal ended.
     """
 
     def __init__(self, by: int, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Faults of the machine, not of the program: full disks, missing rights, too little memory."""
+"""Errors of the machine, not of the program: full disks, missing permissions, too little memory."""
 
 import errno
 import os
@@ -6,8 +6,8 @@ import re
 
 from cltools.runtime.errors import InputError
 
-# What the user can do, by the system's error number. Others, above all a file that is not there,
-# may well be mistakes of the program, which a traceback shows best.
+# Error number of the system -> what the user can do. Other numbers, above all that of a missing
+# file, may be mistakes of the program. These keep their traceback.
 _REMEDIES = {
     errno.ENOSPC: "free space on this disk, or choose a folder on another one",
     errno.EDQUOT: "free space, ask for a larger quota, or choose a folder on another disk",
@@ -19,16 +19,16 @@ _REMEDIES = {
     errno.EIO: "the disk fails; choose a folder on another one",
     errno.ESTALE: "the network disk was away; start again",
 }
-# Libraries that write files by themselves say the number in their own words, or numpy not at all.
+# Libraries that write files themselves put the number into a text. numpy does not name it at all.
 _NUMBER = re.compile(r"(?:os error |errno = |Errno )(\d+)")
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED|bad_alloc", re.I)
 
 
 def disk_fault(error: Exception, path: object = None) -> InputError | None:
-    """The sentence for an error of the file system; None for any other error.
+    """An InputError for an error of the file system; None for any other error.
 
-    `path` is the file that was being written, where it is known better than by the error.
+    `path` is the file that was being written; by default the error says which it is.
     """
     if isinstance(error, InputError):
         return None
@@ -45,7 +45,7 @@ def disk_fault(error: Exception, path: object = None) -> InputError | None:
 
 
 def memory_fault(error: Exception, remedy: str) -> InputError | None:
-    """The sentence for a lack of memory, of the machine or of its GPU; None for any other error."""
+    """An InputError where the machine or its GPU ran out of memory; None for any other error."""
     torchs = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
     systems = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if not torchs and not systems and not isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and hashes that do not depend on how a dict was built."""
+"""Files that are written completely or not at all, locks on folders, and hashes."""
 
 import fcntl
 import glob
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cltools")
 
-ABANDONED = 24 * 3600  # seconds without a byte after which a scratch file has no writer any more
-LOCK = "lock"  # the file of a folder that only one process may be at work in
+ABANDONED = 24 * 3600  # seconds since its last change after which a scratch file is removed
+LOCK = "lock"  # file in a folder that only one process may use
 
 
 @contextmanager
 def whole_file(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; it becomes `path` only when the block ends well.
+    """Yield a scratch path in the folder of `path`, and rename it to `path` after the block.
 
-    The rename is atomic and the bytes are on disk before it, so that a crash at any moment leaves
-    either the old file or the new one. With `previous`, the old file is kept under that name.
+    Nothing is renamed if the block raises. The rename is atomic and the bytes are on disk before
+    it, so that a crash at any moment leaves either the old file or the new one. With `previous`,
+    the old file is kept under that name.
 
-    Raises InputError where the disk is full or does not let us write.
+    Raises InputError where the disk is full or cannot be written to.
     """
     path = Path(path)
-    # The suffix stays last: writers such as matplotlib choose the format by it.
+    # The suffix stays at the end, since writers such as matplotlib choose the format by it.
     name = f".{path.stem}.{socket.gethostname()}-{os.getpid()}.part{path.suffix}"
     scratch = path.with_name(name)
     try:
@@ -59,22 +60,22 @@ def whole_file(path: Path, previous: Path | None = None) -> Iterator[Path]:
 
 
 def _give_name(path: Path, another: Path) -> None:
-    """Give a file another name, which it keeps when a new file takes the first one."""
+    """Give a file a second name, which it keeps when the first one is given to a new file."""
     another.unlink(missing_ok=True)
     try:
         os.link(path, another)
-    except OSError:  # a file system without second names
+    except OSError:  # a file system without hard links
         os.replace(path, another)
 
 
 def _remove_what_the_dead_left(path: Path) -> None:
     """Remove scratch files of `path` whose writers were killed.
 
-    Of a process on another machine nothing is known but the age of its file.
+    Whether a process on another machine is alive is not known, so the age of its file decides.
     """
     own = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)\.part")
     for scratch in path.parent.glob(f".{glob.escape(path.stem)}.*.part{path.suffix}"):
-        with suppress(FileNotFoundError):  # its writer is just done
+        with suppress(FileNotFoundError):  # its writer has renamed it meanwhile
             if (process := own.search(scratch.name)) is not None:
                 left = not _alive(int(process[1]))
             else:
@@ -88,15 +89,15 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it is alive and belongs to another user
         pass
     return True
 
 
 def remove_scratch(folder: Path, stem: str = "*") -> None:
-    """Remove what writers killed within `whole_file` left in `folder`, where none is at work.
+    """Remove the scratch files of `whole_file` in `folder`. Call it only where nothing is written.
 
-    With `stem`, only what was to become the file of that name (without its ending).
+    With `stem`, only those of the file with this name (without its ending).
     """
     for scratch in folder.glob(f".{stem}.*.part*"):
         scratch.unlink()
@@ -104,13 +105,13 @@ def remove_scratch(folder: Path, stem: str = "*") -> None:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Let no other process into such a block with the same folder, on this machine or another.
+    """Let only one process at a time run such a block for a folder, on this machine or another.
 
-    The kernel holds the lock, on the file `LOCK`, and drops it when this process ends in whatever
-    way; the text in it only says who holds it. Where the file system has no locks, a warning says
-    that nothing is checked.
+    The kernel locks the file `LOCK`, and unlocks it when this process ends in any way. The text in
+    the file only says which process has locked it. Where the file system has no locks, there is a
+    warning and nothing is checked.
 
-    Raises InputError when another process is in there.
+    Raises InputError when another process is in such a block.
     """
     path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,9 +136,9 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str]) -> None:
-    """Lock a file, or raise BlockingIOError when it is still held after a second.
+    """Lock a file, or raise BlockingIOError when another process still has it after a second.
 
-    `cltools status` holds a lock for a moment to see whether it can.
+    The wait is for `cltools status`, which locks the file for a moment to see whether it is free.
     """
     for _ in range(10):
         with suppress(BlockingIOError):
@@ -158,13 +159,13 @@ def canonical_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as sorted, indented JSON, whole or not at all."""
+    """Write `value` as sorted, indented JSON, completely or not at all."""
     with whole_file(path) as scratch:
         scratch.write_text(json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read JSON written by a stage; `made_by` names the command to run when it is missing.
+    """Read JSON that a stage wrote; `made_by` is the command to run when the file is missing.
 
     Raises InputError when the file is missing or is not JSON.
     """
@@ -177,7 +178,7 @@ def read_json(path: Path, made_by: str) -> Any:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The content of a YAML file; `what` says in a message what it is.
+    """The content of a YAML file; `what` describes the file in error messages.
 
     Raises InputError when the file is missing or is not YAML.
     """

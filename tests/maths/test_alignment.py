@@ -178,7 +178,7 @@ def test_independent_features_are_near_zero_only_when_debiased():
 @pytest.mark.parametrize("offset", [10.0, 1e3, 1e6])
 def test_collapsed_features_keep_their_digits(offset):
     x, y = related(offset=offset)
-    # 64 bits of mantissa and centring first: the N×N way in float64 would lose what is tested.
+    # 64 bits of mantissa and centering first: the N×N way in float64 would lose what is tested.
     exact = {}
     for cosine in (True, False):
         grams = []
@@ -187,7 +187,7 @@ def test_collapsed_features_keep_their_digits(offset):
             if cosine:
                 a = a / np.sqrt((a * a).sum(axis=1, keepdims=True))
             squares = ((a[:, None] - a[None]) ** 2).sum(axis=2)
-            grams.append(-squares / 2)  # equals the Gram matrix up to terms that centring removes
+            grams.append(-squares / 2)  # equals the Gram matrix up to terms that centering removes
         if cosine:
             exact |= {COSINE_BIASED: biased_cka(*grams), COSINE_DEBIASED: debiased_cka(*grams)}
             exact[RSA] = rdm_pearson(*grams)  # cos = 1 - squared distance / 2
@@ -221,7 +221,7 @@ def test_one_direction_has_no_cosine_structure_but_raw_structure():
 
 
 def test_equal_similarities_have_no_correlation():
-    # The centred Gram matrix of a simplex is not zero: only biased CKA is defined.
+    # The centered Gram matrix of a simplex is not zero: only biased CKA is defined.
     values = between(np.eye(12), related(n=12)[0])
     assert np.isfinite([values[RAW_BIASED], values[COSINE_BIASED]]).all()
     assert np.isnan([values[RAW_DEBIASED], values[COSINE_DEBIASED], values[RSA]]).all()

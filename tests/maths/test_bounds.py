@@ -116,7 +116,7 @@ def test_corollaries_1_and_2(seed, noise, offset):
         (centring @ a @ centring, centring @ b @ centring, cka_lower_bound),
         (1 - a[upper], 1 - b[upper], rsa_lower_bound),
     ):
-        # Centring does nothing to K; r is of the plain difference, as P2 defines it.
+        # Centering does nothing to K; r is of the plain difference, as P2 defines it.
         spread = np.linalg.norm(x - x.mean())
         ratio = np.linalg.norm(x - y) / spread
         x, y = x - x.mean(), y - y.mean()
@@ -282,7 +282,7 @@ def test_bounds_refuse_impossible_counts():
         gap_bound(1, 5, 0.0)
 
 
-# The error of few-shot centres
+# The error of few-shot centers
 
 
 def proposition(v_dir, v, v_s, m, c, a):

@@ -1,4 +1,4 @@
-"""Few-shot accuracy against one probe per draw, nearest neighbours against scikit-learn."""
+"""Few-shot accuracy against one probe per draw, nearest neighbors against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_probes import clusters
 
 from cltools.maths import few_shot as module
-from cltools.maths.few_shot import TEMPERATURE, _draws, few_shot, knn
+from cltools.maths.few_shot import TEMPERATURE, draws, few_shot, knn
 from cltools.maths.probes import linear_probe, nccc
 
 SHOTS = [1, 2, 5, 20]
@@ -16,7 +16,7 @@ SHOTS = [1, 2, 5, 20]
 def test_few_shot_equals_a_loop_over_nccc(ways):
     train, y, test, test_y = clusters()
     found = few_shot(train, y, test, test_y, SHOTS, repeats=6, ways=ways, seed=4)
-    for repeat, (classes, support) in enumerate(_draws(y, test_y, 20, 6, ways, 4)):
+    for repeat, (classes, support) in enumerate(draws(y, test_y, 20, 6, ways, 4)):
         query = np.isin(test_y, classes)
         assert len(classes) == (ways or 5)
         for row, shots in enumerate(SHOTS):
@@ -30,7 +30,7 @@ def test_few_shot_equals_a_loop_over_nccc(ways):
 def test_draws_are_of_their_class_without_copies_and_differ_each_time():
     _, y, _, test_y = clusters()
     supports, pairs = [], set()
-    for classes, support in _draws(y, test_y, 20, 50, 2, 0):
+    for classes, support in draws(y, test_y, 20, 50, 2, 0):
         assert classes[0] != classes[1]
         for c, images in zip(classes, support, strict=True):
             assert (y[images] == c).all()
@@ -41,10 +41,10 @@ def test_draws_are_of_their_class_without_copies_and_differ_each_time():
     assert len(pairs) == 10  # all pairs of 5 classes turn up
 
 
-def test_linear_probe_on_the_same_draws():
+def test_linear_probe_on_the_samedraws():
     train, y, test, test_y = clusters(spread=0.5)
     found = few_shot(train, y, test, test_y, [1, 10], repeats=2, ways=2, probe="linear")
-    _, support = next(_draws(y, test_y, 10, 2, 2, 0))
+    _, support = next(draws(y, test_y, 10, 2, 2, 0))
     images = support.ravel()
     query = np.isin(test_y, y[images])
     expected = linear_probe(train[images], y[images], test[query], test_y[query])[1]
@@ -55,9 +55,9 @@ def test_linear_probe_on_the_same_draws():
 def test_the_penalty_of_the_first_draw_serves_the_others():
     train, y, test, test_y = clusters(spread=3.0)
     found = few_shot(train, y, test, test_y, [10], repeats=3, probe="linear")
-    draws = [support for _, support in _draws(y, test_y, 10, 3, None, 0)]
+    drawn = [support for _, support in draws(y, test_y, 10, 3, None, 0)]
     shift = train.mean(axis=0)
-    sets = [(train[d.ravel()] - shift, y[d.ravel()], test - shift, test_y) for d in draws]
+    sets = [(train[d.ravel()] - shift, y[d.ravel()], test - shift, test_y) for d in drawn]
     chosen = linear_probe(*sets[0])[2]
     expected = [linear_probe(*one, inverse_penalty=chosen)[1] for one in sets]
     assert found.accuracies[0].tolist() == pytest.approx(expected)
@@ -102,7 +102,7 @@ def test_label_names_offsets_and_unseen_classes():
     np.testing.assert_array_equal(moved.accuracies, base.accuracies)
     strange = np.where(test_y == 0, 9, test_y)
     assert (few_shot(train, y, test, strange, SHOTS).mean < base.mean).all()
-    for classes, _ in _draws(y, strange, 1, 20, 2, 0):
+    for classes, _ in draws(y, strange, 1, 20, 2, 0):
         assert not {0, 9} & set(classes)
 
 
@@ -123,7 +123,7 @@ def test_few_shot_ranges(bad, message):
         few_shot(*clusters(), **({"shots": [1]} | bad))
 
 
-# Nearest neighbours
+# Nearest neighbors
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 300])

@@ -15,7 +15,7 @@ def clusters(n=600, d=8, classes=5, spread=1.0, seed=0):
     return x[: n // 2], labels[: n // 2], x[n // 2 :], labels[n // 2 :]
 
 
-# Nearest class centre
+# Nearest class center
 
 
 def test_nccc_equals_scikit_learn():

@@ -16,7 +16,7 @@ from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.config.cells import resolve_cell
 from cltools.report.explore import exploration
-from cltools.report.page import _summary
+from cltools.report.page import summary
 from cltools.runtime.errors import InputError
 from cltools.stages import report
 from cltools.tidy import with_setting
@@ -173,9 +173,9 @@ def test_what_a_sweep_varies_is_not_averaged(measures):
     )
     assert all(row["seeds"] == 3 for row in found["alignment"])
     assert len({row["sweep"] for row in found["gap"]}) == 1 + 6
-    summary = _summary(measures, sweeps)
-    assert summary["columns"][:3] == ["cells", "objective", "seeds"]
-    assert {line[0] for line in summary["rows"]} == {"τ = 0.1", "τ = 0.5", "τ = 1"}
+    found = summary(measures, sweeps)
+    assert found["columns"][:3] == ["cells", "objective", "seeds"]
+    assert {line[0] for line in found["rows"]} == {"τ = 0.1", "τ = 0.5", "τ = 1"}
 
 
 def test_settings_that_no_column_names(measures):

@@ -235,7 +235,7 @@ def test_two_states_while_training_and_one_at_the_end(digits, tmp_path, monkeypa
     assert not previous.exists()
     assert any(name.startswith("optimizer/") for name in load_tensors(latest, "")[0])
     run(cell(), digits, tmp_path)
-    # Nothing continues a run at its horizon: slots of optimisers are of no more use.
+    # Nothing continues a run at its horizon: slots of optimizers are of no more use.
     assert not previous.exists()
     assert {name.split("/")[0] for name in load_tensors(latest, "")[0]} == {"log", "network"}
     before = files(tmp_path)

@@ -1,4 +1,4 @@
-"""How alike two representations of the same images are, and what that is made of."""
+"""How similar two representations of the same images are, with controls for chance and classes."""
 
 from cltools.maths.alignment.distances import FrobeniusGap, frobenius_gap
 from cltools.maths.alignment.features import unit_rows, zero_norm_rows

@@ -1,6 +1,6 @@
-"""How far two similarity matrices are apart, ‖Σ - Σ'‖_F.
+"""Distance between two similarity matrices, ‖Σ - Σ'‖_F.
 
-P2 is arXiv 2510.08852; its corollaries turn this distance into lower bounds on alignment.
+P2 is arXiv 2510.08852. Its corollaries derive lower bounds on alignment from this distance.
 """
 
 from dataclasses import dataclass
@@ -15,36 +15,37 @@ from cltools.maths.alignment.moments import moments_of
 
 @dataclass(frozen=True)
 class FrobeniusGap:
-    """How far two cosine similarity matrices are apart (P2, Theorem 1 and its corollaries)."""
+    """Distance between two cosine similarity matrices (P2, Theorem 1 and its corollaries)."""
 
     gap: float  # ‖Σ - Σ'‖_F, 0 or above
     rho: float  # ‖K - K'‖_F / ‖K‖_F with K = HΣH
     r: float  # ‖b - a‖₂ / (sqrt(M) σ_D) over the M = N(N-1)/2 off-diagonal entries
-    centred_norm: float  # ‖K‖_F, which ρ is relative to
-    scatter: float  # sqrt(M) σ_D, which r is relative to
+    centred_norm: float  # ‖K‖_F, the denominator of ρ
+    scatter: float  # sqrt(M) σ_D, the denominator of r
 
 
 def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
     """Distance of the cosine similarity matrices of a and b, relative to those of a.
 
-    Corollaries 1 and 2 of P2 bound CKA and RSA from below by ρ and r, for ρ < 1 and r < 1; nothing
-    is claimed elsewhere (at r = 2, RSA may be -1).
+    Corollaries 1 and 2 of P2 give lower bounds on CKA by ρ and on RSA by r, for ρ < 1 and r < 1.
+    They say nothing about larger values (at r = 2, RSA may be -1).
 
-    ‖AᵀA‖² + ‖BᵀB‖² - 2‖AᵀB‖² would lose all digits of gaps below 1e-8 of ‖Σ‖. Instead, with
-    [A B] = QR, the matrix Σ - Σ' = AAᵀ - BBᵀ is Q (R_A R_Aᵀ - R_B R_Bᵀ) Qᵀ and has the norm of
-    the small matrix. Time O(N (d+d')²), memory for a copy of both features, no N×N matrix.
+    ‖AᵀA‖² + ‖BᵀB‖² - 2‖AᵀB‖² would lose all digits of gaps below 1e-8 of ‖Σ‖. Instead, [A B] = QR.
+    Then Σ - Σ' = AAᵀ - BBᵀ = Q (R_A R_Aᵀ - R_B R_Bᵀ) Qᵀ has the same norm as the small matrix in
+    the middle. This takes time O(N (d+d')²) and memory for a copy of both features, but no N×N
+    matrix.
 
     Args:
         a: (N, d), the representation that ρ and r are relative to (CL in P2).
         b: (N, d').
 
     Returns:
-        The gap, ρ and r; `bounds.cka_lower_bound` and its like say what follows. ρ is NaN when the
-        rows of a have one direction, r also when all cosines of a are equal, and so are the norms
-        that they are relative to.
+        The gap, ρ, r and their denominators. `bounds.cka_lower_bound` and `rsa_lower_bound` give
+        the bounds. ρ and its denominator are NaN when all rows of a have the same direction, r and
+        its denominator also when all cosines of a are equal.
 
     Raises:
-        ValueError: features that do not fit together or cannot be squared.
+        ValueError: features of unequal N, or with numbers whose squares overflow.
     """
     arrays = same_images(a, b)
     n = len(arrays["a"])
@@ -58,7 +59,7 @@ def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
         triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
 
     centred = _difference_norm(triangle, d)
-    # The row sqrt(N) x̄ gives [A B] back its uncentred moments, and so the norm of Σ - Σ'.
+    # The row sqrt(N) x̄ undoes the subtraction of the mean, which gives the norm of Σ - Σ'.
     gap = _difference_norm(np.vstack([triangle, np.sqrt(n) * mean]), d)
 
     float64 = np.dtype(np.float64)
@@ -67,7 +68,7 @@ def frobenius_gap(a: ArrayLike, b: ArrayLike) -> FrobeniusGap:
     norm = scatter = float("nan")
     if not rows["a"].constant:
         norm = float(np.sqrt(moments[self_a]))
-    # Diagonals differ only where one of the two rows has norm 0.
+    # The diagonals differ where one of the two rows has norm 0, and nowhere else.
     diagonal = np.count_nonzero(rows["a"].square != rows["b"].square)
     if not np.isnan(measure_of(RSA, self_a, rows, moments, float64)):
         # pearson_product gives 2 M σ_D²: it counts i < j and j < i.

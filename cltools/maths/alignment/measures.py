@@ -1,17 +1,18 @@
-"""How alike two representations of the same images are: linear CKA and Pearson RSA.
+"""How similar two representations of the same images are: linear CKA and Pearson RSA.
 
-Both compare N×N similarity matrices, and neither needs one. With c_i the features of image i (raw,
-or divided by their norm) minus their mean over images, and q_i = ‖c_i‖², everything below follows
-from the d×d moment ‖CᵀC'‖²_F = Σ_ij (c_i·c_j)(c'_i·c'_j) and the N numbers q_i: O(N d²) time, and
-memory for one block of rows and one d×d matrix per product.
+CKA is centered kernel alignment, RSA representational similarity analysis. Both compare N×N
+similarity matrices, but these need not be computed. Let c_i be the features of image i (raw, or
+divided by their norm) minus their mean over images, and q_i = ‖c_i‖². Then both measures follow
+from the d×d moment ‖CᵀC'‖²_F = Σ_ij (c_i·c_j)(c'_i·c'_j) and the N numbers q_i. This takes O(N d²)
+time, and memory for one block of rows and one d×d matrix per product.
 
-Every measure has the form <a, b> / sqrt(<a, a> <b, b>) and differs only in the inner product:
+Every measure has the form <a, b> / sqrt(<a, a> <b, b>). They differ in the inner product:
 
 biased CKA     <HKH, HLH>_F = ‖CᵀC'‖²                          Cortes et al. 2012; P2, Corollary 1
 debiased CKA   N(N-3) HSIC_1, Song et al. 2012, eq. 5, in the feature-space form of Kornblith 2019
 Pearson RSA    covariance of the off-diagonal cosines          P2, Corollary 2
 
-P2 is arXiv 2510.08852. It defines CKA on cosine matrices; its authors' code uses raw features.
+P2 is arXiv 2510.08852. It defines CKA on cosine matrices, but its authors' code uses raw features.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -32,18 +33,19 @@ def _biased(n: int, moment: float, a: Rows, b: Rows) -> float:
 
 
 def _debiased(n: int, moment: float, a: Rows, b: Rows) -> float:
-    # Centred features have Σ_{j≠i} c_i·c_j = -q_i, so that all three terms of HSIC_1 are here. The
-    # estimator does not see the centring: it ignores whatever is constant along rows or columns.
+    # Centered features have Σ_{j≠i} c_i·c_j = -q_i, which gives all three terms of HSIC_1.
+    # Centering does not change the estimator: it ignores what is constant along rows or columns.
     both = a.spread.sum() * b.spread.sum()
     return float(moment - n / (n - 2) * (a.spread @ b.spread) + both / ((n - 1) * (n - 2)))
 
 
 def pearson_product(n: int, moment: float, a: Rows, b: Rows) -> float:
-    # cos_ij = ‖x̄‖² + G_ij with G_ij = a_i + a_j + c_i·c_j and a_i = x̄·c_i. The constant has no part
-    # in a covariance, and Σ a_i = Σ c_i = 0 removes the mixed terms:
+    """Covariance of the off-diagonal cosines, summed over ordered pairs of images."""
+    # cos_ij = ‖x̄‖² + G_ij with G_ij = a_i + a_j + c_i·c_j and a_i = x̄·c_i. The constant does not
+    # change a covariance, and the mixed terms vanish since Σ a_i = Σ c_i = 0:
     #   Σ_ij G G' = ‖CᵀC'‖² + 2N a·a',   Σ_{i≠j} G = -Σ g_i with g_i = G_ii = 2 a_i + q_i.
-    # From ‖x_i‖² = ‖x̄‖² + g_i both follow without x̄, and so without cancellation when all
-    # features lie close to their mean.
+    # With ‖x_i‖² = ‖x̄‖² + g_i both follow without x̄, and so without cancellation when all features
+    # lie close to their mean.
     linear_a, diagonal_a = _linear_and_diagonal(a)
     linear_b, diagonal_b = _linear_and_diagonal(b)
     whole = moment + 2 * n * (linear_a @ linear_b)
@@ -81,25 +83,25 @@ def alignment(
         pairs: the pairs of names to compare; default every unordered pair, in order of `features`.
         measures: which of `MEASURES` to compute; nothing is computed for the others.
             ("cka", "cosine_biased")    P2's CKA, on cosine similarities, in [0, 1]
-            ("cka", "cosine_debiased")  the same without the bias that grows with d/N, in [-1, 1]
-            ("cka", "raw_biased")       the authors' code, on inner products, in [0, 1]
-            ("cka", "raw_debiased")     the same without the bias, in [-1, 1]
+            ("cka", "cosine_debiased")  the same, without the bias that grows with d/N, in [-1, 1]
+            ("cka", "raw_biased")       as in the authors' code, on inner products, in [0, 1]
+            ("cka", "raw_debiased")     the same, without the bias, in [-1, 1]
             ("rsa", "pearson_cosine")   P2's RSA: Pearson correlation of the N(N-1)/2
                                         off-diagonal entries of 1 - cosine, in [-1, 1]
         block: rows per matrix product.
-        dtype: precision of the d×d moments. float32 is for benchmarks: twice as fast, and right
-            to about 1e-6; everything else is float64 in any case.
+        dtype: precision of the d×d moments. float32 is for benchmarks: it is twice as fast, with
+            errors of about 1e-6. Everything else is always float64.
 
     Returns:
-        pair -> measure -> value. Nothing is clamped: a debiased CKA of unrelated features scatters
-        around 0, and rounding may exceed 1 by 1e-15. A value is NaN where it is undefined: one of
-        the two features is constant (or has all its pairwise similarities equal, for RSA and
-        debiased CKA), or N is below 2 (biased CKA), 3 (RSA), 4 (debiased CKA).
-        A row of norm 0 has cosine 0 with every row, itself included: see `zero_norm_rows`.
+        pair -> measure -> value. Values are not clipped: debiased CKA of unrelated features
+        scatters around 0, and rounding may exceed 1 by 1e-15. A value is NaN where it is undefined:
+        when one of the two features is constant; for RSA and debiased CKA also when all its
+        pairwise similarities are equal; and when N is below 2 (biased CKA), 3 (RSA) or 4 (debiased
+        CKA). A row of norm 0 has cosine 0 with every row, itself included: see `zero_norm_rows`.
 
     Raises:
-        ValueError: features that are not (N, d) arrays of one N, are empty, or hold NaN, infinity
-            or numbers whose squares overflow; a pair, measure or dtype that does not exist.
+        ValueError: features that are not (N, d) arrays of equal N, are empty, or hold NaN, infinity
+            or numbers whose squares overflow; an unknown name in a pair, measure or dtype.
     """
     arrays = {name: two_dimensional(name, x) for name, x in features.items()}
     pairs = list(combinations(arrays, 2)) if pairs is None else [(a, b) for a, b in pairs]
@@ -140,6 +142,7 @@ def measure_of(
     moments: Mapping[Pair, float],
     dtype: Precision,
 ) -> float:
+    """One measure of one pair, from what `moments_of` returns; NaN where it is undefined."""
     _, inner, smallest_n = _MEASURES[measure]
     n = len(rows[pair[0]].spread)
     if n < smallest_n or any(rows[name].constant for name in pair):
@@ -148,7 +151,7 @@ def measure_of(
     for name in pair:
         moment = moments[name, name]
         square = inner(n, moment, rows[name], rows[name])
-        # What is left of equal similarities after subtraction is rounding, of either sign.
+        # When all similarities are equal, only a rounding error is left here, of either sign.
         if not square > 32 * np.finfo(dtype).eps * moment:
             return float("nan")
         norm *= np.sqrt(square)

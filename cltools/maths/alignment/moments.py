@@ -1,6 +1,6 @@
-"""The d×d moments and the N numbers that all measures of alignment are made of.
+"""The d×d moments and the N numbers that all measures of alignment are computed from.
 
-`measures` says how.
+The formulas are in `cltools.maths.alignment.measures`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ Precision = np.dtype[np.float32] | np.dtype[np.float64]  # of the d×d moments
 
 @dataclass(frozen=True)
 class Rows:
-    """What the inner products need to know of single images: N numbers each, in float64."""
+    """What the inner products need about single images: (N,) numbers, in float64."""
 
-    square: Vector  # ‖x_i‖² before centring; for cosines 1, or 0 for a row without direction
+    square: Vector  # ‖x_i‖² before centering; for cosines 1, or 0 for a row of norm 0
     spread: Vector  # q_i = ‖c_i‖²
 
     @property
     def constant(self) -> bool:
-        """All rows are equal, as far as a mean summed in float64 can tell."""
+        """Whether all rows are equal, up to rounding errors of float64."""
         return bool(self.spread.sum() <= 1e-24 * self.square.sum())
 
 
@@ -34,10 +34,13 @@ def moments_of(
     block: int,
     dtype: Precision,
 ) -> tuple[dict[str, Rows], dict[Pair, float]]:
-    """The row statistics of each name in `pairs`, and ‖CᵀC'‖²_F of each pair and self-pair."""
+    """The row statistics of each name in `pairs`, and ‖CᵀC'‖²_F of each pair.
+
+    Every name is also paired with itself.
+    """
     from scipy.linalg.blas import get_blas_funcs
 
-    # BLAS adds to a matrix in place and makes only one triangle of CᵀC: numpy can do neither.
+    # BLAS can add to a matrix in place and compute only one triangle of CᵀC. numpy can do neither.
     syrk, gemm = get_blas_funcs(("syrk", "gemm"), dtype=dtype)
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     n = len(arrays[names[0]])

@@ -1,4 +1,4 @@
-"""Alignment beside what chance gives it: tests that permute the images of one representation."""
+"""Is alignment above chance? Tests that permute the images of one representation."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from cltools.maths.alignment.features import (
 from cltools.maths.alignment.measures import MEASURES, RSA, Measure, measure_of
 from cltools.maths.alignment.moments import Rows, moments_of
 
-TIE = 1e-12  # values this close are equal: the order of a sum changes its last digits
+TIE = 1e-12  # values this close count as equal, since the order of a sum changes its last digits
 
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """A value beside the values that chance gives it."""
+    """A value, and the values that random permutations give."""
 
     value: float
     null: Vector  # (draws,) values under the null hypothesis
 
     @property
     def mean(self) -> float:
-        """Mean of the null values: the height that needs no pairing of images."""
+        """Mean of the values under the null hypothesis."""
         return float(self.null.mean())
 
     @property
@@ -52,22 +52,22 @@ def within_class_null(
 ) -> dict[Measure, PermutationTest]:
     """Alignment of a and b when the images of b are shuffled within their classes.
 
-    The mean is the alignment that class clusters alone bring; the p-value tests whether a and b
-    agree on more than the classes. Self terms do not change, so that a draw costs one product
-    CᵀC', O(N d d'). (Shuffles of residuals give the null of `residual_alignment`.)
+    The mean is the alignment that comes from class clusters alone. The p-value tests whether a and
+    b agree on more than the classes. A draw takes one product CᵀC', O(N d d'). To test
+    `residual_alignment`, pass residuals.
 
     Args:
         a, b: (N, d) and (N, d').
         labels: (N,) class labels of any kind.
         draws: permutations, above 0; the smallest possible p is 1 / (draws + 1).
         seed: draws the permutations.
-        measures: which of `measures.MEASURES` to test; all see the same permutations.
+        measures: which of `measures.MEASURES` to test; permutations are the same for all.
 
     Returns:
         measure -> value, null values, their mean and p. All NaN where the measure is undefined.
 
     Raises:
-        ValueError: as `alignment`, labels that are not one per image, or draws below 1.
+        ValueError: as `alignment`; labels that are not one per image; draws below 1.
     """
     arrays = same_images(a, b)
     n = len(arrays["a"])
@@ -80,7 +80,7 @@ def within_class_null(
 
     values: dict[Measure, Vector] = {}
     for cosine in (True, False):
-        # `raw_*` measures are about features as they are, all others about unit rows.
+        # `raw_*` measures take features as they are, all others take rows of norm 1.
         chosen = [m for m in measures if m[1].startswith("raw") != cosine]
         if chosen:
             orders = within_class_orders(index, draws, np.random.default_rng(seed))
@@ -89,10 +89,10 @@ def within_class_null(
 
 
 def mantel_test(a: ArrayLike, b: ArrayLike, draws: int = 999, seed: int = 0) -> PermutationTest:
-    """Is the Pearson RSA of a and b above chance? Permutes images, after Mantel (1967).
+    """Is the Pearson RSA of a and b above chance? Mantel's test (1967), which permutes images.
 
-    The N(N-1)/2 entries of an RDM hang together by N images, so that the usual p-value of their
-    correlation means nothing; shuffling the images of b keeps that dependence.
+    The N(N-1)/2 distances between N images are not independent, so that the usual p-value of their
+    correlation is wrong. Shuffling the images of b keeps this dependence.
 
     Args:
         a, b: (N, d) and (N, d').

@@ -7,12 +7,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cltools.maths.alignment.features import Vector, same_images, unit_rows
 
-PAIR_BLOCK = 1 << 16  # image pairs whose features are gathered at once
-PAIR_GROUPS = 20  # groups of pairs behind the standard error of `spearman_rsa`
+PAIR_BLOCK = 1 << 16  # image pairs whose features are copied at a time
+PAIR_GROUPS = 20  # groups of pairs, for the standard error of `spearman_rsa`
 
 
 class Spearman(NamedTuple):
-    """Spearman RSA over `pairs` image pairs; the error is that of sampling them."""
+    """Spearman RSA over `pairs` image pairs, and its standard error due to sampling pairs."""
 
     value: float
     standard_error: float
@@ -25,10 +25,11 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
     Over all N(N-1)/2 image pairs when these are at most `pairs`, otherwise over a sample of them
     without duplicates. Ties get their average rank.
 
-    The standard error is that of the pair sample for these images, 0 when all pairs are used: the
-    sample is split at random into `PAIR_GROUPS` groups, whose scatter is scaled to the whole
-    sample and, since it is drawn without replacement, by sqrt(1 - sampled / all). It says nothing
-    of other images: for that, put this function into `intervals.subsampling_interval`.
+    The standard error is that of sampling pairs of these images, 0 when all pairs are used. The
+    sample is split at random into `PAIR_GROUPS` groups. Their standard deviation is scaled to the
+    size of the whole sample, and by sqrt(1 - sampled / all), since pairs are drawn without
+    replacement. The error says nothing about other images: for that, pass this function to
+    `intervals.subsampling_interval`.
 
     Args:
         a, b: (N, d) and (N, d').
@@ -40,7 +41,7 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
         or one of the two has all its distances equal.
 
     Raises:
-        ValueError: features that do not fit together or cannot be squared, or too few pairs.
+        ValueError: features of unequal N or with numbers whose squares overflow, or too few pairs.
     """
     if pairs < 3 * PAIR_GROUPS:
         raise ValueError(f"at least {3 * PAIR_GROUPS} pairs are needed, not {pairs}")
@@ -51,8 +52,8 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
         chosen = np.arange(total)
     else:
         rng = np.random.default_rng(seed)
-        # Without its shuffle, `choice` makes the list of all pairs only where it is short; sorted,
-        # the pairs' features lie one after the other in memory.
+        # Without shuffling, `choice` avoids a list of all pairs where that would be long. Sorted
+        # pairs have their features next to each other in memory.
         chosen = np.sort(rng.choice(total, pairs, replace=False, shuffle=False))
     x, y = (pair_cosines(unit_rows(c), chosen) for c in arrays.values())
     value = _spearman(x, y)
@@ -65,8 +66,8 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
 
 def pair_cosines(x: NDArray[np.float64], chosen: NDArray[np.integer]) -> Vector:
     """Cosines of the image pairs with numbers `chosen` in 0 … N(N-1)/2 - 1, x having unit rows."""
-    # Pair k joins image k mod N with the one k // N + 1 further on, around a circle: every pair
-    # once, for odd N and (with its half last round) for even N.
+    # On a circle of the N images, pair k is image k mod N and the one k // N + 1 places further on.
+    # This numbers every pair once; for even N the last round has only half of the pairs.
     n = len(x)
     cosines = np.empty(len(chosen))
     for start in range(0, len(chosen), PAIR_BLOCK):
@@ -74,11 +75,11 @@ def pair_cosines(x: NDArray[np.float64], chosen: NDArray[np.integer]) -> Vector:
         round_, first = np.divmod(chosen[part], n)
         second = (first + round_ + 1) % n
         np.einsum("ij,ij->i", x[first], x[second], out=cosines[part])
-    return cosines.round(14)  # so that rounding breaks no ties
+    return cosines.round(14)  # so that rounding errors break no ties
 
 
 def _spearman(x: Vector, y: Vector) -> float:
-    """Pearson correlation of average ranks; distances have the same as cosines."""
+    """Pearson correlation of average ranks; the same for distances as for cosines."""
     from scipy.stats import rankdata
 
     if len(x) < 2:

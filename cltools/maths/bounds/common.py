@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Values = np.float64 | NDArray[np.float64]  # a scalar for scalars, else as the arguments broadcast
+Values = np.float64 | NDArray[np.float64]  # a scalar for scalars, otherwise an array
 
 
 class Bound(NamedTuple):
-    """A bound and its decimal logarithm; the value is inf where it exceeds a float64."""
+    """A bound and its decimal logarithm. The value is inf where it exceeds the largest float64."""
 
     log10: Values
     value: Values
@@ -23,12 +23,13 @@ class Sides(NamedTuple):
 
 
 def bound_from_log(log: ArrayLike) -> Bound:
-    """From a natural logarithm."""
+    """The bound with this natural logarithm."""
     log = np.asarray(log, dtype=np.float64)
     with np.errstate(over="ignore"):
         return Bound((log / np.log(10))[()], np.exp(log)[()])
 
 
 def check_tau(tau: float) -> None:
+    """Raise ValueError unless the temperature is above 0."""
     if not tau > 0:
         raise ValueError(f"tau must be above 0, not {tau}")

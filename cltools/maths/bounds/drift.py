@@ -1,15 +1,15 @@
-"""P2's bounds on how far CL and NSCL drift apart (arXiv 2510.08852), to set beside measurements.
+"""P2's bounds on how far CL and NSCL drift apart (arXiv 2510.08852).
 
-Σ holds cosine similarities of a fixed reference set, D_t = ‖Σ_t^CL - Σ_t^NSCL‖_F after t steps of
-"similarity descent" (see `cltools.maths.surrogate`) on batches of B images. Each anchor's weights
-over its negatives are p for CL and q for NSCL: softmaxes of similarities / τ over all other images
-and over those of other classes. Everything follows from three facts, checked one by one below:
+Σ are the cosine similarities of a fixed reference set, and D_t = ‖Σ_t^CL - Σ_t^NSCL‖_F after t
+steps of "similarity descent" (see `cltools.maths.surrogate`) on batches of B images. For an anchor,
+p and q are the softmaxes of similarities / τ, for CL over all other images, for NSCL over those of
+other classes. All bounds follow from three facts, which are tested one by one:
 
     ‖p - q‖₁ ≤ Δ                                       reweighting
     ‖G(Σ) - G(Σ')‖_F ≤ ‖Σ - Σ'‖_F / (2 τ² B)            smoothness of a batch's mean loss
-    ‖HΣH‖_F ≤ ‖Σ‖_F,  H = I - 11ᵀ/N                    centring contracts
+    ‖HΣH‖_F ≤ ‖Σ‖_F,  H = I - 11ᵀ/N                    centering contracts
 
-The bounds are astronomically large at the learning rates of LARS, hence the logarithms.
+At the learning rates of LARS the bounds are too large for a float64: hence the logarithms.
 """
 
 import numpy as np
@@ -21,14 +21,15 @@ from cltools.maths.bounds.common import Bound, Sides, Values, bound_from_log, ch
 def epsilon(steps: int, batch_size: int, delta: float) -> float:
     """ε = sqrt(log(T B / δ) / (2 B)), P2 before Theorem 1 and Corollary 3.
 
-    With probability at least 1 - δ, no anchor of T batches has a class fraction that exceeds its
-    expectation by more (Hoeffding, and a union over T B anchors). P2 states it for deviations of
-    either sign, which would take 2TB in the place of TB; Theorem 1 uses only the upper side.
+    With probability at least 1 - δ, no class fraction in T batches exceeds its expectation by more
+    than this, for the class of any anchor (Hoeffding's inequality and a union bound over T B
+    anchors). P2 states it for deviations of either sign, which would need 2TB instead of TB.
+    Theorem 1 only needs deviations upward.
 
     Args:
         steps: T, 1 or more.
         batch_size: B in images, 1 or more.
-        delta: probability that it fails, δ in (0, 1).
+        delta: probability δ, in (0, 1), that a deviation is larger.
 
     Returns:
         ε, above 0. It falls as 1/sqrt(B) but grows with T: 0.10 at B = 1024 and T = 57,600.
@@ -50,12 +51,12 @@ def delta_pi(tau: float, pi_max: ArrayLike, epsilon: float = 0.0) -> Values:
 
     Args:
         tau: temperature, above 0.
-        pi_max: fraction of the largest class, in (0, 1]; of the population with ε from `epsilon`,
-            or of a batch at hand with ε = 0.
+        pi_max: fraction of the largest class, in (0, 1]: in the population, with ε from `epsilon`,
+            or in a given batch, with ε = 0.
         epsilon: ε, 0 or above.
 
     Returns:
-        Δ, of pi_max's shape; +inf where π_max + ε ≥ 1, where the paper's formula turns negative.
+        Δ, of pi_max's shape; inf where π_max + ε ≥ 1, since the paper's formula is negative there.
 
     Raises:
         ValueError: arguments outside these ranges.
@@ -77,10 +78,10 @@ def gradient_gap_bound(
     """Largest ‖G^CL - G^NSCL‖_F of one batch: Δ/(τ sqrt B) + D/(2 τ² B), P2's proof of Theorem 1.
 
     Args:
-        distance: D = ‖Σ^CL - Σ^NSCL‖_F, where the two gradients are taken; 0 or above.
+        distance: D = ‖Σ^CL - Σ^NSCL‖_F at which the two gradients are taken, 0 or above.
         tau: temperature, above 0.
-        batch_size: B, images and thus anchors of the batch, 1 or more.
-        delta_pi: Δ of `delta_pi`, 0 or above.
+        batch_size: B, number of images and so of anchors in the batch, 1 or more.
+        delta_pi: Δ, as `delta_pi` computes it, 0 or above.
 
     Returns:
         The bound, as distance and delta_pi broadcast.
@@ -102,7 +103,7 @@ def step_bound(
 ) -> Values:
     """Largest D_{t+1} after D_t: (1 + η/(2τ²B)) D_t + η Δ/(τ sqrt B), P2's recurrence.
 
-    Arguments as for `gradient_gap_bound`, and lr: η_t, 0 or above. Raises ValueError likewise.
+    Arguments and errors as for `gradient_gap_bound`; lr is η_t, 0 or above.
     """
     distance, lr = np.asarray(distance), np.asarray(lr)
     if not (lr >= 0).all():
@@ -120,7 +121,7 @@ def drift_bound(tau: float, batch_size: int, sum_lr: ArrayLike, delta_pi: ArrayL
         tau: temperature, above 0.
         batch_size: B, 1 or more.
         sum_lr: Ση, the sum of the learning rates of all steps, 0 or above.
-        delta_pi: Δ, the largest of all steps, 0 or above.
+        delta_pi: the largest Δ of all steps, 0 or above.
 
     Returns:
         The bound, as sum_lr and delta_pi broadcast; 0 (log10 -inf) before the first step.
@@ -138,9 +139,9 @@ def drift_bound(tau: float, batch_size: int, sum_lr: ArrayLike, delta_pi: ArrayL
 
 
 def lipschitz_constant(tau: float, batch_size: int) -> float:
-    """1/(2τ²B): Lipschitz constant in Σ of a batch's gradient, P2's proof of Theorem 1.
+    """1/(2τ²B): Lipschitz constant of a batch's gradient in Σ (P2's proof of Theorem 1).
 
-    The Hessian of log-sum-exp has norm at most 1/2; 1/τ² is the chain rule, 1/B the mean.
+    The Hessian of log-sum-exp has norm at most 1/2. The chain rule gives 1/τ², the mean 1/B.
     """
     return 1 / (2 * tau**2 * batch_size)
 
@@ -154,17 +155,17 @@ def batch_class_counts(labels_per_batch: ArrayLike, classes: int) -> NDArray[np.
 
 
 def batch_composition_deviation(labels_per_batch: ArrayLike, class_fractions: ArrayLike) -> float:
-    """P2 Corollary 3's left side: max over batches and anchors of |fraction in batch - π_c|.
+    """Left side of P2's Corollary 3: max over batches and anchors of |fraction in batch - π_c|.
 
-    With probability at least 1 - δ it is at most `epsilon(T, B, δ)`.
+    By the corollary it is at most `epsilon(T, B, δ)` with probability at least 1 - δ.
 
     Args:
-        labels_per_batch: (T, B) integer classes 0..C-1, a row a batch.
-        class_fractions: (C,) π_c of the population that batches are drawn from, sum 1.
+        labels_per_batch: (T, B) integer classes 0..C-1, one batch per row.
+        class_fractions: (C,) π_c in the population that batches are drawn from, with sum 1.
 
     Returns:
-        The deviation in [0, 1]; c runs over the anchors' classes, so classes that a batch lacks
-        do not count in it.
+        The deviation in [0, 1]. Classes that are not in a batch do not count in it, since they have
+        no anchor there.
 
     Raises:
         ValueError: shapes that do not fit, labels outside 0..C-1.
@@ -183,13 +184,14 @@ def batch_composition_deviation(labels_per_batch: ArrayLike, class_fractions: Ar
 
 
 def reweighting_sides(similarities: ArrayLike, same_class: ArrayLike, tau: float) -> Sides:
-    """‖p - q‖₁ of one anchor against Δ of its negatives' real composition (ε = 0).
+    """‖p - q‖₁ of one anchor, and Δ for the classes of its negatives (ε = 0).
 
-    q is p without the anchor's class, renormalised, so that ‖p - q‖₁ = 2 TV(p, q) = 2 p(class).
+    q is p restricted to other classes and divided by its sum, so that ‖p - q‖₁ = 2 p(class), twice
+    the total variation distance.
 
     Args:
-        similarities: (M,) of the anchor with its CL negatives, in [-1, 1].
-        same_class: (M,) bool, negatives of the anchor's class; some must be of another.
+        similarities: (M,) of the anchor to its negatives in CL, in [-1, 1].
+        same_class: (M,) bool, which negatives are of the anchor's class; not all may be.
         tau: temperature, above 0.
 
     Returns:
@@ -218,10 +220,10 @@ def lipschitz_sides(
     tau: float,
     batch_size: int,
 ) -> Sides:
-    """‖G(Σ) - G(Σ')‖_F against ‖Σ - Σ'‖_F/(2τ²B), for one batch and one objective.
+    """‖G(Σ) - G(Σ')‖_F and ‖Σ - Σ'‖_F/(2τ²B), for one batch and one objective.
 
-    The four arrays are of any one shape: two points and the gradients there, of which
-    `cltools.maths.surrogate.batch_gradient` makes the papers' ones.
+    Σ and Σ' are two points, and G the gradients there, for instance those that
+    `cltools.maths.surrogate.batch_gradient` computes. All four arrays have the same shape.
     """
     gap = np.linalg.norm(np.subtract(gradient, other_gradient))
     distance = np.linalg.norm(np.subtract(sigma, other_sigma))
@@ -229,10 +231,11 @@ def lipschitz_sides(
 
 
 def vacuous_orders(log10_bound: ArrayLike, entries: int) -> Values:
-    """Orders of magnitude by which a drift bound exceeds what no drift can: 2 sqrt(entries).
+    """Orders of magnitude by which a drift bound exceeds the largest possible drift.
 
-    That is ‖Σ - Σ'‖_F for two matrices of `entries` similarities in [-1, 1], or 2N for N×N.
-    Above 0 the bound is vacuous; below, it is that many orders under the trivial one.
+    That is 2 sqrt(entries), the largest ‖Σ - Σ'‖_F of two matrices with `entries` similarities in
+    [-1, 1]; 2N for N×N. Above 0 the bound says nothing. Below 0 it is smaller than the largest
+    possible drift by so many orders of magnitude.
 
     Raises ValueError for fewer than 1 entry.
     """

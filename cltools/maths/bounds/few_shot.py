@@ -1,10 +1,10 @@
-"""P1's bound on the few-shot error of the nearest class centre (arXiv 2506.04411)."""
+"""P1's bound on the few-shot error of the nearest class center (arXiv 2506.04411)."""
 
 import cmath
 import math
 
 SMALLEST_A = 5  # P1, Proposition 1
-SMALLEST_SHOTS_DISPLAYED = 10  # from here on (1/2 - 2/a - 2^(3/2)/(a m))^(-2) ≤ 8 at a = 16
+SMALLEST_SHOTS_DISPLAYED = 10  # for more, too, (1/2 - 2/a - 2^(3/2)/(a m))^(-2) ≤ 8 at a = 16
 
 
 def few_shot_bound(
@@ -15,16 +15,16 @@ def few_shot_bound(
     classes: int,
     a: float | None = None,
 ) -> float:
-    """Bound on the error of the nearest class centre, centres being means of m images per class.
+    """Bound on the error of the nearest class center, where centers are means of m images.
 
     P1, Proposition 1, for any a ≥ 5, with C' classes and m shots:
 
         (C' - 1) [ (1/2 - 2/a - 2^(3/2)/(a m))^(-2) V~ + (a/4) ((2/√m) (V^s + V) + V/m) ]
 
-    as its authors restate it with arXiv 2603.03530, and Corollary 1, its minimum over a. Their
-    earlier code (understanding-ssl, docs/evaluation.md), which drew the published curves, has
-    another, older bound: without C' - 1 and V^s, and with a wrong root. For the form that P1
-    displays see `few_shot_bound_displayed`. V is `cdnv`'s: P1's proof also uses twice that.
+    as its authors restate it in arXiv 2603.03530. Corollary 1 is the minimum over a. The published
+    curves show another, older bound, which is in the authors' earlier code (understanding-ssl,
+    docs/evaluation.md): it lacks C' - 1 and V^s, and has a wrong root. `few_shot_bound_displayed`
+    is the form that P1 displays. V is as in `cdnv`; in parts of P1's proof it is twice that.
 
     Args:
         dir_cdnv: V~ ≥ 0, `directional_cdnv` of the C' classes.
@@ -32,12 +32,13 @@ def few_shot_bound(
         v_s: V^s ≥ 0, `cdnv_root`.
         shots: m ≥ 1; infinity gives the limit 4 V~ (C' - 1).
         classes: C' ≥ 2.
-        a: default the best one, in closed form.
+        a: default the one with the smallest bound, which is computed in closed form.
 
     Returns:
-        The bound, 0 or above, and not clamped: above 1 it says nothing. It is infinity when a
-        measure is, or when a given a is too small for so few shots (a ≤ 4 + 2^(5/2)/m, where the
-        first bracket is not positive and the proposition is void); NaN when a measure is.
+        The bound, 0 or above. It is not clipped, and says nothing above 1. It is infinity when V~,
+        V or V^s is, or when the given a is too small for so few shots: for a ≤ 4 + 2^(5/2)/m the
+        first bracket is not positive and the proposition does not hold. It is NaN when V~, V or V^s
+        is.
 
     Raises:
         ValueError: arguments outside these ranges.
@@ -66,9 +67,10 @@ def few_shot_bound(
 def few_shot_bound_displayed(
     dir_cdnv: float, cdnv: float, v_s: float, shots: float, classes: int
 ) -> float:
-    """The form of `few_shot_bound` that P1 displays: a = 16, and 8 for the first factor.
+    """The form of `few_shot_bound` that P1 displays: a = 16, and first factor 8.
 
-    (C' - 1) [ 8 V~ + (8/√m) V^s + (8/√m) V + (4/m) V ], for m ≥ 10. Never below `few_shot_bound`.
+    (C' - 1) [ 8 V~ + (8/√m) V^s + (8/√m) V + (4/m) V ], for m ≥ 10. It is never below
+    `few_shot_bound`.
 
     Raises:
         ValueError: as `few_shot_bound`, or fewer than 10 shots, where 8 is too small.
@@ -80,14 +82,14 @@ def few_shot_bound_displayed(
 
 
 def _slope(cdnv: float, v_s: float, shots: float) -> float:
-    """What the bound's second term gains per unit of a."""
+    """The second term of the bound divided by a."""
     return ((2 / math.sqrt(shots)) * (v_s + cdnv) + cdnv / shots) / 4
 
 
 def _best_u(ratio: float) -> float:
-    # With a = pole (1 + u) the bound is 4 V~ (1 + 1/u)² + slope pole (1 + u), and its derivative is
-    # zero where ratio u³ = u + 1. By Descartes' rule one root is positive, and Viète gives it: the
-    # cosine is a hyperbolic one, with complex arguments, when the other two are not real.
+    # With a = pole (1 + u) the bound is 4 V~ (1 + 1/u)² + slope pole (1 + u). Its derivative is 0
+    # where ratio u³ = u + 1. By Descartes' rule this has one positive root, for which there is
+    # Viète's formula. The arguments are complex when the other two roots are not real.
     root = math.sqrt(3) * math.sqrt(ratio)
     return 2 / root * cmath.cos(cmath.acos(1.5 * root) / 3).real
 

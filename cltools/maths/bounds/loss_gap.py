@@ -1,4 +1,4 @@
-"""What theory says of the gap between the CL and the NSCL loss (P1, arXiv 2506.04411)."""
+"""Bound on the gap between the CL and the NSCL loss (P1, arXiv 2506.04411)."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ import numpy as np
 def gap_bound(n_max: int, n_total: int, tau: float) -> float:
     """Largest possible DCL - NSCL: log(1 + n_max e^(2/tau) / (N - n_max)), in nats.
 
-    P1, Theorem 1, for any temperature (the paper has tau = 1). It holds for any encoder and any
-    labels, and never overflows here, although at tau = 0.1 it says nothing.
+    P1, Theorem 1, extended from tau = 1 to any temperature. It holds for any encoder and any
+    labels. At tau = 0.1 it is so large that it says nothing, but does not overflow.
 
     Args:
         n_max: images in the largest class, 1 ≤ n_max ≤ n_total.

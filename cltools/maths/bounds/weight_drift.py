@@ -10,9 +10,9 @@ def weight_bound(
 ) -> Bound:
     """The form of P2 Theorem 2: ‖w^CL - w^NSCL‖ ≲ (G e^(2/τ)/(β τ C)) (exp(β Ση) - 1).
 
-    An estimate's form, no bound: the sources at hand (the blog's first version) leave the
-    constants out, define neither G nor β beyond their names, and a network's β is unknown. Only
-    how it changes with τ, C and Ση means something.
+    This is the form of an estimate, not a bound. The source (the first version of the authors'
+    blog) leaves constants out and only names G and β, and the β of a network is unknown. So only
+    the way in which it depends on τ, C and Ση means something.
 
     Args:
         gradient_bound: G, above 0.
