@@ -8,13 +8,13 @@ from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import CONTROL_NOTE, alignments
 from cltools.figures.style import OBJECTIVES
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 PANELS = {"cka": "CKA with DCL", "rsa": "RSA with DCL"}
 CELLS = ("dataset", "architecture")
 
 
-def alignment_architectures(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows CKA and RSA; a group of bars per data set and architecture, at the end of training."""
     ended = tidy.last_step(experiment.measures)
     cells = alignments(experiment.over(ended, "architecture", "dataset"), split="test")

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 CDNV = {"pairs": "CDNV", "directional": "Directional CDNV"}
 
 
-def cdnv_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows CDNV and directional CDNV, columns training and test images; the base sweep."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
@@ -66,7 +66,7 @@ ANGLES = ["smallest", "largest"]  # their mean is that of a simplex, but for mea
 COLLAPSED = 1e-4  # what is below has no place on the axes of free embeddings
 
 
-def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """How near class means are to a simplex ETF, and images to their class means.
 
     First row: the networks of the base sweep on training images. With the table of stage

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import CONTROL_NOTE, PAPER, RSA
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 # From the papers' protocol down to independent runs; the names of `stages.collect`.
 LEVELS = (
@@ -29,7 +29,7 @@ PANELS = {
 }
 
 
-def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One line per level of sharing, a dot per objective, at the end of training."""
     ended = tidy.last_step(experiment.over(experiment.measures, "coupling"))
     others = tidy.against_dcl(ended)

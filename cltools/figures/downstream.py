@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 PROBES = {"nccc": "Nearest class centre", "linear_probe": "Linear probe"}
 COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers and where they end
@@ -15,7 +15,7 @@ COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers and where t
 THEIRS = {"linestyle": "", "marker": "|", "markersize": 10, "color": style.THEORY, "alpha": 0.6}
 
 
-def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row per probe and objective: dots on the left, the same numbers on the right."""
     ended = tidy.last_step(experiment.base(experiment.measures))
     cells = pl.concat(

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.style import OBJECTIVES, THEORY, Look
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
 POINTS = 400  # a curve of more points is no clearer, only a larger file
@@ -33,7 +33,7 @@ def _smoothed(log: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     return smooth.filter((row % max(1, length // POINTS) == 0) | last), window
 
 
-def losses_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def losses_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Left: both losses and the bound on the DCL network; right: NSCL loss of two networks."""
     log = experiment.base(experiment.log)
     smooth, window = _smoothed(log)
@@ -109,7 +109,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
     return figure
 
 
-def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Gap of the DCL network, untrained and trained, and its bound; one row a sweep over C."""
     variants = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
     wanted = {"variant": list(variants), "objective": "dcl", "split": "train"}
@@ -169,7 +169,7 @@ def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     return figure, plotted.drop("panel")
 
 
-def nscl_losses(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """NSCL loss of the DCL-trained and of the NSCL-trained network at every checkpoint.
 
     Rows: of the whole set at the training τ, and as the authors evaluate it; columns: training and

@@ -6,14 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools.figures import style
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 REACHED = 1e-3  # a run whose etf_deviation and within_class_spread end below this
 CONDITIONS = ("etf_deviation", "within_class_spread", "view_distance")
 SETTINGS = ("objective", "classes", "dimension", "tau")
 
 
-def collapse_order(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Spread within classes of free embeddings against the time of gradient descent.
 
     Rows: numbers of classes, with the most dimensions of the grid; columns: temperatures. A marker

@@ -10,7 +10,7 @@ from scipy.linalg import orthogonal_procrustes
 
 from cltools import tidy
 from cltools.figures import style
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 CLASSES = 4
 MOST_EPOCHS = 4
@@ -22,7 +22,7 @@ COLOURS = ("#4E79A7", "#F28E2B", "#59A14F", "#E15759")
 VIEW = {"elev": 12, "azim": 25}  # from where no two vertices hide each other
 
 
-def class_means_space(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows objectives, columns checkpoints: the directions of four centred class means.
 
     The four sum to zero where classes are balanced, so three dimensions hold their cosines without

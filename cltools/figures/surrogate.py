@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cltools.figures import style
 from cltools.figures.style import OBJECTIVES, THEORY, Look
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 # Of batches, smallest first: none of the objectives' colours.
 SIZES = ("#440154", "#21918C", "#8FD744", "#31688E", "#35B779")
@@ -25,7 +25,7 @@ COLUMNS = ["of", *RUN, "objective", "quantity", "step", "sum_lr", "value"]
 BEYOND = 3.0
 
 
-def surrogate_drift(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """A panel per number of classes and τ: distance and bounds against Ση, a colour per B.
 
     With the table of stage `regularity`, a last row on two networks under plain SGD: their distance
