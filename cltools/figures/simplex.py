@@ -28,15 +28,7 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
     The four sum to zero where classes are balanced, so three dimensions hold their cosines without
     loss. Of the cells with C = 4, the one with the most checkpoints is shown; training images.
     """
-    cells = experiment.over(experiment.measures, "classes").filter(
-        classes=CLASSES, features="h", split="train"
-    )
-    cosines = tidy.rows(cells, metric="class_mean_cosine")
-    checkpoints = cosines.group_by("cell").agg(pl.col("step").n_unique())
-    chosen = checkpoints.sort("step", "cell", descending=[True, False])["cell"][0]
-    # A cell that two sweeps share stands here twice.
-    cosines = cosines.filter(cell=chosen).unique(["objective", "epoch", "variant"])
-    deviation = cells.filter(cell=chosen, metric="etf_deviation", variant="gram")
+    cosines, deviation = _cosines(experiment)
     objectives = style.ordered(cosines["objective"])
     epochs = tidy.evenly(cosines["epoch"], MOST_EPOCHS)
     plotted = pl.concat(
@@ -80,6 +72,19 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
         "the simplex.",
     )
     return figure, plotted
+
+
+def _cosines(experiment: ExperimentTables) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Cosines of class means, and their deviation from a simplex, of the cell that is shown."""
+    cells = experiment.over(experiment.measures, "classes").filter(
+        classes=CLASSES, features="h", split="train"
+    )
+    cosines = tidy.rows(cells, metric="class_mean_cosine")
+    checkpoints = cosines.group_by("cell").agg(pl.col("step").n_unique())
+    chosen = checkpoints.sort("step", "cell", descending=[True, False])["cell"][0]
+    deviation = cells.filter(cell=chosen, metric="etf_deviation", variant="gram")
+    # A cell that two sweeps share stands here twice.
+    return cosines.filter(cell=chosen).unique(["objective", "epoch", "variant"]), deviation
 
 
 def _directions(cosines: pl.DataFrame) -> pl.DataFrame:
