@@ -56,7 +56,15 @@ class Test:
 
     @property
     def seeds(self) -> int:
-        return self.needs.get("seeds", LEAST_SEEDS)
+        """The fewest seeds that decide the test."""
+        return int(self.needs.get("seeds", LEAST_SEEDS))
+
+    def named(self, key: str) -> str:
+        """The column under `key`: x, along, column or clock. Raises InputError without one."""
+        column = getattr(self, key)
+        if not isinstance(column, str):
+            raise InputError(f"a claim's {self.kind} test names no {key}: add {key} to the test")
+        return column
 
     @property
     def claimed(self) -> str:
@@ -93,7 +101,10 @@ class Claims:
 
 
 def schema() -> dict[str, Any]:
-    return json.loads((resources.files("cltools") / "claims" / "schema.json").read_text())
+    """The JSON schema of a file of claims."""
+    text = (resources.files("cltools") / "claims" / "schema.json").read_text()
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def load_claims(path: Path = FILE) -> Claims:

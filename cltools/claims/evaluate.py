@@ -15,12 +15,13 @@ where it holds in all that decide it, and is undecided where none does.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
 from cltools.claims import Claim, Claims, Test
 from cltools.claims.statistics import STATISTICS, Effects, Violations, select, violations
@@ -46,8 +47,11 @@ VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)
 NO_ROWS = "no such rows"
 # Correlations have their spread over seeds on Fisher's scale, where it does not shrink near 1.
 ALMOST_1 = 1 - 1e-12
-SCALES = {"correlation": (lambda r: np.arctanh(np.clip(r, -ALMOST_1, ALMOST_1)), np.tanh)}
-PLAIN = (lambda x: x, lambda x: x)
+Scale = tuple[Callable[[ArrayLike], ArrayLike], Callable[[ArrayLike], ArrayLike]]
+SCALES: dict[str, Scale] = {
+    "correlation": (lambda r: np.arctanh(np.clip(r, -ALMOST_1, ALMOST_1)), np.tanh)
+}
+PLAIN: Scale = (lambda x: x, lambda x: x)
 # Columns that follow from the number of classes.
 DEPENDENT = {"classes": ("train_images",)}
 SCHEMA = {
@@ -188,7 +192,7 @@ class _Arms:
             return
         base = base_sweep(self.sweeps)
         names = sweeps_over(self.sweeps, factor) if factor else [base] if base else []
-        left_out = (factor, *DEPENDENT.get(factor, ()))
+        left_out = (factor, *DEPENDENT.get(factor, ())) if factor else ()
         same = [c for c in (*COLUMNS, "imbalance") if c in table.columns and c not in left_out]
         for sweep in names:
             rows = table.filter(pl.col("sweeps").list.contains(sweep))
@@ -232,7 +236,7 @@ def _part(test: Test, arm: Arm) -> Part:
         return Part(test, counts=counts, rows=counts.rows, reason="" if counts.rows else NO_ROWS)
     found = STATISTICS[test.kind](rows, test)
     part = Part(test, rows=found.rows)
-    epochs = rows["epoch"].max() if "epoch" in rows.columns else math.inf
+    epochs = float(rows["epoch"].to_numpy().max()) if "epoch" in rows.columns else math.inf
     if not len(found.values):
         # With one side of a comparison there is nothing to compare.
         enough = found.levels >= test.needs.get("levels", 0)
@@ -262,7 +266,7 @@ def _decide(trials: list[Trial], error_rate: float) -> None:
     family = [trial for trial in trials if trial.deciding]
     for trial in family:
         trial.p = p_of_all(trial.deciding, len(trial.deciding) == len(trial.parts))
-    p = [trial.p for trial in family]
+    p = [trial.p for trial in family if trial.p is not None]
     adjusted, levels = (holm_p(p), holm_levels(p, error_rate)) if p else ([], [])
     for trial, p_holm, level in zip(family, adjusted, levels, strict=True):
         trial.p_holm = float(p_holm)
@@ -276,7 +280,7 @@ def _decide(trials: list[Trial], error_rate: float) -> None:
     for trial in trials:
         for part in trial.parts:
             if part.counts and part.counts.rows:
-                part.verdict = _of_counts(part)
+                part.verdict = _of_counts(part, part.counts)
         trial.verdict = over_parts(part.verdict for part in trial.parts)
 
 
@@ -285,16 +289,16 @@ def _error_of(part: Evidence, level: float, parts: int) -> float:
     return level if part.mean in part.region else level / (parts * part.region.sides)
 
 
-def _of_counts(part: Part) -> str:
-    if part.counts.violations:
+def _of_counts(part: Part, counts: Violations) -> str:
+    if counts.violations:
         return FAILS
-    if not part.test.proved and part.counts.seeds < part.test.seeds:
-        part.reason = f"{part.counts.seeds} of {part.test.seeds} seeds"
+    if not part.test.proved and counts.seeds < part.test.seeds:
+        part.reason = f"{counts.seeds} of {part.test.seeds} seeds"
         return UNDECIDED
     return HOLDS
 
 
-def _rows(trial: Trial, overall: str) -> Iterator[dict]:
+def _rows(trial: Trial, overall: str) -> Iterator[dict[str, Any]]:
     claim = trial.claim
     dataset, sweep, cells = trial.key
     for part in trial.parts:

@@ -1,6 +1,7 @@
 """The table of claims as Markdown: one line a claim, then what each verdict rests on."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 
@@ -97,7 +98,7 @@ def because(rows: pl.DataFrame) -> str:
     return "; ".join(said)
 
 
-def _found(row: dict) -> str:
+def _found(row: dict[str, Any]) -> str:
     """One part in words: what it is, its effect and interval, or its counts."""
     part = f"{row['part']}: " if row["part"] else ""
     if row["violations"] is not None:
@@ -108,7 +109,7 @@ def _found(row: dict) -> str:
     return f"{part}{effect(row)}" + (f", {row['reason']}" if row["reason"] else "")
 
 
-def _part(row: dict) -> tuple[str, ...]:
+def _part(row: dict[str, Any]) -> tuple[str, ...]:
     verdict = row["part_verdict"]
     if row["reason"]:
         verdict += f" ({row['reason']})"
@@ -126,14 +127,14 @@ def _part(row: dict) -> tuple[str, ...]:
     )
 
 
-def effect(row: dict) -> str:
+def effect(row: dict[str, Any]) -> str:
     """The effect of one part with its interval, or its violations."""
     if row["violations"] is not None:
         return f"{row['violations']:,} violations, room {_number(row['effect'])}"
     return " ".join(filter(None, (_number(row["effect"]), _limits(row))))
 
 
-def _limits(row: dict) -> str:
+def _limits(row: dict[str, Any]) -> str:
     """An interval and the level at which it covers by itself; empty where there is none."""
     if row["low"] is None or row["level"] is None:
         return ""

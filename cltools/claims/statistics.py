@@ -6,7 +6,9 @@ over checkpoints where several are asked for, over settings of a grid. A seed th
 a comparison is left out.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -116,15 +118,16 @@ def trend(rows: pl.DataFrame, test: Test) -> Effects:
 
     A seed needs two values of x at least; not all seeds need the same.
     """
+    column = test.named("x")
     rows = _values(rows, test)
-    means = rows.group_by("seed", test.x).agg(pl.col("y").mean())
+    means = rows.group_by("seed", column).agg(pl.col("y").mean())
     found = []
-    for (seed,), points in means.sort("seed", test.x).group_by("seed", maintain_order=True):
-        x = np.log2(points[test.x].to_numpy().astype(float))
+    for (seed,), points in means.sort("seed", column).group_by("seed", maintain_order=True):
+        x = np.log2(points[column].to_numpy().astype(float))
         if len(x) > 1:
             slope = ((x - x.mean()) @ points["y"].to_numpy()) / ((x - x.mean()) ** 2).sum()
             found.append({"seed": seed, "y": float(slope)})
-    levels = means[test.x].n_unique()
+    levels = means[column].n_unique()
     return _effects(_table(found), levels, rows)
 
 
@@ -133,13 +136,14 @@ def correlation(rows: pl.DataFrame, test: Test) -> Effects:
 
     A seed needs three values at least. One that has no spread in a term is left out.
     """
+    along = test.named("along")
     sides = []
     for name, term in zip(("y", "other"), test.terms, strict=True):
         side = _values(rows, test, term)
-        sides.append(side.group_by("seed", test.along).agg(pl.col("y").mean().alias(name)))
-    both = sides[0].join(sides[1], on=["seed", test.along])
+        sides.append(side.group_by("seed", along).agg(pl.col("y").mean().alias(name)))
+    both = sides[0].join(sides[1], on=["seed", along])
     found, levels = [], 0
-    for (seed,), points in both.sort("seed", test.along).group_by("seed", maintain_order=True):
+    for (seed,), points in both.sort("seed", along).group_by("seed", maintain_order=True):
         levels = max(levels, len(points))
         if len(points) >= LEAST_POINTS:
             r = np.corrcoef(points["y"], points["other"])[0, 1] if _spread(points) else np.nan
@@ -155,13 +159,14 @@ def halving(rows: pl.DataFrame, test: Test) -> Effects:
     last time, so that differences are understated.
     """
     keys, clock = RUNS[test.table]
+    falling, elapsed = pl.col(test.named("column")), pl.col(test.named("clock"))
     named = {column for term in test.terms for column in term}
     settings = [key for key in keys if key not in named and key != "tau"]
     sides = []
     for name, term in zip(("y", "other"), test.terms, strict=True):
-        runs = matching(rows, term).filter(pl.col(test.clock).is_finite()).sort(clock)
-        halved = pl.col(test.column) < pl.col(test.column).first() / 2
-        time = pl.col(test.clock).filter(halved).first().fill_null(pl.col(test.clock).last())
+        runs = matching(rows, term).filter(elapsed.is_finite()).sort(clock)
+        halved = falling < falling.first() / 2
+        time = elapsed.filter(halved).first().fill_null(elapsed.last())
         times = runs.group_by(keys).agg(time.log10().alias(name))
         sides.append(times.group_by(settings).agg(pl.col(name).mean()))
     both = sides[0].join(sides[1], on=settings)
@@ -191,9 +196,9 @@ def violations(rows: pl.DataFrame, test: Test) -> Violations:
 
     found = _evaluated(margins, test)
     broken = (found["margin"] < -found["slack"]).sum()
-    margin = found["margin"].min()
+    margin = float(found["margin"].cast(pl.Float64).to_numpy().min()) if len(found) else math.nan
     seeds = found["seed"].n_unique() if "seed" in found.columns else 0
-    return Violations(len(found), int(broken), float("nan") if margin is None else margin, seeds)
+    return Violations(len(found), int(broken), margin, seeds)
 
 
 STATISTICS = {
@@ -218,7 +223,7 @@ def _by_seed(rows: pl.DataFrame, name: str = "y") -> pl.DataFrame:
     return rows.group_by("seed").agg(pl.col("y").mean().alias(name))
 
 
-def _table(found: list[dict]) -> pl.DataFrame:
+def _table(found: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(found, schema={"seed": pl.Int64, "y": pl.Float64})
 
 
@@ -228,10 +233,10 @@ def _effects(by_seed: pl.DataFrame, levels: int, *read: pl.DataFrame) -> Effects
 
 
 def _spread(points: pl.DataFrame) -> bool:
-    return bool(points["y"].std() > 0 and points["other"].std() > 0)
+    return bool((points.select(pl.col("y", "other").std()).to_numpy() > 0).all())
 
 
-def _evaluated(made, test: Test) -> pl.DataFrame:
+def _evaluated(made: Callable[[], pl.DataFrame], test: Test) -> pl.DataFrame:
     """What `made` returns; what polars cannot make of the test's expressions is an InputError."""
     try:
         return made()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-    from cltools.config import experiment as config
-    from cltools.figures.tables import Experiment
+    from cltools.config.experiment import Experiment
+    from cltools.figures.tables import ExperimentTables
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,13 @@ FIGURES: dict[str, FigureSpec] = {
 }
 
 
-def figures_of(experiment: "config.Experiment") -> list[str]:
+def figures_of(experiment: "Experiment") -> list[str]:
     """The figures that an experiment has cells and stages for."""
     needs = (experiment.sweeps, experiment.further_stages)
     return [name for name, spec in FIGURES.items() if spec.needs(*needs)]
 
 
-def draw(name: str, experiment: "Experiment") -> tuple["Figure", "pl.DataFrame"]:
+def draw(name: str, experiment: "ExperimentTables") -> tuple["Figure", "pl.DataFrame"]:
     """Draw figure `name`; returns it with exactly the numbers that it shows."""
     if name not in FIGURES:
         raise InputError(f"no figure is called {name!r}: choose one of {', '.join(FIGURES)}")

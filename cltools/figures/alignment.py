@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 PAPER, DEBIASED, RSA = "cosine_biased", "cosine_debiased", "pearson_cosine"
 # Panels: metric -> title. The last is the control for "barely trained".
@@ -55,7 +55,7 @@ def _handles(table: pl.DataFrame) -> list[Line2D]:
     return [style.handle(style.OBJECTIVES[name]) for name in style.ordered(table["objective"])]
 
 
-def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows CKA, RSA and the control, columns training and test images; the base sweep."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
@@ -104,7 +104,7 @@ def alignment_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
 
 
 def _against(
-    experiment: Experiment, factor: str, label: str, title: str, note: str = ""
+    experiment: ExperimentTables, factor: str, label: str, title: str, note: str = ""
 ) -> tuple[Figure, pl.DataFrame]:
     """Columns CKA, RSA and control, one row per arm of the sweeps over `factor`, at the end."""
     ended = tidy.last_step(experiment.measures)
@@ -134,7 +134,7 @@ def _against(
     return figure, plotted.drop("panel")
 
 
-def alignment_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the number of classes."""
     title = "Alignment of each objective with DCL against the number of classes"
     note = (
@@ -144,19 +144,19 @@ def alignment_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     return _against(experiment, "classes", "Number of classes C", title, note)
 
 
-def alignment_temperature(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_temperature(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the temperature."""
     title = "Alignment of each objective with DCL against the temperature"
     return _against(experiment, "tau", "Temperature τ", title)
 
 
-def alignment_batch_size(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_batch_size(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the batch size and learning-rate rule."""
     title = "Alignment of each objective with DCL against the batch size"
     return _against(experiment, "batch_size", "Batch size B", title)
 
 
-def alignment_classes_epochs(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Heat maps number of classes × epoch of CKA(DCL, NSCL), one row per sweep over C.
 
     Where the runs of a sweep are equally long in steps and not in epochs, it is C × step.

@@ -5,7 +5,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from cltools.figures import style
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 KINDS = {
     "bound": style.Look("proved for any network", "#0072B2", "o"),
@@ -81,7 +81,7 @@ def tightness(theory: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def bound_tightness(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """How far each bound lies from what it bounds, over all cells of the experiment."""
     table = tightness(experiment.theory)
     # That the gap is not negative, which is exact at 0, has no place on the axis.

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 CDNV = {"pairs": "CDNV", "directional": "Directional CDNV"}
 
 
-def cdnv_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows CDNV and directional CDNV, columns training and test images; the base sweep."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
@@ -66,7 +66,7 @@ ANGLES = ["smallest", "largest"]  # their mean is that of a simplex, but for mea
 COLLAPSED = 1e-4  # what is below has no place on the axes of free embeddings
 
 
-def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """How near class means are to a simplex ETF, and images to their class means.
 
     First row: the networks of the base sweep on training images. With the table of stage
@@ -74,18 +74,7 @@ def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     the temperature of its grid that is nearest to the networks'.
     """
     measures = experiment.base(experiment.measures)
-    about = {"features": "h", "split": "train"}
-    cells = pl.concat(
-        [
-            tidy.rows(
-                measures,
-                metric=metric,
-                variant=ANGLES if metric == "class_mean_angle" else variant,
-                **about,
-            )
-            for metric, variant in OF_NETWORKS
-        ]
-    )
+    cells = _geometry(measures)
     networks = tidy.spread(cells, ["metric", "variant", "objective", "epoch"])
     plotted, free = networks, None
     if experiment.minimise is not None:
@@ -95,27 +84,8 @@ def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     objectives = style.ordered(plotted["objective"])
 
     figure, axes = style.panels(1 + (free is not None), 3, height=2.1)
-    for ax, ((metric, variant), title) in zip(axes[0], OF_NETWORKS.items(), strict=True):
-        for name in style.ordered(networks["objective"]):
-            look = style.OBJECTIVES[name]
-            one = networks.filter(metric=metric, objective=name)
-            style.curve(ax, one.filter(variant=variant), "epoch", look)
-            if metric == "class_mean_angle":
-                line = {"linestyle": ":", "markerfacecolor": "white"}
-                style.curve(ax, one.filter(variant="largest"), "epoch", look, **line)
-        ax.set_title(title)
-        style.epoch_axis(ax, networks["epoch"])
-        ax.set_xlabel("Epoch (log in epoch + 1)")
-        if metric != "class_mean_angle":
-            ax.set_ylim(bottom=0)
-    for classes in cells["classes"].unique():
-        simplex = math.degrees(math.acos(-1 / (classes - 1)))
-        axes[0, 2].axhline(simplex, color=style.THEORY, linewidth=0.9, linestyle="--")
-    for ax, label in zip(axes[0], ("Networks", "Share of variance", "Degrees"), strict=True):
-        ax.set_ylabel(label)
-    note = ""
-    if free is not None:
-        note = _draw_free(axes[1], free)
+    _draw_networks(axes[0], networks, cells["classes"])
+    note = _draw_free(axes[1], free) if free is not None else ""
     style.finish(
         figure,
         "Collapse onto a simplex: networks" + " and free embeddings" * (free is not None),
@@ -131,6 +101,44 @@ def collapse_geometry(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         f"smallest, and dotted the largest, over pairs of classes.{note}",
     )
     return figure, plotted
+
+
+def _geometry(measures: pl.DataFrame) -> pl.DataFrame:
+    """The rows of all panels of networks on training images."""
+    return pl.concat(
+        [
+            tidy.rows(
+                measures,
+                metric=metric,
+                variant=ANGLES if metric == "class_mean_angle" else variant,
+                features="h",
+                split="train",
+            )
+            for metric, variant in OF_NETWORKS
+        ]
+    )
+
+
+def _draw_networks(row: Sequence[Axes], networks: pl.DataFrame, classes: pl.Series) -> None:
+    """The panels of networks, with the angle of the simplex of so many `classes`."""
+    for ax, ((metric, variant), title) in zip(row, OF_NETWORKS.items(), strict=True):
+        for name in style.ordered(networks["objective"]):
+            look = style.OBJECTIVES[name]
+            one = networks.filter(metric=metric, objective=name)
+            style.curve(ax, one.filter(variant=variant), "epoch", look)
+            if metric == "class_mean_angle":
+                line = {"linestyle": ":", "markerfacecolor": "white"}
+                style.curve(ax, one.filter(variant="largest"), "epoch", look, **line)
+        ax.set_title(title)
+        style.epoch_axis(ax, networks["epoch"])
+        ax.set_xlabel("Epoch (log in epoch + 1)")
+        if metric != "class_mean_angle":
+            ax.set_ylim(bottom=0)
+    for count in classes.unique():
+        simplex = math.degrees(math.acos(-1 / (count - 1)))
+        row[2].axhline(simplex, color=style.THEORY, linewidth=0.9, linestyle="--")
+    for ax, label in zip(row, ("Networks", "Share of variance", "Degrees"), strict=True):
+        ax.set_ylabel(label)
 
 
 def _free(table: pl.DataFrame, tau: float) -> pl.DataFrame:

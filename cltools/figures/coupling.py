@@ -1,14 +1,16 @@
 """What do shared weights, batches and views each contribute to alignment?"""
 
 import math
+from collections.abc import Iterable
 
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import CONTROL_NOTE, PAPER, RSA
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 # From the papers' protocol down to independent runs; the names of `stages.collect`.
 LEVELS = (
@@ -29,16 +31,9 @@ PANELS = {
 }
 
 
-def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One line per level of sharing, a dot per objective, at the end of training."""
-    ended = tidy.last_step(experiment.over(experiment.measures, "coupling"))
-    others = tidy.against_dcl(ended)
-    where = {"features": "h", "split": "test"}
-    found = []
-    for metric, variant in PANELS:
-        table = ended if metric == "cka_to_init" else others
-        found.append(tidy.rows(table, metric=metric, variant=variant, **where))
-    cells = pl.concat(found)
+    cells = _cells(experiment)
     by = ["panel", "arm", "coupling", "metric", "variant", "split", "objective"]
     plotted = tidy.spread(cells, by)
     levels = [level for level in LEVELS if level in set(plotted["coupling"])]
@@ -48,21 +43,8 @@ def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     figure, axes = style.panels(len(arms), len(PANELS), height=0.3 * len(levels) + 0.5, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
         for ax, ((metric, variant), title) in zip(row, PANELS.items(), strict=True):
-            for number, name in enumerate(objectives):
-                look = style.OBJECTIVES[name]
-                shift = 0.5 * (number / max(1, len(objectives) - 1) - 0.5)
-                for y, level in enumerate(levels):
-                    one = plotted.filter(
-                        arm=arm, metric=metric, variant=variant, objective=name, coupling=level
-                    )
-                    if one.is_empty():
-                        continue
-                    heights = [y + shift] * len(one)
-                    ax.plot(one["value"], heights, look.marker, color=look.colour, **style.SEED)
-                    ax.errorbar(
-                        one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=look.marker,
-                        color=look.colour, elinewidth=0.9, markersize=4,
-                    )  # fmt: skip
+            panel = plotted.filter(arm=arm, metric=metric, variant=variant)
+            _dots(ax, panel, objectives, levels)
             ax.set_title(title if len(arms) == 1 else f"{title}, {arm}")
             ax.set_yticks(range(len(levels)), levels)
             ax.set_ylim(len(levels) - 0.4, -0.6)
@@ -70,13 +52,8 @@ def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
             ax.set_xlabel("Similarity")
             ax.label_outer()
         row[0].set_ylabel("Shared by all objectives")
-    # The levels lie close together: panels of alignment begin at the tenth below all of them.
     for column, (metric, _) in enumerate(PANELS):
-        control = metric == "cka_to_init"
-        shown = plotted.filter((pl.col("metric") == "cka_to_init") == control)
-        lowest = float((shown["mean"] - shown["sd"].fill_null(0.0)).min())
-        for ax in axes[:, column]:
-            ax.set_xlim(min(0.9, math.floor(10 * lowest) / 10) - 0.01, 1.01)
+        _limit(axes[:, column], plotted, control=metric == "cka_to_init")
     style.finish(
         figure,
         "What sharing initial weights, batches and views contributes to alignment",
@@ -87,3 +64,43 @@ def alignment_coupling(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         f"alone put it: the ceiling for NSCL. {CONTROL_NOTE}",
     )
     return figure, plotted.drop("panel")
+
+
+def _cells(experiment: ExperimentTables) -> pl.DataFrame:
+    """The rows of all panels at the end of training."""
+    ended = tidy.last_step(experiment.over(experiment.measures, "coupling"))
+    others = tidy.against_dcl(ended)
+    where = {"features": "h", "split": "test"}
+    found = []
+    for metric, variant in PANELS:
+        table = ended if metric == "cka_to_init" else others
+        found.append(tidy.rows(table, metric=metric, variant=variant, **where))
+    return pl.concat(found)
+
+
+def _dots(ax: Axes, panel: pl.DataFrame, objectives: list[str], levels: list[str]) -> None:
+    """Mean ± s.d. and single runs: a row per level, the objectives one below the other in it."""
+    for number, name in enumerate(objectives):
+        look = style.OBJECTIVES[name]
+        shift = 0.5 * (number / max(1, len(objectives) - 1) - 0.5)
+        for y, level in enumerate(levels):
+            one = panel.filter(objective=name, coupling=level)
+            if one.is_empty():
+                continue
+            heights = [y + shift] * len(one)
+            ax.plot(one["value"], heights, look.marker, color=look.colour, **style.SEED)
+            ax.errorbar(
+                one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=look.marker,
+                color=look.colour, elinewidth=0.9, markersize=4,
+            )  # fmt: skip
+
+
+def _limit(axes: Iterable[Axes], plotted: pl.DataFrame, *, control: bool) -> None:
+    """One x axis for all panels of alignment, one for the control.
+
+    The levels lie close together, so the axis begins at the tenth below all of them.
+    """
+    shown = plotted.filter((pl.col("metric") == "cka_to_init") == control)
+    lowest = float((shown["mean"] - shown["sd"].fill_null(0.0)).min())
+    for ax in axes:
+        ax.set_xlim(min(0.9, math.floor(10 * lowest) / 10) - 0.01, 1.01)

@@ -1,5 +1,7 @@
 """What the features are good for: nearest class centre and linear probe."""
 
+from collections.abc import Sequence
+
 import polars as pl
 from matplotlib import rcParams
 from matplotlib.axes import Axes
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 PROBES = {"nccc": "Nearest class centre", "linear_probe": "Linear probe"}
 COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers and where they end
@@ -15,7 +17,7 @@ COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers and where t
 THEIRS = {"linestyle": "", "marker": "|", "markersize": 10, "color": style.THEORY, "alpha": 0.6}
 
 
-def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row per probe and objective: dots on the left, the same numbers on the right."""
     ended = tidy.last_step(experiment.base(experiment.measures))
     cells = pl.concat(
@@ -34,6 +36,32 @@ def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     figure, (row,) = style.panels(
         1, 2, height=0.19 * len(lines) + 0.6, width_ratios=[2.4, 1], sharey=True
     )
+    _draw(row, lines, plotted, papers)
+    for chance in 100 / cells["classes"].unique():
+        row[0].axvline(chance, color=style.THEORY, linewidth=0.9, linestyle=":", zorder=1)
+    grey = style.Look("", style.FOOTNOTE, "o")
+    style.finish(
+        figure,
+        "Accuracy of two classifiers on the features of each objective",
+        [
+            style.handle(grey, "test images", linestyle=""),
+            style.handle(grey, "training images", linestyle="", markerfacecolor="white"),
+            style.handle(style.Look("chance, 1/C", style.THEORY, ""), linestyle=":", linewidth=0.9),
+            *style.paper_handles(papers, **THEIRS),
+        ],
+        f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tables.seeds_note(plotted, cells)}",
+    )
+    return figure, tables.with_papers(plotted, papers)
+
+
+def _draw(
+    row: Sequence[Axes],
+    lines: list[tuple[str, str | None]],
+    plotted: pl.DataFrame,
+    papers: pl.DataFrame,
+) -> None:
+    """Dots on the left and numbers on the right, one line for each of `lines`."""
     dots, numbers = row
     numbers.axis("off")
     right = {"ha": "right", "va": "center_baseline", "fontsize": rcParams["ytick.labelsize"]}
@@ -54,22 +82,6 @@ def downstream(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     dots.tick_params(axis="y", length=0)
     dots.grid(axis="y", visible=False)
     dots.set(xlim=(0, 102), xlabel="Accuracy (%)")
-    for chance in 100 / cells["classes"].unique():
-        dots.axvline(chance, color=style.THEORY, linewidth=0.9, linestyle=":", zorder=1)
-    grey = style.Look("", style.FOOTNOTE, "o")
-    style.finish(
-        figure,
-        "Accuracy of two classifiers on the features of each objective",
-        [
-            style.handle(grey, "test images", linestyle=""),
-            style.handle(grey, "training images", linestyle="", markerfacecolor="white"),
-            style.handle(style.Look("chance, 1/C", style.THEORY, ""), linestyle=":", linewidth=0.9),
-            *style.paper_handles(papers, **THEIRS),
-        ],
-        f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
-        f"{tables.seeds_note(plotted, cells)}",
-    )
-    return figure, tables.with_papers(plotted, papers)
 
 
 def _dot(dots: Axes, one: pl.DataFrame, y: float, look: style.Look, *, filled: bool) -> None:

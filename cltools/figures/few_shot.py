@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.style import THEORY, Look
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 WAYS = {"all_way": "all classes", "two_way": "two classes"}
 PROBES = {"few_shot_nccc": "Nearest class centre", "few_shot_linear_probe": "Linear probe"}
@@ -62,7 +62,7 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([table.select(columns) for table in (proved, *limits)])
 
 
-def few_shot(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows: all classes, two of them; columns: nearest class centre with its bound, linear probe.
 
     The base sweep at its last step, test images.

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.style import OBJECTIVES, THEORY, Look
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
 POINTS = 400  # a curve of more points is no clearer, only a larger file
@@ -33,7 +34,7 @@ def _smoothed(log: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     return smooth.filter((row % max(1, length // POINTS) == 0) | last), window
 
 
-def losses_training(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def losses_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Left: both losses and the bound on the DCL network; right: NSCL loss of two networks."""
     log = experiment.base(experiment.log)
     smooth, window = _smoothed(log)
@@ -109,53 +110,31 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
     return figure
 
 
-def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+GAP_VARIANTS = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
+# Quantity -> look and dash.
+GAP_LOOKS = {
+    "bound": (Look("bound log(1 + n_max exp(2/τ) / (N − n_max))", THEORY, ""), "-"),
+    "gap, trained": (OBJECTIVES["dcl"], "-"),
+    "gap, untrained": (Look("gap of the untrained network", "#7A7A7A", "o"), ""),
+}
+
+
+def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Gap of the DCL network, untrained and trained, and its bound; one row a sweep over C."""
-    variants = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
-    wanted = {"variant": list(variants), "objective": "dcl", "split": "train"}
-    measures = experiment.over(experiment.measures, "classes")
-    ended, untrained = tidy.last_step(measures), measures.filter(step=0)
-    cells = pl.concat(
-        [
-            tidy.rows(table, metric=metric, **wanted).with_columns(quantity=pl.lit(quantity))
-            for quantity, metric, table in (
-                ("gap, trained", "gap", ended),
-                ("gap, untrained", "gap", untrained),
-                ("bound", "gap_bound", ended),
-            )
-        ]
-    )
+    cells = _gaps(experiment)
     by = ["panel", "arm", "variant", "quantity", "classes"]
     plotted = tidy.spread(cells, by)
 
-    looks = {
-        "bound": (Look("bound log(1 + n_max exp(2/τ) / (N − n_max))", THEORY, ""), "-"),
-        "gap, trained": (OBJECTIVES["dcl"], "-"),
-        "gap, untrained": (Look("gap of the untrained network", "#7A7A7A", "o"), ""),
-    }
     arms = plotted["arm"].unique(maintain_order=True)
     figure, axes = style.panels(len(arms), 2, height=2.3, sharex=True, sharey=True)
-    classes = np.geomspace(plotted["classes"].min(), plotted["classes"].max(), 200)
     for row, arm in zip(axes, arms, strict=True):
-        for ax, (variant, where) in zip(row, variants.items(), strict=True):
-            ax.plot(classes, np.log(classes / (classes - 1)), ":", color="#7A7A7A", linewidth=1.1)
-            for quantity, (look, dash) in looks.items():
-                one = plotted.filter(arm=arm, variant=variant, quantity=quantity)
-                empty = {"markerfacecolor": "white"} if quantity == "gap, untrained" else {}
-                line = {"linestyle": dash, "points": quantity != "bound"} | empty
-                style.curve(ax, one, "classes", look, bars=True, **line)
-            ax.set_yscale("log")
+        for ax, (variant, where) in zip(row, GAP_VARIANTS.items(), strict=True):
+            _draw_gaps(ax, plotted.filter(arm=arm, variant=variant), plotted["classes"])
             ax.set_title(f"Gap {where} · {arm}" if len(arms) > 1 else f"Gap {where}")
-            style.factor_axis(ax, plotted["classes"], "Number of classes C")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.set_ylabel("DCL − NSCL loss\n(nats, log scale)")
-            ax.label_outer()
     handles = [
         style.handle(OBJECTIVES["dcl"], "gap after DCL training"),
-        style.handle(looks["gap, untrained"][0], linestyle="", markerfacecolor="white"),
-        style.handle(looks["bound"][0]),
+        style.handle(GAP_LOOKS["gap, untrained"][0], linestyle="", markerfacecolor="white"),
+        style.handle(GAP_LOOKS["bound"][0]),
         style.handle(Look("log(C / (C − 1))", "#7A7A7A", ""), linestyle=":", linewidth=1.1),
     ]
     style.finish(
@@ -169,7 +148,41 @@ def gap_classes(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     return figure, plotted.drop("panel")
 
 
-def nscl_losses(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def _gaps(experiment: ExperimentTables) -> pl.DataFrame:
+    """Gaps at the start and at the end of training, and the bound, told apart by `quantity`."""
+    wanted = {"variant": list(GAP_VARIANTS), "objective": "dcl", "split": "train"}
+    measures = experiment.over(experiment.measures, "classes")
+    ended, untrained = tidy.last_step(measures), measures.filter(step=0)
+    return pl.concat(
+        [
+            tidy.rows(table, metric=metric, **wanted).with_columns(quantity=pl.lit(quantity))
+            for quantity, metric, table in (
+                ("gap, trained", "gap", ended),
+                ("gap, untrained", "gap", untrained),
+                ("bound", "gap_bound", ended),
+            )
+        ]
+    )
+
+
+def _draw_gaps(ax: Axes, panel: pl.DataFrame, classes: pl.Series) -> None:
+    """One panel; `classes` are the numbers of classes in all panels."""
+    at = np.geomspace(classes.min(), classes.max(), 200)
+    ax.plot(at, np.log(at / (at - 1)), ":", color="#7A7A7A", linewidth=1.1)
+    for quantity, (look, dash) in GAP_LOOKS.items():
+        empty = {"markerfacecolor": "white"} if quantity == "gap, untrained" else {}
+        line = {"linestyle": dash, "points": quantity != "bound"} | empty
+        style.curve(ax, panel.filter(quantity=quantity), "classes", look, bars=True, **line)
+    ax.set_yscale("log")
+    style.factor_axis(ax, classes, "Number of classes C")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylabel("DCL − NSCL loss\n(nats, log scale)")
+    ax.label_outer()
+
+
+def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """NSCL loss of the DCL-trained and of the NSCL-trained network at every checkpoint.
 
     Rows: of the whole set at the training τ, and as the authors evaluate it; columns: training and

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.style import OBJECTIVES, Look
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
 PANELS = {
@@ -16,7 +16,7 @@ PANELS = {
 }
 
 
-def merging(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Accuracies and CKA with DCL against the weight λ of the other objective; the base sweep."""
     measures = experiment.base(experiment.measures)
     if "merged_nccc" not in measures["metric"]:

@@ -6,39 +6,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools.figures import style
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 REACHED = 1e-3  # a run whose etf_deviation and within_class_spread end below this
 CONDITIONS = ("etf_deviation", "within_class_spread", "view_distance")
 SETTINGS = ("objective", "classes", "dimension", "tau")
 
 
-def collapse_order(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Spread within classes of free embeddings against the time of gradient descent.
 
     Rows: numbers of classes, with the most dimensions of the grid; columns: temperatures. A marker
     where the spread is below half of its start, in the median of the runs.
     """
-    table = experiment.minimise.filter(
-        pl.col("dimension") == pl.col("dimension").max().over("classes"),
-        pl.col("phase") != "newton",
-    ).sort("classes", "objective", "tau", "seed", "iteration", nulls_last=True)
-    run = ["objective", "classes", "tau", "seed"]
-    spread = table.filter(pl.col("within_class_spread").is_finite()).select(
-        *run,
-        "dimension",
-        "time",
-        value=pl.col("within_class_spread") / pl.col("within_class_spread").first().over(run),
-    )
-    halved = (
-        summary(table)
-        .filter(pl.col("halved_time").is_not_null())
-        .select("objective", "classes", "dimension", "tau", halved_time="halved_time")
-    )
-    plotted = spread.join(
-        halved, on=["objective", "classes", "dimension", "tau"], how="left", nulls_equal=True,
-        maintain_order="left",
-    )  # fmt: skip
+    plotted = _spreads(experiment.minimise)
     classes = plotted["classes"].unique().sort().to_list()
     taus = plotted["tau"].drop_nulls().unique().sort().to_list() or [None]
     objectives = style.ordered(plotted["objective"])
@@ -66,6 +47,25 @@ def collapse_order(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         "columns.",
     )
     return figure, plotted
+
+
+def _spreads(table: pl.DataFrame) -> pl.DataFrame:
+    """Spread within classes over its start, by run and time, and when its median is halved."""
+    table = table.filter(
+        pl.col("dimension") == pl.col("dimension").max().over("classes"),
+        pl.col("phase") != "newton",
+    ).sort("classes", "objective", "tau", "seed", "iteration", nulls_last=True)
+    run = ["objective", "classes", "tau", "seed"]
+    spread = table.filter(pl.col("within_class_spread").is_finite()).select(
+        *run,
+        "dimension",
+        "time",
+        value=pl.col("within_class_spread") / pl.col("within_class_spread").first().over(run),
+    )
+    halved = (
+        summary(table).filter(pl.col("halved_time").is_not_null()).select(*SETTINGS, "halved_time")
+    )
+    return spread.join(halved, on=SETTINGS, how="left", nulls_equal=True, maintain_order="left")
 
 
 def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:

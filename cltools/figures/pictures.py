@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from cltools import tidy
 from cltools.figures import style
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
 MOST_EPOCHS = 6  # more columns would be too small to tell anything
@@ -24,7 +24,7 @@ HOW = {
 }
 
 
-def umap_grid(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows objectives, columns checkpoints; a point an image, a colour a class."""
     pictures = experiment.project.sort("objective", "step", "sample")
     cell = experiment.base(experiment.measures).filter(pl.col("cell") == pictures["cell"][0])

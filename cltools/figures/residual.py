@@ -8,7 +8,7 @@ from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import PAPER, RSA
 from cltools.figures.style import Look
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 # What stands beside the alignment itself, and how: name -> label, marker, filled, height in a row.
 KINDS = {
@@ -33,7 +33,7 @@ MEASURES = {
 SPLITS = {"test": "test images", "train": "training images"}
 
 
-def residual_alignment(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows training and test images, columns CKA and RSA, a line per objective; the base sweep."""
     cells = _cells(experiment)
     plotted = tidy.spread(cells, ["measure", "split", "objective", "kind"])
@@ -75,7 +75,7 @@ def residual_alignment(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     return figure, plotted
 
 
-def _cells(experiment: Experiment) -> pl.DataFrame:
+def _cells(experiment: ExperimentTables) -> pl.DataFrame:
     """The rows of all measures and kinds at the end of training."""
     others = tidy.against_dcl(tidy.last_step(experiment.base(experiment.measures)))
     return pl.concat(

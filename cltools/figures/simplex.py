@@ -10,7 +10,7 @@ from scipy.linalg import orthogonal_procrustes
 
 from cltools import tidy
 from cltools.figures import style
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 CLASSES = 4
 MOST_EPOCHS = 4
@@ -22,21 +22,13 @@ COLOURS = ("#4E79A7", "#F28E2B", "#59A14F", "#E15759")
 VIEW = {"elev": 12, "azim": 25}  # from where no two vertices hide each other
 
 
-def class_means_space(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows objectives, columns checkpoints: the directions of four centred class means.
 
     The four sum to zero where classes are balanced, so three dimensions hold their cosines without
     loss. Of the cells with C = 4, the one with the most checkpoints is shown; training images.
     """
-    cells = experiment.over(experiment.measures, "classes").filter(
-        classes=CLASSES, features="h", split="train"
-    )
-    cosines = tidy.rows(cells, metric="class_mean_cosine")
-    checkpoints = cosines.group_by("cell").agg(pl.col("step").n_unique())
-    chosen = checkpoints.sort("step", "cell", descending=[True, False])["cell"][0]
-    # A cell that two sweeps share stands here twice.
-    cosines = cosines.filter(cell=chosen).unique(["objective", "epoch", "variant"])
-    deviation = cells.filter(cell=chosen, metric="etf_deviation", variant="gram")
+    cosines, deviation = _cosines(experiment)
     objectives = style.ordered(cosines["objective"])
     epochs = tidy.evenly(cosines["epoch"], MOST_EPOCHS)
     plotted = pl.concat(
@@ -80,6 +72,19 @@ def class_means_space(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
         "the simplex.",
     )
     return figure, plotted
+
+
+def _cosines(experiment: ExperimentTables) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Cosines of class means, and their deviation from a simplex, of the cell that is shown."""
+    cells = experiment.over(experiment.measures, "classes").filter(
+        classes=CLASSES, features="h", split="train"
+    )
+    cosines = tidy.rows(cells, metric="class_mean_cosine")
+    checkpoints = cosines.group_by("cell").agg(pl.col("step").n_unique())
+    chosen = checkpoints.sort("step", "cell", descending=[True, False])["cell"][0]
+    deviation = cells.filter(cell=chosen, metric="etf_deviation", variant="gram")
+    # A cell that two sweeps share stands here twice.
+    return cosines.filter(cell=chosen).unique(["objective", "epoch", "variant"]), deviation
 
 
 def _directions(cosines: pl.DataFrame) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """How far similarity descent with two losses comes apart, and what P2's Theorem 1 allows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cltools.figures import style
 from cltools.figures.style import OBJECTIVES, THEORY, Look
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 # Of batches, smallest first: none of the objectives' colours.
 SIZES = ("#440154", "#21918C", "#8FD744", "#31688E", "#35B779")
@@ -25,7 +25,7 @@ COLUMNS = ["of", *RUN, "objective", "quantity", "step", "sum_lr", "value"]
 BEYOND = 3.0
 
 
-def surrogate_drift(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """A panel per number of classes and τ: distance and bounds against Ση, a colour per B.
 
     With the table of stage `regularity`, a last row on two networks under plain SGD: their distance
@@ -36,7 +36,6 @@ def surrogate_drift(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     if experiment.regularity is not None:
         parts.append(_followed(experiment.regularity))
     plotted = pl.concat(part.select(COLUMNS) for part in parts)
-
     classes, taus = (runs[column].unique().sort().to_list() for column in ("classes", "tau"))
     networks = len(parts) > 1
     figure, axes = style.panels(
@@ -45,14 +44,7 @@ def surrogate_drift(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
     sizes = runs["batch_size"].unique().sort().to_list()
     looks = {size: Look(f"B = {size}", SIZES[i % len(SIZES)], "") for i, size in enumerate(sizes)}
     for row, tau in zip(axes, taus, strict=False):
-        for ax, count in zip(row, classes, strict=False):
-            panel = runs.filter(classes=count, tau=tau)
-            for run in panel.partition_by("batch_size", "total_lr", "seed", maintain_order=True):
-                _lines(ax, run, looks[run["batch_size"][0]].colour)
-            ax.set_title(f"C = {count}, τ = {tau:g}")
-        _distance_axes(row[: len(classes)], runs.filter(tau=tau))
-        for ax in row[len(classes) :]:
-            ax.axis("off")
+        _draw_runs(row, runs.filter(tau=tau), classes, looks)
     if networks:
         _draw_networks(axes[-1], parts[1])
     style.finish(
@@ -136,6 +128,20 @@ def _distance_axes(row: Sequence[Axes], shown: pl.DataFrame) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
         ax.set_xlabel("Ση")
     row[0].set_ylabel("Distance (log scale)")
+
+
+def _draw_runs(
+    row: Sequence[Axes], shown: pl.DataFrame, classes: list[int], looks: Mapping[int, Look]
+) -> None:
+    """The panels of one temperature, one for each number of classes, and `looks` by batch size."""
+    for ax, count in zip(row, classes, strict=False):
+        panel = shown.filter(classes=count)
+        for run in panel.partition_by("batch_size", "total_lr", "seed", maintain_order=True):
+            _lines(ax, run, looks[run["batch_size"][0]].colour)
+        ax.set_title(f"C = {count}, τ = {shown['tau'][0]:g}")
+    _distance_axes(row[: len(classes)], shown)
+    for ax in row[len(classes) :]:
+        ax.axis("off")
 
 
 def _draw_networks(row: Sequence[Axes], found: pl.DataFrame) -> None:

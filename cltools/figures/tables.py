@@ -18,7 +18,7 @@ PAPERS = pl.DataFrame(schema=dict.fromkeys(TEXTS, pl.String) | dict.fromkeys(NUM
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentTables:
     """The tidy tables of one experiment; None stands for a table that was not read."""
 
     sweeps: Sweeps
@@ -60,7 +60,7 @@ class Experiment:
 
 
 def papers_rows(
-    experiment: Experiment, cells: pl.DataFrame, factor: str | None = None, **wanted: Any
+    experiment: ExperimentTables, cells: pl.DataFrame, factor: str | None = None, **wanted: Any
 ) -> pl.DataFrame:
     """The papers' numbers that `cells` can be set beside; `wanted` as in `rows`.
 

@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import PAPER
-from cltools.figures.tables import Experiment
+from cltools.figures.tables import ExperimentTables
 
 
-def weights_representations(experiment: Experiment) -> tuple[Figure, pl.DataFrame]:
+def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Weight gap and representation gap (1 − CKA) with DCL against the epoch; the base sweep."""
     measures = experiment.base(experiment.measures)
     others = tidy.against_dcl(measures)

@@ -99,7 +99,7 @@ def _geometry(measures: pl.DataFrame, base: Mapping[str, Any]) -> list[dict[str,
     for key, pairs in rows.group_by(keys, maintain_order=True):
         places = [tuple(map(int, v.split("_")[1:])) for v in pairs["variant"]]
         classes = 1 + max(j for _, j in places)
-        cosines = [[1.0] * classes for _ in range(classes)]
+        cosines: list[list[float | None]] = [[1.0] * classes for _ in range(classes)]
         for (i, j), value in zip(places, pairs["value"], strict=True):
             known = round(value, 3) if math.isfinite(value) else None
             cosines[i][j] = cosines[j][i] = known

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import polars as pl
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from cltools.claims.evaluate import UNTESTED, VERDICTS
@@ -47,7 +48,7 @@ class Material:
     cells: Mapping[str, Mapping[str, Any]]
     config: str
     made: Sequence[tuple[str, str]]
-    jobs: Sequence[tuple] = field(default=())
+    jobs: Sequence[tuple[str, int, str, str, str]] = field(default=())
 
 
 # Table at the end of training: heading -> metric, variant, features.
@@ -72,16 +73,15 @@ def page(material: Material) -> str:
         undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((files / "template.html").read_text())
-    plain = jinja2.utils.markupsafe.Markup
     drawn = {figure.name for figure in material.figures}
     return template.render(
         name=material.name,
         datasets=sorted(set(material.measures["dataset"])),
-        css=plain((files / "report.css").read_text()),
-        script=plain((files / "report.js").read_text()),
-        plotly=plain(get_plotlyjs()),
+        css=Markup((files / "report.css").read_text()),
+        script=Markup((files / "report.js").read_text()),
+        plotly=Markup(get_plotlyjs()),
         # "</" would end the script that holds it.
-        data=plain(json.dumps(explore, allow_nan=False).replace("</", "<\\/")),
+        data=Markup(json.dumps(explore, allow_nan=False).replace("</", "<\\/")),
         explore=explore,
         counts=_counts(material.claims),
         claims=_claims(material.claims, drawn),
@@ -164,7 +164,7 @@ def _mean(values: pl.Series) -> str:
     return f"{values.mean():.3g}{spread}"
 
 
-def _cells(material: Material) -> Iterable[tuple]:
+def _cells(material: Material) -> Iterable[tuple[Any, ...]]:
     for identity, manifest in material.cells.items():
         cell = manifest["cell"]
         yield (

@@ -8,7 +8,7 @@ from matplotlib import rc_context
 
 from cltools.figures import FIGURES, draw
 from cltools.figures.style import parameters, save
-from cltools.figures.tables import PAPERS, Experiment
+from cltools.figures.tables import PAPERS, ExperimentTables
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, read_table
 
@@ -35,7 +35,7 @@ def run(
     sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
     read = {table: _read(tables.get(table), table) for table in used}
-    experiment = Experiment(sweeps, **read, papers=read_papers(papers))
+    experiment = ExperimentTables(sweeps, **read, papers=read_papers(papers))
     # Matplotlib reads some settings only when it draws, so saving belongs inside too.
     with rc_context(parameters(style)):
         figure, plotted = draw(name, experiment)

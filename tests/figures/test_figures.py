@@ -19,7 +19,7 @@ from cltools.config.schema import cell_keys
 from cltools.config.sweeps import base_sweep
 from cltools.figures import FIGURES
 from cltools.figures.style import NEUTRAL, OBJECTIVES
-from cltools.figures.tables import PAPERS, Experiment, papers_rows
+from cltools.figures.tables import PAPERS, ExperimentTables, papers_rows
 from cltools.runtime.errors import InputError
 from cltools.stages import plot as stage
 from cltools.stages.plot import read_papers
@@ -404,7 +404,7 @@ def papers(tmp_path, **changes):
 )
 def test_numbers_of_the_papers_stand_beside_equal_cells_alone(change, shown, tmp_path):
     cells = made_up.measures([made_up.cell()], epochs=(0, 200))
-    beside = Experiment(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
+    beside = ExperimentTables(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
     found = papers_rows(beside, cells, metric="cdnv")
     assert found["epoch"].to_list() == [20] * shown
 
@@ -412,7 +412,7 @@ def test_numbers_of_the_papers_stand_beside_equal_cells_alone(change, shown, tmp
 def test_the_papers_numbers_of_moco_stand_beside_moco(tmp_path):
     cells = made_up.measures([made_up.cell(framework="moco")], epochs=(0, 200))
     for change, shown in (({"factor": "framework", "factor_value": "moco"}, True), ({}, False)):
-        beside = Experiment(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
+        beside = ExperimentTables(made_up.SWEEPS, papers=read_papers(papers(tmp_path, **change)))
         assert papers_rows(beside, cells)["epoch"].to_list() == [20] * shown
 
 
