@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +75,8 @@ def run(
     if experiment is not None:
         stores = store or RESULTS.stores
         return bench_experiment(experiment, stores, device, steps, synthetic, workers)
+    if cell is None:
+        raise InputError("there is nothing to time: give an experiment or a cell")
     return bench_cell(cell, store, device, steps, synthetic, workers)
 
 
@@ -182,7 +184,7 @@ def _time(seconds: float) -> str:
 
 
 def _entry(
-    cell: dict[str, Any],
+    cell: Mapping[str, Any],
     runs: list[Run],
     costs: Costs,
     shares: dict[str, float],
@@ -224,7 +226,7 @@ def _rounded(value: float) -> float:
 
 
 def _in_a_process(
-    cell: dict[str, Any], synthetic: Synthetic | None, **options: Any
+    cell: Mapping[str, Any], synthetic: Synthetic | None, **options: Any
 ) -> dict[str, Any]:
     """The report of `cltools bench --cell` from a fresh process. Raises InputError.
 
@@ -240,7 +242,8 @@ def _in_a_process(
             command += [] if value is None else [f"--{name.replace('_', '-')}", value]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode == 0:
-            return read_json(output, made_by="cltools bench")
+            report: dict[str, Any] = read_json(output, made_by="cltools bench")
+            return report
     *_, last = done.stderr.strip().splitlines() or [""]
     if done.returncode == 2 and last.startswith("Error: "):
         raise InputError(last.removeprefix("Error: "))
@@ -255,17 +258,17 @@ def _images(
     cell: dict[str, Any], store: Path | None, synthetic: Synthetic | None
 ) -> Iterator[Path]:
     """The folder of the store that is benched: the one given, or a made one that goes away."""
-    exists = store is not None and StoreFolder(store).manifest.exists()
+    there = store if store is not None and StoreFolder(store).manifest.exists() else None
     if synthetic is None:
-        if not exists:
+        if there is None:
             raise InputError(
                 f"{store or 'no --store'} is not an image store: run `cltools prepare` first, or "
                 "give --synthetic"
             )
-        yield store
+        yield there
         return
     with tempfile.TemporaryDirectory() as folder:
-        _write_synthetic(Path(folder), cell, synthetic, store if exists else None)
+        _write_synthetic(Path(folder), cell, synthetic, there)
         yield Path(folder)
 
 
@@ -302,20 +305,19 @@ def _extent(
     InputError when something is open and there is no such store.
     """
     size, images, classes = synthetic.image_size, synthetic.images, synthetic.classes
-    shape, counts = (size, size, synthetic.channels or 3), {}
+    counts: dict[str, int] = {}
     if like is not None:
         store = ImageStore.open(like)
         height, width, channels = store.image_shape
         shape = (size or height, size or width, synthetic.channels or channels)
         classes = classes or len(store.class_names)
         counts = {split: len(labels) for split, labels in store.labels.items()}
+    elif size is None or images is None or classes is None:
+        needed = {"--image-size": size, "--images": images, "--classes": classes}
+        missing = ", ".join(option for option, value in needed.items() if value is None)
+        raise InputError(f"--synthetic needs {missing} where there is no store to take it from")
     else:
-        open_ones = {"--image-size": size, "--images": images, "--classes": classes}
-        missing = [option for option, value in open_ones.items() if value is None]
-        if missing:
-            raise InputError(
-                f"--synthetic needs {', '.join(missing)} where there is no store to take it from"
-            )
+        shape = (size, size, synthetic.channels or 3)
     if images is not None:
         tests = max(images // 5, classes * (cell["test_images_per_class"] or 1))
         counts = {"train": images, "test": tests}
@@ -396,13 +398,15 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
     return costs, shares
 
 
-def _seconds_of_an_embedding(cell: dict, per_step: float, shares: dict[str, float]) -> float:
+def _seconds_of_an_embedding(
+    cell: Mapping[str, Any], per_step: float, shares: Mapping[str, float]
+) -> float:
     """Seconds to embed an image with all networks: plain, and its views, which are made first.
 
     Estimated from the step, whose forward pass keeps what the backward pass needs: too high.
     """
-    views = cell["views"]
-    of_one_view = per_step / (cell["batch_size"] * views)
+    views: int = cell["views"]
+    of_one_view: float = per_step / (cell["batch_size"] * views)
     return of_one_view * (views * shares["views"] + (1 + views) * shares["forward"])
 
 

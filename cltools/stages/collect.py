@@ -62,18 +62,18 @@ def run(
     if theory is not None:
         joined[theory] = []
     for identity, entry in cells.items():
-        path = by_cell[identity]
-        columns = cell_columns(manifests[path], entry["dataset"], entry["sweeps"])
-        log_file = CellFolder.of(Path(path)).run.path / manifests[path]["log"]["file"]
-        sources = [(measures, tables["measure"][path]), (log, log_file)]
-        if path in tables["merge"]:
-            sources.append((measures, tables["merge"][path]))
+        trained = by_cell[identity]
+        columns = cell_columns(manifests[trained], entry["dataset"], entry["sweeps"])
+        log_file = CellFolder.of(Path(trained)).run.path / manifests[trained]["log"]["file"]
+        sources = [(measures, Path(tables["measure"][trained])), (log, log_file)]
+        if trained in tables["merge"]:
+            sources.append((measures, Path(tables["merge"][trained])))
         if theory is not None:
-            sources.append((theory, tables["theory"][path]))
+            sources.append((theory, Path(tables["theory"][trained])))
         for target, source in sources:
             table = pl.read_parquet(source)
             joined[target].append(table.select(*columns, *table.columns))
-    for target, found in joined.items():
+    for target, parts in joined.items():
         with whole_file(target) as scratch:
             # Cells of an older checkout may have an integer where a number is meant.
-            pl.concat(found, how="diagonal_relaxed").write_parquet(scratch)
+            pl.concat(parts, how="diagonal_relaxed").write_parquet(scratch)

@@ -79,7 +79,7 @@ def merge_cell(
     sets = trained_images(store, manifest, manifest_path, device)
     shape, classes = sets["train"].image_shape, sets["train"].classes
     network = build_network(manifest["cell"], shape, classes, measurements.REFERENCE)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
     rows = [{**at, **row} for row in _lines(network, weights, sets, points)]
     with whole_file(path) as scratch:
@@ -143,7 +143,7 @@ def _features(
 
 @torch.inference_mode()
 def _encode(network: Network, data: ImageSet) -> np.ndarray:
-    blocks = data.plain(torch.arange(len(data.labels)).split(BLOCK))
+    blocks = data.plain(torch.split(torch.arange(len(data.labels)), BLOCK))
     encoded = [network.encoder(data.normalise(pixels)).cpu() for pixels in blocks]
     return torch.cat(encoded).numpy()
 

@@ -62,8 +62,9 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
         except ValueError as error:
             where = f"objective = {objective}, classes = {classes}, tau = {tau}"
             raise InputError(f"minimise with {where}: {error}") from None
-        known = objective == "nscl" and dimension >= classes - 1
-        least = nscl_minimum(per_class, classes, tau) if known else None
+        least = None
+        if objective == "nscl" and tau is not None and dimension >= classes - 1:
+            least = nscl_minimum(per_class, classes, tau)
         trajectory = found._asdict()
         del trajectory["z"]
         tables.append(

@@ -104,7 +104,7 @@ def run(
 
 def some_images(labels: Tensor, classes: int, per_class: int) -> Tensor:
     """Positions of the first images of each of the first classes, in ascending order."""
-    found = [(labels == c).nonzero()[:per_class, 0] for c in labels.unique()[:classes]]
+    found = [(labels == c).nonzero()[:per_class, 0] for c in torch.unique(labels)[:classes]]
     return torch.cat(found).sort().values
 
 
@@ -129,7 +129,7 @@ def all_turned(
 
 @torch.inference_mode()
 def _features(network: Network, data: ImageSet, which: str) -> np.ndarray:
-    blocks = data.plain(torch.arange(len(data.labels)).split(BLOCK))
+    blocks = data.plain(torch.split(torch.arange(len(data.labels)), BLOCK))
     made = [network(data.normalise(pixels))[("h", "z").index(which)] for pixels in blocks]
     return torch.cat(made).float().cpu().numpy()
 

@@ -63,12 +63,13 @@ from cltools.training.regularity import (
 )
 from cltools.training.trainer import CoupledTrainer
 
+Array = NDArray[np.float64]
 OBJECTIVES = ("dcl", "nscl")  # the surrogate's CL and NSCL, in its order
 
 
 def run(
     *,
-    cell: Mapping[str, Any],
+    cell: dict[str, Any],
     store: Path,
     output: Path,
     settings: Mapping[str, Any],
@@ -138,6 +139,7 @@ def follow(
     and for a loss that is not finite.
     """
     cell, labels, fixed = trainer.cell, trainer.data.labels.numpy(), trainer.batches["dcl"]
+    assert isinstance(fixed, FixedViews)
     similarities = SimilarityMap(trainer.networks["dcl"], fixed.views)
     points = {o: similarities.at(similarities.weights(n)) for o, n in trainer.networks.items()}
     start = _array(points["dcl"])
@@ -153,11 +155,11 @@ def follow(
 
     rows = []
     states = similarity_steps(start, labels, batches, lrs, cell["tau"])
-    for step, surrogate in enumerate(track(states, steps, "following")):
+    for step, state in enumerate(track(states, steps, "following")):
         batch = batches[step]
         trainer.train_step()
         trainer.flush()  # stops at a loss that is not finite
-        reached = {}
+        reached, surrogates = {}, (state.cl, state.nscl)
         for number, (objective, network) in enumerate(trainer.networks.items()):
             before, after = points[objective], similarities.at(similarities.weights(network))
             points[objective], reached[objective] = after, _array(after)
@@ -169,7 +171,7 @@ def follow(
                     "jacobian_norm": spectral_norm(before, power_iterations, cell["seed"]),
                     **_taylor(before, after),
                     **_first_order(before, after, batch, negatives, cell["tau"]),
-                    **_displacements(start, reached[objective], surrogate[number]),
+                    **_displacements(start, reached[objective], surrogates[number]),
                 }
             )
         distance = float(np.linalg.norm(reached["dcl"] - reached["nscl"]))
@@ -178,7 +180,7 @@ def follow(
     return _table(cell, rows, lrs, descent, len(labels))
 
 
-def _array(point: Linearised) -> NDArray[np.float64]:
+def _array(point: Linearised) -> Array:
     """Its Σ (M, 2M); rounding may put a cosine just outside [-1, 1]."""
     return point.sigma.clamp(-1, 1).cpu().numpy()
 
@@ -194,7 +196,11 @@ def _taylor(before: Linearised, after: Linearised) -> dict[str, float]:
 
 
 def _first_order(
-    before: Linearised, after: Linearised, batch: NDArray, negatives: NDArray, tau: float
+    before: Linearised,
+    after: Linearised,
+    batch: NDArray[np.int64],
+    negatives: NDArray[np.bool_],
+    tau: float,
 ) -> dict[str, float]:
     """What becomes of P2's gradient of the batch on its way through the weights."""
     sigma = _array(before)
@@ -205,13 +211,13 @@ def _first_order(
     back = before.jvp(in_weights).cpu().numpy()
     step = (before.weights - after.weights).cpu().numpy()
     return {
-        "amplification": _ratio(np.linalg.norm(back), np.linalg.norm(gradient)),
+        "amplification": _ratio(float(np.linalg.norm(back)), float(np.linalg.norm(gradient))),
         "amplification_cosine": _cosine(back, gradient),
         "weight_step_cosine": _cosine(step, in_weights.cpu().numpy()),
     }
 
 
-def _displacements(start: NDArray, reached: NDArray, surrogate: NDArray) -> dict[str, float]:
+def _displacements(start: Array, reached: Array, surrogate: Array) -> dict[str, float]:
     displacement = float(np.linalg.norm(reached - start))
     error = float(np.linalg.norm(reached - surrogate))
     return {
@@ -227,14 +233,14 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole > 0 else np.nan
 
 
-def _cosine(a: NDArray, b: NDArray) -> float:
-    return _ratio(np.vdot(a, b), np.linalg.norm(a) * np.linalg.norm(b))
+def _cosine(a: Array, b: Array) -> float:
+    return _ratio(float(np.vdot(a, b)), float(np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _table(
     cell: Mapping[str, Any],
     rows: list[dict[str, Any]],
-    lrs: NDArray,
+    lrs: Array,
     descent: Descent,
     images: int,
 ) -> pl.DataFrame:

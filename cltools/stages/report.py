@@ -109,6 +109,7 @@ def _jobs(folder: Path, plan: Mapping[str, Any]) -> list[tuple[str, int, str, st
             minutes, cpu = (
                 jobs[column].cast(pl.Float64).sum() / 60 for column in ("s", "cpu_time")
             )
-            memory = (jobs["max_rss"].cast(pl.Float64).max() or 0) / 1024
+            peak = jobs.select(pl.col("max_rss").cast(pl.Float64).max()).item()
+            memory = (peak or 0) / 1024
             lines.append((stage, len(jobs), f"{minutes:.1f}", f"{cpu:.1f}", f"{memory:.2f}"))
     return lines

@@ -53,7 +53,7 @@ def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
         }
         for identity in experiment.plans
     }
-    counts: dict[str, Counter] = {}
+    counts: dict[str, Counter[str]] = {}
     for stages in cells.values():
         for stage, found in stages.items():
             counts.setdefault(stage, Counter())[found["state"]] += 1
@@ -85,10 +85,11 @@ def status_lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _words(found: Mapping[str, Any]) -> str:
-    if found["step"] is None or found["state"] == "done":
-        return found["state"]
+    state: str = found["state"]
+    if found["step"] is None or state == "done":
+        return state
     of = f" of {found['steps']}" if found["steps"] else ""
-    return f"{found['state']} at step {found['step']}{of}"
+    return f"{state} at step {found['step']}{of}"
 
 
 def _stages(
@@ -186,9 +187,10 @@ def _saved_step(path: Path) -> int | None:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return json.loads(header["__metadata__"]["cltools"])["step"]
+        step: int = json.loads(header["__metadata__"]["cltools"])["step"]
     except (OSError, ValueError, KeyError, OverflowError, MemoryError):
         return None
+    return step
 
 
 def _beginning_of(log: Path) -> str:

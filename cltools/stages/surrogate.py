@@ -92,7 +92,7 @@ def gaussian_views(
 
 def _references(
     chosen: Mapping[str, Any],
-) -> Iterator[tuple[int, int, NDArray[np.float64], NDArray[np.int64]]]:
+) -> Iterator[tuple[int, int, NDArray[np.float64], NDArray[np.integer]]]:
     """(seed, number of classes, Σ, labels) of every reference set of the grid."""
     if chosen["features"] is None:
         for seed, classes in product(chosen["seeds"], chosen["classes"]):
@@ -101,20 +101,20 @@ def _references(
             z, labels = gaussian_views(classes, rng=rng, **sizes)
             yield seed, classes, similarities_of_views(z), labels
         return
-    z, labels = _load(chosen["features"]), _load(chosen["labels"])
+    features, given = _load(chosen["features"]), _load(chosen["labels"])
     try:
-        sigma = similarities_of_views(z)
+        sigma = similarities_of_views(features)
     except ValueError as error:
         raise InputError(f"{chosen['features']}: {error}") from None
-    if labels.shape != z.shape[1:2] or not np.issubdtype(labels.dtype, np.integer):
+    if given.shape != features.shape[1:2] or not np.issubdtype(given.dtype, np.integer):
         raise InputError(
-            f"{chosen['labels']} must hold {z.shape[1]} integer labels, one per image of"
-            f" {chosen['features']}, not {labels.dtype} {labels.shape}"
+            f"{chosen['labels']} must hold {features.shape[1]} integer labels, one per image of"
+            f" {chosen['features']}, not {given.dtype} {given.shape}"
         )
-    if max(chosen["batch_sizes"]) > len(labels):
-        raise InputError(_too_large("batch_sizes", chosen, f"{len(labels)} images of the features"))
+    if max(chosen["batch_sizes"]) > len(given):
+        raise InputError(_too_large("batch_sizes", chosen, f"{len(given)} images of the features"))
     for seed in chosen["seeds"]:
-        yield seed, len(np.unique(labels)), sigma, labels
+        yield seed, len(np.unique(given)), sigma, given
 
 
 def _batches(images: int, size: int, steps: int, seed: int) -> NDArray[np.int64]:
@@ -123,13 +123,16 @@ def _batches(images: int, size: int, steps: int, seed: int) -> NDArray[np.int64]
     return np.array([rng.permutation(images)[:size] for _ in range(steps)])
 
 
-def _load(path: str | Path) -> NDArray:
+def _load(path: str | Path) -> NDArray[Any]:
+    """The array of a .npy file, of whatever type it is. Raises InputError."""
     try:
-        return np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError):
-        raise InputError(f"{path} is not a .npy file of numbers") from None
+        raise InputError(f"{path} does not exist: check its path") from None
+    except (OSError, ValueError):
+        raise InputError(f"{path} is not a .npy file of numbers: write it again") from None
+    return array
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:

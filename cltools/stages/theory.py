@@ -23,6 +23,7 @@ from cltools.measurements.inequalities import (
     SCHEMA,
     Key,
     Row,
+    Where,
     corollary_rows,
     few_shot_rows,
     gap_rows,
@@ -158,7 +159,8 @@ class _Training:
             # Not of the whole batch: its graph is kept twice, in float32, where a training step of
             # 1,024 images under autocast fills a GPU already.
             count = self.settings["curvature_images"]
-            few = views.unflatten(0, (self.cell["views"], -1))[:, :count].flatten(0, 1)
+            by_view = torch.unflatten(views, 0, (self.cell["views"], -1))
+            few = by_view[:, :count].flatten(0, 1)
             for objective, network in networks.items():
                 curvature = self._curvature(objective, network, few, labels[:count])
                 self.smoothness = max(self.smoothness, curvature)
@@ -180,7 +182,7 @@ class _Training:
                          vacuous_orders=math.log10(eps))  # fmt: skip
         counts = bounds.batch_class_counts(taken, len(self.fractions))
         largest = counts.max() / taken.shape[1]
-        sum_lr = float(self._until(step)["sum_lr"].max())
+        sum_lr = self._largest("sum_lr", step)
         for variant, delta_pi in (
             ("stated", bounds.delta_pi(tau, self.fractions.max(), eps)),
             ("realised", bounds.delta_pi(tau, largest)),
@@ -190,12 +192,11 @@ class _Training:
                 if objective != "nscl":
                     continue
                 value = partial(value_of, values, split, objective, features)
-                about = {"split": split, "objective": objective, "features": features,
-                         "kind": "network"}  # fmt: skip
+                about: Where = {"split": split, "objective": objective, "features": features}
                 images = round(value("images", "count"))
                 yield inequality(
                     "P2 Theorem 1", "drift", variant,
-                    float(drift.value), value("similarity_gap", "frobenius"),
+                    float(drift.value), value("similarity_gap", "frobenius"), kind="network",
                     log10_bound=float(drift.log10),
                     vacuous_orders=float(bounds.vacuous_orders(drift.log10, images**2)), **about,
                 )  # fmt: skip
@@ -209,14 +210,13 @@ class _Training:
                     ratio = 10**log10_ratio if log10_ratio < 0 else math.inf
                     yield inequality(
                         source, metric, f"theorem_1_{variant}", float(lower_bound(ratio)),
-                        value(metric, measure), "lower", vacuous_orders=log10_ratio, **about,
+                        value(metric, measure), "lower", kind="network",
+                        vacuous_orders=log10_ratio, **about,
                     )  # fmt: skip
 
     def _weight_rows(self, step: int, values: Mapping[Key, float]) -> Iterator[Row]:
         """The form of P2's Theorem 2, its constants estimated from the run."""
-        until = self._until(step)
-        largest = float(until["grad_norm"].max())
-        sum_lr = float(until["sum_lr"].max())
+        largest, sum_lr = self._largest("grad_norm", step), self._largest("sum_lr", step)
         yield inequality("P2 Theorem 2", "gradient_norm", "largest", math.nan, largest,
                          kind="estimate")  # fmt: skip
         if not (self.smoothness > 0 and largest > 0):
@@ -228,19 +228,21 @@ class _Training:
             kind="estimate", log10_bound=float(form.log10), objective="nscl",
         )  # fmt: skip
 
-    def _until(self, step: int) -> pl.DataFrame:
-        return self.log.filter(pl.col("step") < step)
+    def _largest(self, column: str, step: int) -> float:
+        """The largest value of a column of the training log before a step."""
+        until = self.log.filter(pl.col("step") < step)
+        return float(until.select(pl.col(column).max()).item())
 
     def _embed(self, network: Network, views: torch.Tensor) -> torch.Tensor:
         """z (K, B, d) with the statistics of this batch, all views together, in float32."""
-        z = network(views)[1]
+        z: torch.Tensor = network(views)[1]
         return z.view(self.cell["views"], -1, z.shape[1])
 
     def _curvature(
         self, objective: str, network: Network, views: torch.Tensor, labels: torch.Tensor
     ) -> float:
         """Of the objective's loss on these images, in all weights that it trains."""
-        if objective == "nscl" and len(labels.unique()) < 2:
+        if objective == "nscl" and len(torch.unique(labels)) < 2:
             return 0.0
         masks = pair_masks(labels.to(self.device), self.cell["views"])
 

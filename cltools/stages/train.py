@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -167,9 +168,9 @@ def _train(
     """
     ranks, stop = trainer.ranks, checkpoints[-1]
     last_save, stopped_by = time.monotonic(), 0
-    steps_left = range(trainer.step, stop)
-    if ranks.first:  # which shows for all how far they are
-        steps_left = track(steps_left, len(steps_left), "training")
+    steps_left: Iterable[int] = range(trainer.step, stop)
+    if ranks.first:  # it alone shows how far they all are
+        steps_left = track(steps_left, stop - trainer.step, "training")
     for step in steps_left:
         if step in checkpoints:
             progress.save_weights(trainer)
