@@ -1,8 +1,8 @@
-"""Stage `compare`: the same measures on embeddings that other software made.
+"""Stage `compare`: measure embeddings that other software made, as `measure` does.
 
-Files: `.npy` (features alone), `.npz`, `.safetensors` or netCDF (`.nc`). Where a file holds several
-arrays, `features` (or `h`) is (N, d), `labels` (or `label`) are the N classes and `ids` (or
-`sample_id`) name the N images.
+Files are `.npy` (features only), `.npz`, `.safetensors` or netCDF (`.nc`). In a file of several
+arrays, `features` (or `h`) is (N, d), `labels` (or `label`) holds the classes of the N images, and
+`ids` (or `sample_id`) their names.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,9 @@ NAMES = {"features": ("features", "h"), "labels": ("labels", "label"), "ids": ("
 def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> None:
     """Measure the representations in `files` against the first one; tidy rows to `output`.
 
-    Representations are named like their files. Measured as h in `cltools measure`: alignment (all
-    pairs), residual alignment, rank correlation, intervals, permutation tests, corollaries and
-    collapse. Labels come
-    from `labels_file` (.npy) or from the files themselves.
+    Each representation has the name of its file. The measures are those of h in `cltools measure`:
+    alignment (all pairs), residual alignment, rank correlation, intervals, permutation tests,
+    corollaries and collapse. Labels come from `labels_file` (.npy) or from the files themselves.
 
     Raises InputError when a file cannot be read, images or labels do not match, labels are missing,
     or features are not finite.
@@ -100,7 +99,7 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name; never unpickles."""
+    """Arrays by name. Pickled objects are refused, because loading them could run code."""
     try:
         match path.suffix:
             case ".npy":
@@ -119,7 +118,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
                     return {str(name): dataset[name].values for name in dataset.variables}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check its path") from None
-    except Exception as error:  # each library has errors of its own for a damaged file
+    except Exception as error:  # each library raises other errors for a damaged file
         raise InputError(f"{path} cannot be read ({error}): write it again") from None
     raise InputError(f"{path} is of no known type: give .npy, .npz, .safetensors or .nc")
 
