@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import ArrayLike
 
 from cltools.claims import Claim, Claims, Test
 from cltools.claims.statistics import STATISTICS, Effects, Violations, select, violations
@@ -47,7 +46,8 @@ VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)
 NO_ROWS = "no such rows"
 # Correlations have their spread over seeds on Fisher's scale, where it does not shrink near 1.
 ALMOST_1 = 1 - 1e-12
-Scale = tuple[Callable[[ArrayLike], ArrayLike], Callable[[ArrayLike], ArrayLike]]
+# There and back; of a number or an array.
+Scale = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 SCALES: dict[str, Scale] = {
     "correlation": (lambda r: np.arctanh(np.clip(r, -ALMOST_1, ALMOST_1)), np.tanh)
 }
@@ -267,8 +267,7 @@ def _decide(trials: list[Trial], error_rate: float) -> None:
     for trial in family:
         trial.p = p_of_all(trial.deciding, len(trial.deciding) == len(trial.parts))
     p = [trial.p for trial in family if trial.p is not None]
-    adjusted, levels = (holm_p(p), holm_levels(p, error_rate)) if p else ([], [])
-    for trial, p_holm, level in zip(family, adjusted, levels, strict=True):
+    for trial, p_holm, level in zip(family, holm_p(p), holm_levels(p, error_rate), strict=True):
         trial.p_holm = float(p_holm)
         count = len(trial.deciding)
         for part in trial.parts:

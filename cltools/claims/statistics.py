@@ -71,8 +71,8 @@ def select(table: pl.DataFrame, test: Test) -> pl.DataFrame:
         "trained": pl.col(clock) > 0,
     }
     found = matching(table.filter(at[test.at]), test.where)
-    if test.only:
-        found = _evaluated(lambda: found.filter(pl.sql_expr(test.only)), test)
+    if only := test.only:
+        return _evaluated(lambda: found.filter(pl.sql_expr(only)), test)
     return found
 
 

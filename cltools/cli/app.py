@@ -1,4 +1,4 @@
-"""The `cltools` command: one subcommand per stage, thin. Errors of the user's input exit with 2."""
+"""The `cltools` command: one subcommand per stage, and how errors are reported."""
 
 import logging
 import os
@@ -31,15 +31,16 @@ app.command(context_settings={"ignore_unknown_options": True})(everyday.with_gpu
 
 
 def main() -> None:
-    """Entry point: log lines to stderr, one sentence and exit code 2 for what the user can mend.
+    """Entry point. Errors that the user can correct give one sentence on stderr and exit code 2.
 
-    That is wrong input, a disk that is full or closed, too little memory. What else goes wrong is a
-    mistake of the program and has a traceback. After a signal that training obeyed, the exit code
-    is 128 and the signal's number. Of several ranks that torchrun started, rank 0 speaks for all.
+    Those are wrong input, a disk that is full or not writable, and too little memory. Any other
+    error is a mistake in the program and shows a traceback. When a signal ended training, the exit
+    code is 128 plus the signal's number. Of several ranks that torchrun started, rank 0 reports
+    errors that all of them have.
     """
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    # Other libraries stay at warnings.
+    # Other libraries log warnings only.
     logging.getLogger("cltools").setLevel(logging.INFO if first else logging.ERROR)
     try:
         app()
@@ -53,8 +54,8 @@ def main() -> None:
         if fault is None:
             raise
         if not first:
-            # Most errors are all ranks' errors. When rank 0 says so, torchrun ends this process
-            # while it waits; otherwise the fault is this rank's own.
+            # Most errors occur on all ranks. Rank 0 then reports them, and torchrun ends this
+            # process while it waits. Otherwise the error is this rank's alone.
             time.sleep(SECONDS_FOR_RANK_0)
         typer.echo(f"Error: {fault}", err=True)
         sys.exit(2)

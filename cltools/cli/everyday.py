@@ -1,4 +1,4 @@
-"""Commands beside the stages: how far an experiment is, what it will take, GPUs."""
+"""Commands that are no stages: state of an experiment, partial figures, timings, GPUs."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def status(
     results: Annotated[Path, typer.Option(help="Folder of all results.")] = RESULTS.path,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Say how far an experiment is: what is done, running, failed or stale, cell by cell."""
+    """Show how far an experiment is: what is done, running, failed or stale, cell by cell."""
     from cltools.stages import status as stage
 
     report = stage.run(experiment=experiment_of(config), results=results)
@@ -39,7 +39,7 @@ def partial(
         Path | None, typer.Option(help="Folder to write [<results>/<experiment>/partial].")
     ] = None,
 ) -> None:
-    """Draw the figures of the cells that are done, while others are still at work."""
+    """Draw figures of the cells that are done, while others are still running."""
     limit_threads(1)
     from cltools.cli.partial import draw_partial
 
@@ -52,33 +52,37 @@ def partial(
 def bench(
     config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
     cell: Annotated[
-        str | None, typer.Option(help="In its place: a cell, as for `cltools train`.")
+        str | None, typer.Option(help="A cell instead of a config, as for `cltools train`.")
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(help=f"A config's folder of stores [{RESULTS.stores}]; a cell's."),
+        typer.Option(
+            help=f"For a config, the folder of stores [{RESULTS.stores}]; for a cell, its store."
+        ),
     ] = None,
     device: Device = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Training steps to time.")] = 20,
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Random images, like the store's if there is one.")
     ] = False,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Their side in pixels.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Training images.")] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Classes among them.")] = None,
-    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 or 3 [3].")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side of random images.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Random training images.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes of random images.")] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
     workers: Workers = None,
 ) -> None:
-    """Time training steps on this machine: what a cell, or all cells of a config, will take."""
+    """Time training steps on this machine, and estimate the time of a cell or a whole config."""
     from cltools.config.cells import resolve_cell
     from cltools.runtime.files import write_json
 
     if (config is None) == (cell is None):
-        raise InputError("cltools bench takes a config or --cell, one of the two: give one")
+        raise InputError("cltools bench takes either a config or --cell: give one of the two")
     sizes = (image_size, images, classes, channels)
     if not synthetic and any(size is not None for size in sizes):
-        raise InputError("the sizes of images are those of the store: add --synthetic")
+        raise InputError("sizes and numbers of images are for random ones: add --synthetic")
     settings = resolve_cell(json_object(cell, "--cell")) if cell else {"threads": 1}
     experiment = experiment_of(config) if config else None
     limit_threads(settings["threads"])
@@ -87,7 +91,7 @@ def bench(
     made = stage.Synthetic(*sizes) if synthetic else None
     report = stage.run(
         experiment=experiment,
-        cell=settings,
+        cell=settings if cell else None,
         store=store,
         device=device,
         steps=steps,
@@ -104,7 +108,7 @@ def with_gpus(
     count: Annotated[int, typer.Argument(min=1, help="GPUs to wait for.")],
     command: Annotated[list[str], typer.Argument(help="What to run on them.")],
 ) -> None:
-    """Run a command on GPUs that no other process of cltools uses; for torchrun."""
+    """Run a command, such as torchrun, on GPUs that no other process of cltools uses."""
     from cltools.runtime.gpus import claim_gpus
 
     claim_gpus(count)

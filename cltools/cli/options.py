@@ -1,4 +1,4 @@
-"""Options that several commands have, and what commands do before a stage is imported."""
+"""Options that several commands share, and what commands do before they import a stage."""
 
 import json
 import os
@@ -14,25 +14,27 @@ from cltools.runtime.faults import memory_fault
 
 CONFIG_HELP = "Config file (YAML), or its content as JSON."
 Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
-Stores = Annotated[list[Path], typer.Option(help="Image store; one for each data set.")]
+Stores = Annotated[list[Path], typer.Option(help="Image store; repeat it for each data set.")]
 Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
 Table = Annotated[Path | None, typer.Option(help="Tidy table of an experiment (parquet).")]
-Tables = Annotated[Path, typer.Option(help="List of the tables made, to write at the end.")]
-Settings = Annotated[str, typer.Option(help="JSON or a file with it; keys as in the config.")]
+Tables = Annotated[Path, typer.Option(help="File to write at the end: the list of the tables.")]
+Settings = Annotated[str, typer.Option(help="JSON or a JSON file; keys as in the config.")]
 EmbeddingType = Literal["float32", "float16"]
 FullAt = Literal["last", "all"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads that decode images of an encoded store; default: the cores."),
+    typer.Option(
+        min=1, help="Threads that decode images of an encoded store; default: one per core."
+    ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 
 def limit_threads(count: int) -> None:
-    """Set the thread count of every numerical library; call it before they are imported.
+    """Set the number of threads of all numerical libraries; call it before they are imported.
 
-    Two jobs that each start a thread per core run many times slower than with one thread each.
+    Two jobs that each start one thread per core are many times slower than with one thread each.
     """
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
                      "POLARS_MAX_THREADS"):  # fmt: skip
@@ -41,7 +43,7 @@ def limit_threads(count: int) -> None:
 
 @contextmanager
 def memory_remedy(remedy: str) -> Iterator[None]:
-    """Say what the user can do where the block runs out of memory."""
+    """Raise InputError with this remedy when the block runs out of memory."""
     try:
         yield
     except Exception as error:
@@ -51,9 +53,9 @@ def memory_remedy(remedy: str) -> Iterator[None]:
 
 
 def own_gpu(device: str) -> None:
-    """Where the device is left open, a GPU that no other process of cltools has; see `gpus`.
+    """For device "auto", reserve a GPU that no other process of cltools uses; see `runtime.gpus`.
 
-    Ranks that torchrun started share those of their torchrun.
+    Ranks that torchrun started use the GPUs of their torchrun instead.
     """
     if device == "auto" and "LOCAL_RANK" not in os.environ:
         from cltools.runtime.gpus import claim_gpus
@@ -62,7 +64,10 @@ def own_gpu(device: str) -> None:
 
 
 def json_object(text: str, what: str) -> Any:
-    """JSON given on the command line, or in the file that is named there."""
+    """The JSON that was given on the command line, or is in the file named there.
+
+    `what` names the argument in messages. Raises InputError for anything that is not JSON.
+    """
     if not text.lstrip().startswith(("{", "[")):
         try:
             text = Path(text).read_text()
@@ -75,7 +80,7 @@ def json_object(text: str, what: str) -> Any:
 
 
 def experiment_of(config: str) -> Any:
-    """The checked experiment of a config file, or of its content as JSON."""
+    """The experiment of a config file, or of its content as JSON. Raises InputError."""
     from cltools.config.experiment import load_experiment, read_config
 
     inline = config.lstrip().startswith("{")

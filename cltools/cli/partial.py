@@ -1,7 +1,7 @@
-"""The figures of those cells of an experiment that are done: stages one after another.
+"""Figures of the cells of an experiment that are done, while Snakemake still makes the others.
 
-It reads the results folder as it is, beside a Snakemake that is at work there, and writes to a
-folder of its own: tables and figures of all cells are made by the workflow in the end.
+It only reads the results of the cells and writes to its own folder. The workflow makes the tables
+and figures of all cells at the end.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ LISTED = ("measure", "theory", "merge")
 
 
 def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iterator[str]:
-    """Write the tables of all cells that are measured, and have their theory, and the figures.
+    """Write tables and figures of all cells that have both their measures and their theory.
 
-    Yields what was done, a line each. A figure that needs cells which are not done is left out.
-    Raises InputError where no cell is done.
+    Yields one line of text for each thing that was done. Figures that need other cells are left
+    out. Raises InputError when no cell is done.
     """
     planned = plan.summary(experiment)
     tables: dict[str, dict[str, str]] = {stage: {} for stage in LISTED}

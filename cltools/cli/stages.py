@@ -1,4 +1,4 @@
-"""The commands of the stages: options, types and help. What they do is in `cltools.stages`."""
+"""The commands of the stages: options, types and help. `cltools.stages` does the work."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ def plan(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
 ) -> None:
-    """Check a config and list the cells that it asks for."""
+    """Check a config and list its cells."""
     experiment = experiment_of(config)
     if output is None:
         for identity, cell in experiment.plans.items():
@@ -48,7 +48,7 @@ def plan(
 def prepare(
     name: Annotated[str, typer.Option(help="Name of the data set in the store.")],
     definition: Annotated[
-        str, typer.Option(help='JSON or a file with it: {"source": "folder", "path": "photos"}.')
+        str, typer.Option(help='JSON or a JSON file: {"source": "folder", "path": "photos"}.')
     ],
     store: Annotated[Path, typer.Option(help="Folder to write.")],
     workers: Workers = None,
@@ -63,7 +63,7 @@ def prepare(
 
 def train(
     cell: Annotated[
-        str, typer.Option(help='JSON or a file with it: {"dataset": "digits", "horizon": 20, ...}.')
+        str, typer.Option(help='JSON or a JSON file: {"dataset": "digits", "horizon": 20, ...}.')
     ],
     store: Store,
     run: Annotated[Path, typer.Option(help="Folder for weights, log and resume state.")],
@@ -80,7 +80,7 @@ def train(
     ] = None,
     workers: Workers = None,
 ) -> None:
-    """Train the objectives of one cell together, from wherever an earlier run stopped."""
+    """Train the objectives of one cell together; continue an earlier run if there is one."""
     from cltools.config.cells import resolve_cell
 
     settings = resolve_cell(json_object(cell, "--cell"))
@@ -110,24 +110,26 @@ def train(
 def embed(
     manifests: Manifests,
     store: Stores,
-    done: Annotated[Path, typer.Option(help="List of the files made, to write at the end.")],
+    done: Annotated[
+        Path, typer.Option(help="File to write at the end: the list of the embeddings.")
+    ],
     dtype: Annotated[EmbeddingType, typer.Option(help="How numbers are stored.")] = "float32",
     recalibrate: Annotated[
         bool,
-        typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
+        typer.Option("--recalibrate", help="Compute batch statistics again from training images."),
     ] = False,
     unless_measured: Annotated[
         FullAt | None,
-        typer.Option(help="Leave out cells that are measured, with this --full-at, already."),
+        typer.Option(help="Leave out cells that were already measured with this --full-at."),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Let no `cltools measure` discard them.")
+        bool, typer.Option("--keep", help="Never let `cltools measure` delete them.")
     ] = False,
     device: Device = "auto",
     threads: Threads = 1,
     workers: Workers = None,
 ) -> None:
-    """Embed the images of trained cells, at every checkpoint, into each cell's embeddings/."""
+    """Embed the images of trained cells at every checkpoint, in a folder of each cell."""
     limit_threads(threads)
     own_gpu(device)
     from cltools.stages import embed as stage
@@ -149,21 +151,25 @@ def embed(
 def measure(
     manifests: Manifests,
     done: Tables,
-    full_at: Annotated[FullAt, typer.Option(help="Checkpoints measured in full.")] = "last",
+    full_at: Annotated[
+        FullAt, typer.Option(help="Checkpoints that also get the slow measures.")
+    ] = "last",
     discard_embeddings: Annotated[
-        bool, typer.Option("--discard-embeddings", help="Delete embeddings once measured.")
+        bool, typer.Option("--discard-embeddings", help="Delete embeddings after measuring.")
     ] = False,
     recalibrated: Annotated[
-        bool, typer.Option("--recalibrated", help="Of embeddings made with --recalibrate.")
+        bool, typer.Option("--recalibrated", help="Use the embeddings made with --recalibrate.")
     ] = False,
-    dtype: Annotated[EmbeddingType, typer.Option(help="That of the embeddings.")] = "float32",
+    dtype: Annotated[
+        EmbeddingType, typer.Option(help="How the numbers of the embeddings are stored.")
+    ] = "float32",
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
     """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds.
 
-    The losses of whole data sets are worked out on the device (auto: on a GPU if they are of
-    100,000 images or more), all else on the CPU.
+    The losses of whole data sets are computed on the device (auto: on a GPU from 100,000 images
+    on), everything else on the CPU.
     """
     limit_threads(threads)
     from cltools.stages import measure as stage
@@ -189,7 +195,7 @@ def theory(
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
-    """Set the papers' bounds beside what was measured of trained cells."""
+    """Compare the papers' bounds with the measured values of trained cells."""
     limit_threads(threads)
     own_gpu(device)
     from cltools.stages import theory as stage
@@ -239,7 +245,7 @@ def project(
     settings: Settings = "{}",
     recalibrate: Annotated[
         bool,
-        typer.Option("--recalibrate", help="Work out batch statistics anew on training images."),
+        typer.Option("--recalibrate", help="Compute batch statistics again from training images."),
     ] = False,
     device: Device = "auto",
     threads: Threads = 1,
@@ -264,13 +270,13 @@ def project(
 
 def compare(
     files: Annotated[
-        list[Path], typer.Argument(help="Two or more: .npy, .npz, .safetensors, .nc.")
+        list[Path], typer.Argument(help="Two or more files: .npy, .npz, .safetensors, .nc.")
     ],
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     labels: Annotated[Path | None, typer.Option(help="Classes of the images (.npy).")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Measure embeddings that other software made, against the first file."""
+    """Measure embeddings that other software made, compared with the first file."""
     limit_threads(threads)
     from cltools.stages import compare as stage
 
@@ -280,7 +286,7 @@ def compare(
 def collect(
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
     lists: Annotated[
-        list[Path], typer.Argument(help="Lists written by `cltools measure`, merge and theory.")
+        list[Path], typer.Argument(help="Lists written by `cltools measure`, `merge` and `theory`.")
     ],
     measures: Annotated[Path, typer.Option(help="Tidy table of all measures to write.")],
     log: Annotated[Path, typer.Option(help="Table of all training logs to write.")],
@@ -305,7 +311,7 @@ def plot(
     regularity: Table = None,
     project: Table = None,
     papers: Annotated[
-        list[Path] | None, typer.Option(help="File of the papers' numbers to draw beside (CSV).")
+        list[Path] | None, typer.Option(help="The papers' numbers to draw as well (CSV).")
     ] = None,
     style: Annotated[str, typer.Option(help='JSON, e.g. {"dpi": 300}.')] = "{}",
 ) -> None:
@@ -335,7 +341,9 @@ def plot(
 
 def claims(
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
-    output: Annotated[Path, typer.Option(help="Table to write (parquet); a readable .md beside.")],
+    output: Annotated[
+        Path, typer.Option(help="Table to write (parquet), with a readable .md beside it.")
+    ],
     measures: Annotated[Path | None, typer.Option(help="measures.parquet.")] = None,
     theory: Annotated[Path | None, typer.Option(help="theory.parquet.")] = None,
     log: Annotated[Path | None, typer.Option(help="training_log.parquet.")] = None,
@@ -346,7 +354,7 @@ def claims(
         Path | None, typer.Option(help="Claims to test; default: those of the papers.")
     ] = None,
 ) -> None:
-    """Say which of the papers' claims hold in an experiment."""
+    """Test which of the papers' claims hold in an experiment."""
     limit_threads(1)
     from cltools.claims import FILE
     from cltools.stages import claims as stage
@@ -359,16 +367,17 @@ def claims(
 def report(
     manifests: Manifests,
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
-    measures: Annotated[Path, typer.Option(help="measures.parquet of an experiment.")],
-    claims: Annotated[Path, typer.Option(help="claims.parquet of it.")],
+    measures: Annotated[Path, typer.Option(help="measures.parquet of the experiment.")],
+    claims: Annotated[Path, typer.Option(help="Its claims.parquet.")],
     figures: Annotated[Path, typer.Option(help="Folder of its figures.")],
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
-    config: Annotated[str, typer.Option(help="The config to show: JSON or a file with it.")] = "{}",
+    config: Annotated[str, typer.Option(help="The config to show: JSON or a JSON file.")] = "{}",
     benchmarks: Annotated[
-        Path | None, typer.Option(help=f"{RESULTS.benchmarks}, for time and memory of the jobs.")
+        Path | None,
+        typer.Option(help=f"{RESULTS.benchmarks}, to show the time and memory of the jobs."),
     ] = None,
 ) -> None:
-    """Put claims, figures, tables and origins of an experiment into one HTML file."""
+    """Write one HTML file with the claims, figures, tables and software of an experiment."""
     limit_threads(1)
     from cltools.stages import report as stage
 
@@ -388,7 +397,7 @@ def surrogate(
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",
 ) -> None:
-    """Run the papers' similarity descent over a grid: drift of CL and NSCL beside its bounds."""
+    """Run similarity descent for a grid of settings: drift of CL and NSCL, and its bounds."""
     limit_threads(1)
     from cltools.stages import surrogate as stage
 
@@ -399,7 +408,7 @@ def minimise(
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",
 ) -> None:
-    """Minimise the objectives over free embeddings: which of them collapse, to what, and when."""
+    """Minimize the objectives over free embeddings: which collapse, to what, and when."""
     limit_threads(1)
     from cltools.stages import minimise as stage
 
@@ -407,13 +416,13 @@ def minimise(
 
 
 def regularity(
-    cell: Annotated[str, typer.Option(help="JSON or a file with it, as for `cltools train`.")],
+    cell: Annotated[str, typer.Option(help="JSON or a JSON file, as for `cltools train`.")],
     store: Store,
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",
     device: Device = "auto",
 ) -> None:
-    """Follow a network's similarities under SGD, step by step, beside their surrogate."""
+    """Compare a network's similarities under SGD with those of the surrogate, step by step."""
     from cltools.config.cells import resolve_cell
 
     chosen = resolve_cell(json_object(cell, "--cell"))

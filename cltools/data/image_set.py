@@ -1,7 +1,7 @@
 """From the image store to the images of one cell on the device."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,7 @@ class ImageSet:
 
     def plain_and_views(
         self, views: EpochViews, recipe: Recipe, block: int
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    ) -> Generator[tuple[Tensor, list[Tensor]], None, None]:
         """All images in blocks: `pixels`, and each of the K views of the same images."""
         for positions in torch.split(torch.arange(len(self.labels)), block):
             pixels = self.pixels(positions)
@@ -168,7 +168,7 @@ class EncodedImageSet(ImageSet):
 
     def plain_and_views(
         self, views: EpochViews, recipe: Recipe, block: int
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    ) -> Generator[tuple[Tensor, list[Tensor]], None, None]:
         blocks = torch.split(torch.arange(len(self.labels)), block)
 
         def boxes(positions: Tensor) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from matplotlib.ticker import (
     NullLocator,
     StrMethodFormatter,
 )
+from matplotlib.typing import RcKeyType
 
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file
@@ -64,7 +65,7 @@ TEXT_WIDTH = 7.0  # inches: two columns of a paper
 CHARACTER = 0.56  # mean width of a character of DejaVu Sans, of its size
 
 
-def parameters(style: Mapping[str, float]) -> dict[str, Any]:
+def parameters(style: Mapping[str, float]) -> dict[RcKeyType, Any]:
     """The matplotlib settings for a figure style; keys left out take their `DEFAULTS`.
 
     Raises InputError on an unknown key or a value that is not a positive number.

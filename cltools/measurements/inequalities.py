@@ -42,7 +42,7 @@ SCHEMA = {
 ROUNDING = 1e-6  # features are stored in float32
 
 
-class _Where(TypedDict):
+class Where(TypedDict):
     """The columns that say which features a row is about."""
 
     split: str
@@ -103,7 +103,7 @@ def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterat
         bound = values.get((split, objective, features, of, variant))
         if bound is None:
             continue
-        about: _Where = {"split": split, "objective": objective, "features": features}
+        about: Where = {"split": split, "objective": objective, "features": features}
         images = value_of(values, split, objective, features, "images", "count")
         negatives = views * ((batch_size if metric == "batch_gap" else images) - 1)
         orders = math.log10(bound / math.log(negatives))
@@ -120,7 +120,7 @@ def corollary_rows(values: Mapping[Key, float]) -> Iterator[Row]:
     )
     for split, objective, features in groups(values, "similarity_gap"):
         value = partial(value_of, values, split, objective, features)
-        about: _Where = {"split": split, "objective": objective, "features": features}
+        about: Where = {"split": split, "objective": objective, "features": features}
         for source, metric, variant in plain:
             for which in ("corollary", "tight"):
                 bound = value(f"{metric}_lower_bound", which)
@@ -142,7 +142,7 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
     """
     for split, objective, features in groups(values, "few_shot_nccc_all_way"):
         value = partial(value_of, values, split, objective, features)
-        about: _Where = {"split": split, "objective": objective, "features": features}
+        about: Where = {"split": split, "objective": objective, "features": features}
         spread = value("cdnv", "directional"), value("cdnv", "pairs"), value("cdnv", "root")
         if not all(map(math.isfinite, spread)):
             continue

@@ -161,7 +161,7 @@ def _mean(values: pl.Series) -> str:
     if not len(values):
         return "–"
     spread = f" ± {values.std():.2g}" if len(values) > 1 else ""
-    return f"{values.mean():.3g}{spread}"
+    return f"{values.to_numpy().mean():.3g}{spread}"
 
 
 def _cells(material: Material) -> Iterable[tuple[Any, ...]]:

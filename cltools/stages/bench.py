@@ -1,4 +1,4 @@
-"""Stage `bench`: what a step of a cell costs on this machine, and what its whole run will take."""
+"""Stage `bench`: time training steps on this machine and estimate what whole runs will take."""
 
 import math
 import subprocess
@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from cltools.runtime.progress import track
 from cltools.runtime.tensors import save_tensors
 from cltools.training.trainer import CoupledTrainer
 
-WARM_UP = 3  # steps before the timed ones: buffers are made, kernels chosen or compiled
+WARM_UP = 3  # untimed steps first: they allocate buffers and choose or compile kernels
 PARTS = ("views", "forward", "losses", "backward", "optimizer", "logging")
 LARGEST_SYNTHETIC = 8e9  # bytes
 MB = 1e6
@@ -46,9 +46,9 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Random images in the place of a store: side in pixels, training images, classes, channels.
+    """Random images instead of a store: side in pixels, training images, classes, channels.
 
-    None takes the value from the store, which must exist then.
+    None takes the value from the store, which must then exist.
     """
 
     image_size: int | None = None
@@ -67,14 +67,17 @@ def run(
     synthetic: Synthetic | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Time the cells of an experiment, kind by kind, or one cell; the report (see `_report`).
+    """Time one cell of each kind of an experiment, or a single cell; return the report.
 
-    `store` is the store of the cell, or the folder that holds the stores of the experiment [that of
-    the results]. Raises InputError as the two functions below do.
+    `_report` says what a report holds. `store` is the store of the cell, or the folder that holds
+    the stores of the experiment [the one in the results folder]. Raises InputError when both
+    are None, and as `bench_experiment` and `bench_cell` do.
     """
     if experiment is not None:
         stores = store or RESULTS.stores
         return bench_experiment(experiment, stores, device, steps, synthetic, workers)
+    if cell is None:
+        raise InputError("there is nothing to time: give an experiment or a cell")
     return bench_cell(cell, store, device, steps, synthetic, workers)
 
 
@@ -86,10 +89,10 @@ def bench_cell(
     synthetic: Synthetic | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Time `steps` training steps of a cell, and one save; a report of one kind (see `_report`).
+    """Time `steps` training steps of a cell and one save; return a report of one kind.
 
-    `workers`: see `image_set`. Raises InputError for settings that do not fit the data, and for a
-    missing store.
+    `_report` says what a report holds; `workers` is described in `image_set`. Raises InputError for
+    settings that do not fit the data, and for a missing store.
     """
     torch.set_num_threads(cell["threads"])
     device = choose_device(device_name)
@@ -111,11 +114,11 @@ def bench_experiment(
     synthetic: Synthetic | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Time one cell of each kind of an experiment, each in a process of its own; the report.
+    """Time one cell of each kind of an experiment and return the report.
 
-    `stores` is the folder that holds the stores of all data sets. A process each: the memory of one
-    kind must not count for another. Raises InputError as `bench_cell` does, and when a process
-    ends without a result.
+    `stores` is the folder that holds the stores of all data sets. Each kind has its own process, so
+    that the memory of one kind does not count for another. Raises InputError as `bench_cell` does,
+    and when a process ends without a result.
     """
     kinds: dict[str, list[Run]] = defaultdict(list)
     for plan in experiment.plans.values():
@@ -137,7 +140,7 @@ def bench_experiment(
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
-    """The report in words: every part of a step where it has one kind, else one line a kind."""
+    """The report as text: the parts of a step if there is one kind, else one line per kind."""
     kinds = [entry["kind"] for entry in report["kinds"]]
     if len(kinds) == 1:
         yield from _kind_lines(report["kinds"][0], report["device"])
@@ -174,7 +177,7 @@ def _kind_lines(entry: dict[str, Any], device: str) -> Iterator[str]:
 
 
 def _time(seconds: float) -> str:
-    """Seconds in a unit that suits."""
+    """Seconds as text, in a unit that keeps the number short."""
     for limit, unit, size in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
         if seconds < limit:
             return f"{seconds / size:.3g} {unit}"
@@ -182,13 +185,13 @@ def _time(seconds: float) -> str:
 
 
 def _entry(
-    cell: dict[str, Any],
+    cell: Mapping[str, Any],
     runs: list[Run],
     costs: Costs,
     shares: dict[str, float],
     embedding_bytes: int = 0,
 ) -> dict[str, Any]:
-    """One kind of a report: its costs, and sums over the runs of its cells."""
+    """One kind of cells in a report: its costs, and sums over the runs of its cells."""
     seconds = [training_seconds(costs, run) for run in runs]
     return {
         "kind": kind_of(cell),
@@ -204,7 +207,7 @@ def _entry(
 
 
 def _report(entries: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """All that is written with --output; the layout of a config's and of a cell's are the same."""
+    """What --output writes; a config and a single cell give the same layout."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     made_by = {"stage": "bench", "cltools": cltools.__version__, "torch": torch.__version__}
     return {"device": name, "kinds": entries, "made_by": made_by, "totals": _totals(entries)}
@@ -219,16 +222,17 @@ def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """Four significant digits: a timing has no more."""
+    """Four significant digits; timings are not more precise."""
     return float(f"{value:.4g}")
 
 
 def _in_a_process(
-    cell: dict[str, Any], synthetic: Synthetic | None, **options: Any
+    cell: Mapping[str, Any], synthetic: Synthetic | None, **options: Any
 ) -> dict[str, Any]:
-    """The report of `cltools bench --cell` from a fresh process. Raises InputError.
+    """The report of `cltools bench --cell`, run in a new process.
 
-    `options` are those of the command, by name; None leaves one out.
+    `options` are those of the command, by name; those that are None are left out. Raises InputError
+    when the command fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bench.json"
@@ -240,12 +244,13 @@ def _in_a_process(
             command += [] if value is None else [f"--{name.replace('_', '-')}", value]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode == 0:
-            return read_json(output, made_by="cltools bench")
+            report: dict[str, Any] = read_json(output, made_by="cltools bench")
+            return report
     *_, last = done.stderr.strip().splitlines() or [""]
     if done.returncode == 2 and last.startswith("Error: "):
         raise InputError(last.removeprefix("Error: "))
     raise InputError(
-        f"the process that benched the cell {canonical_cell(cell)} ended with "
+        f"the process that timed the cell {canonical_cell(cell)} ended with exit code "
         f"{done.returncode} (a negative number is a signal; -9 is often a lack of memory): {last}"
     )
 
@@ -254,27 +259,28 @@ def _in_a_process(
 def _images(
     cell: dict[str, Any], store: Path | None, synthetic: Synthetic | None
 ) -> Iterator[Path]:
-    """The folder of the store that is benched: the one given, or a made one that goes away."""
-    exists = store is not None and StoreFolder(store).manifest.exists()
+    """The folder of the store to time: the given one, or a temporary one of random images."""
+    there = store if store is not None and StoreFolder(store).manifest.exists() else None
     if synthetic is None:
-        if not exists:
+        if there is None:
             raise InputError(
                 f"{store or 'no --store'} is not an image store: run `cltools prepare` first, or "
                 "give --synthetic"
             )
-        yield store
+        yield there
         return
     with tempfile.TemporaryDirectory() as folder:
-        _write_synthetic(Path(folder), cell, synthetic, store if exists else None)
+        _write_synthetic(Path(folder), cell, synthetic, there)
         yield Path(folder)
 
 
 def _write_synthetic(
     folder: Path, cell: dict[str, Any], synthetic: Synthetic, like: Path | None
 ) -> None:
-    """A store of random images in classes of one size; `like` is the store they stand for, if any.
+    """Write a store of random images in classes of equal size.
 
-    Raises InputError as `_extent` does, and for more images than a test of speed should make.
+    `like` is the store that the images stand for, if there is one. Raises InputError as `_extent`
+    does, and for more than `LARGEST_SYNTHETIC` bytes of images.
     """
     shape, classes, counts = _extent(cell, synthetic, like)
     size = sum(counts.values()) * math.prod(shape)
@@ -297,25 +303,24 @@ def _extent(
 ) -> tuple[tuple[int, int, int], int, dict[str, int]]:
     """Shape (H, W, c), number of classes, and images by split of a store of random images.
 
-    What `synthetic` leaves open is as in the store `like`. Where the number of images is given,
-    there is one test image for five training images, or as many as the cell asks for. Raises
-    InputError when something is open and there is no such store.
+    Values that are None in `synthetic` come from the store `like`. If the number of training images
+    is given, there is one test image for every five, or as many as the cell asks for if those are
+    more. Raises InputError when a value is None and there is no such store.
     """
     size, images, classes = synthetic.image_size, synthetic.images, synthetic.classes
-    shape, counts = (size, size, synthetic.channels or 3), {}
+    counts: dict[str, int] = {}
     if like is not None:
         store = ImageStore.open(like)
         height, width, channels = store.image_shape
         shape = (size or height, size or width, synthetic.channels or channels)
         classes = classes or len(store.class_names)
         counts = {split: len(labels) for split, labels in store.labels.items()}
+    elif size is None or images is None or classes is None:
+        needed = {"--image-size": size, "--images": images, "--classes": classes}
+        missing = ", ".join(option for option, value in needed.items() if value is None)
+        raise InputError(f"--synthetic needs {missing} where there is no store to take it from")
     else:
-        open_ones = {"--image-size": size, "--images": images, "--classes": classes}
-        missing = [option for option, value in open_ones.items() if value is None]
-        if missing:
-            raise InputError(
-                f"--synthetic needs {', '.join(missing)} where there is no store to take it from"
-            )
+        shape = (size, size, synthetic.channels or 3)
     if images is not None:
         tests = max(images // 5, classes * (cell["test_images_per_class"] or 1))
         counts = {"train": images, "test": tests}
@@ -323,39 +328,40 @@ def _extent(
 
 
 class _Clock:
-    """Seconds by part, as `CoupledTrainer.lap` names them.
+    """Seconds by part of a step; the parts are those that `CoupledTrainer.lap` is called with.
 
-    With `wait` every lap waits for the device, so that a part gets the time it takes there.
+    With `wait`, every call waits for the device, so that the work of a part on the device counts
+    for that part.
     """
 
     def __init__(self, device: torch.device, wait: bool) -> None:
         self.device, self.wait = device, wait
         self.seconds: dict[str, float] = defaultdict(float)
-        _synchronise(device)
+        _synchronize(device)
         self.last = time.perf_counter()
 
     def __call__(self, part: str) -> None:
         if self.wait:
-            _synchronise(self.device)
+            _synchronize(self.device)
         now = time.perf_counter()
         self.seconds[part] += now - self.last
         self.last = now
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _timed(trainer: CoupledTrainer, steps: int, wait: bool) -> tuple[float, float, _Clock]:
-    """Seconds per step, seconds that each new epoch adds to that (0 if none began), the clock."""
+    """Seconds per step, extra seconds per new epoch (0 if none began), and the clock."""
     first = trainer.step
     epochs = sum(step % trainer.steps_per_epoch == 0 for step in range(first, first + steps))
     clock = trainer.lap = _Clock(trainer.device, wait)
     began = clock.last
     for _ in range(steps):
         trainer.train_step()
-    _synchronise(trainer.device)
+    _synchronize(trainer.device)
     drawing = clock.seconds["epoch"]
     per_step = (time.perf_counter() - began - drawing) / steps
     return per_step, drawing / max(1, epochs), clock
@@ -364,7 +370,8 @@ def _timed(trainer: CoupledTrainer, steps: int, wait: bool) -> tuple[float, floa
 def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, dict[str, float]]:
     """Costs of a cell with `images` images in both splits, and the shares of a step's parts.
 
-    On CUDA, waiting at every lap would make the step slower than it is: a second round does that.
+    On CUDA, waiting after every part makes steps slower. The parts are therefore timed in a second
+    round of steps.
     """
     cell, cuda = trainer.cell, trainer.device.type == "cuda"
     _, first_epoch, _ = _timed(trainer, WARM_UP, wait=False)  # step 0 begins an epoch
@@ -396,13 +403,16 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
     return costs, shares
 
 
-def _seconds_of_an_embedding(cell: dict, per_step: float, shares: dict[str, float]) -> float:
-    """Seconds to embed an image with all networks: plain, and its views, which are made first.
+def _seconds_of_an_embedding(
+    cell: Mapping[str, Any], per_step: float, shares: Mapping[str, float]
+) -> float:
+    """Estimated seconds to make the views of one image and embed it and them with all networks.
 
-    Estimated from the step, whose forward pass keeps what the backward pass needs: too high.
+    The estimate comes from the training step, whose forward pass also stores what the backward pass
+    needs. It is therefore too high.
     """
-    views = cell["views"]
-    of_one_view = per_step / (cell["batch_size"] * views)
+    views: int = cell["views"]
+    of_one_view: float = per_step / (cell["batch_size"] * views)
     return of_one_view * (views * shares["views"] + (1 + views) * shares["forward"])
 
 
@@ -420,9 +430,10 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _peak_memory() -> int:
-    """Bytes of main memory that this process has had in use at once.
+    """The most bytes of main memory that this process has used at any time.
 
-    From /proc: what `resource` says counts the memory of the process that started this one.
+    Read from /proc where there is one, because the value of `resource` includes the process that
+    started this one.
     """
     try:
         status = Path("/proc/self/status").read_text()

@@ -15,9 +15,9 @@ def run(
 ) -> None:
     """Write the verdicts to `output` (parquet) and, beside it, a readable table (`.md`).
 
-    `plan` is what `cltools plan` wrote; `tables` are the experiment's by name, None where there is
-    none: what they are needed for is not tested. Raises InputError for claims that do not fit the
-    tables, and for files that are missing or damaged.
+    `plan` is the file that `cltools plan` wrote. `tables` are the experiment's tables by name.
+    Claims that need a table which is None are not tested. Raises InputError for claims that do not
+    fit the tables, and for files that are missing or damaged.
     """
     chosen = load_claims(claims)
     planned = read_json(plan, made_by="cltools plan")

@@ -11,7 +11,7 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, whole_file
 from cltools.training.manifests import read_manifest
 
-# Settings of a cell that become columns, as they are.
+# Settings of a cell that become columns unchanged.
 SETTINGS = (
     "class_draw", "imbalance", "framework", "tau", "batch_size", "sampler", "view_forward",
     "optimizer", "lr_rule", "lr_schedule", "precision", "seed",
@@ -19,7 +19,7 @@ SETTINGS = (
 
 
 def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -> list[pl.Expr]:
-    """The columns that say which cell a row is of."""
+    """The columns that say which cell a row belongs to."""
     cell = manifest["cell"]
     values = {
         "cell": manifest["id"],
@@ -41,9 +41,10 @@ def run(
 ) -> None:
     """Join the tables of an experiment's cells into one parquet file of each kind.
 
-    `plan` is what `cltools plan` wrote, `lists` what `cltools measure`, `merge` and `theory` wrote
-    for these cells: rows of the first two go to `measures`, of the last to `theory`. Raises
-    InputError when a cell of the plan lacks its measures, or its theory where that is asked for.
+    `plan` is the file that `cltools plan` wrote. `lists` are the files that `cltools measure`,
+    `merge` and `theory` wrote for these cells. The rows of the first two go to `measures`, those of
+    `theory` to `theory`, and the training logs to `log`. Raises InputError when a cell of the plan
+    has no table of measures, or none of theory although `theory` is given.
     """
     cells = read_json(plan, made_by="cltools plan")["cells"]
     tables: dict[str, dict[str, str]] = {"measure": {}, "merge": {}, "theory": {}}
@@ -62,18 +63,18 @@ def run(
     if theory is not None:
         joined[theory] = []
     for identity, entry in cells.items():
-        path = by_cell[identity]
-        columns = cell_columns(manifests[path], entry["dataset"], entry["sweeps"])
-        log_file = CellFolder.of(Path(path)).run.path / manifests[path]["log"]["file"]
-        sources = [(measures, tables["measure"][path]), (log, log_file)]
-        if path in tables["merge"]:
-            sources.append((measures, tables["merge"][path]))
+        trained = by_cell[identity]
+        columns = cell_columns(manifests[trained], entry["dataset"], entry["sweeps"])
+        log_file = CellFolder.of(Path(trained)).run.path / manifests[trained]["log"]["file"]
+        sources = [(measures, Path(tables["measure"][trained])), (log, log_file)]
+        if trained in tables["merge"]:
+            sources.append((measures, Path(tables["merge"][trained])))
         if theory is not None:
-            sources.append((theory, tables["theory"][path]))
+            sources.append((theory, Path(tables["theory"][trained])))
         for target, source in sources:
             table = pl.read_parquet(source)
             joined[target].append(table.select(*columns, *table.columns))
-    for target, found in joined.items():
+    for target, parts in joined.items():
         with whole_file(target) as scratch:
-            # Cells of an older checkout may have an integer where a number is meant.
-            pl.concat(found, how="diagonal_relaxed").write_parquet(scratch)
+            # Cells of older versions may have an integer in a column of floats.
+            pl.concat(parts, how="diagonal_relaxed").write_parquet(scratch)

@@ -1,12 +1,14 @@
-"""Stage `compare`: the same measures on embeddings that other software made.
+"""Stage `compare`: measure embeddings that other software made, as `measure` does.
 
-Files: `.npy` (features alone), `.npz`, `.safetensors` or netCDF (`.nc`). Where a file holds several
-arrays, `features` (or `h`) is (N, d), `labels` (or `label`) are the N classes and `ids` (or
-`sample_id`) name the N images.
+Files are `.npy` (features only), `.npz`, `.safetensors` or netCDF (`.nc`). In a file of several
+arrays, `features` (or `h`) is (N, d), `labels` (or `label`) holds the classes of the N images, and
+`ids` (or `sample_id`) their names.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -20,10 +22,9 @@ NAMES = {"features": ("features", "h"), "labels": ("labels", "label"), "ids": ("
 def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> None:
     """Measure the representations in `files` against the first one; tidy rows to `output`.
 
-    Representations are named like their files. Measured as h in `cltools measure`: alignment (all
-    pairs), residual alignment, rank correlation, intervals, permutation tests, corollaries and
-    collapse. Labels come
-    from `labels_file` (.npy) or from the files themselves.
+    Each representation has the name of its file. The measures are those of h in `cltools measure`:
+    alignment (all pairs), residual alignment, rank correlation, intervals, permutation tests,
+    corollaries and collapse. Labels come from `labels_file` (.npy) or from the files themselves.
 
     Raises InputError when a file cannot be read, images or labels do not match, labels are missing,
     or features are not finite.
@@ -31,16 +32,15 @@ def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> 
     names = [path.stem for path in files]
     if len(files) < 2 or len(set(names)) < len(names):
         raise InputError("give at least two files with different names")
-    loaded = {name: read_arrays(path) for name, path in zip(names, files, strict=True)}
+    loaded = {path: read_arrays(path) for path in files}
+    arrays = {path.stem: found.features for path, found in loaded.items()}
+    given = None
     if labels_file is not None:
-        loaded = {name: {**arrays, "labels": None} for name, arrays in loaded.items()}
-        labels = _load(labels_file).get("features")
-        if labels is None or labels.shape != loaded[names[0]]["features"].shape[:1]:
+        given = _load(labels_file).get("features")
+        if given is None or given.shape != arrays[names[0]].shape[:1]:
             raise InputError(f"{labels_file} does not hold one label for each image: give a .npy")
-        loaded[names[0]]["labels"] = labels
-    arrays = {name: found["features"] for name, found in loaded.items()}
-    _require_same_images(loaded, files)
-    labels = _shared(loaded, "labels", files)
+    _require_same_images(loaded)
+    labels = _shared(loaded, "labels") if given is None else given
     if labels is None:
         raise InputError("no file holds labels: give them with --labels (.npy)")
     try:
@@ -60,8 +60,21 @@ def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> 
         table.write_parquet(scratch)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray | None]:
-    """features (N, d) and, where the file has them, labels and ids (N,). Raises InputError."""
+@dataclass(frozen=True)
+class Arrays:
+    """What a file holds: features (N, d), and labels and ids (N,) or None."""
+
+    features: np.ndarray
+    labels: np.ndarray | None
+    ids: np.ndarray | None
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of one file.
+
+    Raises InputError when the file cannot be read, holds no features, or holds arrays of a wrong
+    shape or type.
+    """
     stored = _load(path)
     found = {
         kind: next((stored[name] for name in names if name in stored), None)
@@ -76,16 +89,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray | None]:
             "give numbers of shape (images, dimensions)"
         )
     for kind in ("labels", "ids"):
-        if found[kind] is not None and found[kind].shape != features.shape[:1]:
+        array = found[kind]
+        if array is not None and array.shape != features.shape[:1]:
             raise InputError(
-                f"{path} has {len(features)} images but {kind} of shape {found[kind].shape}: "
+                f"{path} has {len(features)} images but {kind} of shape {array.shape}: "
                 "give one for each image"
             )
-    return found
+    return Arrays(features, found["labels"], found["ids"])
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """Arrays by name; never unpickles."""
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name. Pickled objects are refused, because loading them could run code."""
     try:
         match path.suffix:
             case ".npy":
@@ -104,34 +118,37 @@ def _load(path: Path) -> dict[str, Any]:
                     return {str(name): dataset[name].values for name in dataset.variables}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check its path") from None
-    except Exception as error:  # each library has errors of its own for a damaged file
+    except Exception as error:  # each library raises other errors for a damaged file
         raise InputError(f"{path} cannot be read ({error}): write it again") from None
     raise InputError(f"{path} is of no known type: give .npy, .npz, .safetensors or .nc")
 
 
-def _require_same_images(loaded: dict[str, dict[str, Any]], files: list[Path]) -> None:
-    counts = {str(path): len(found["features"]) for path, found in zip(files, loaded.values(),
-                                                                      strict=True)}  # fmt: skip
+def _require_same_images(loaded: Mapping[Path, Arrays]) -> None:
+    counts = {path: len(found.features) for path, found in loaded.items()}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{path} has {count}" for path, count in counts.items())
         raise InputError(
             f"the files hold different numbers of images ({told}): embed the same ones"
         )
-    _shared(loaded, "ids", files)
+    _shared(loaded, "ids")
 
 
-def _shared(loaded: dict[str, dict[str, Any]], kind: str, files: list[Path]) -> Any:
-    """The labels or ids that all files which have them agree on; None where no file has any."""
-    have = [
-        (path, found[kind])
-        for path, found in zip(files, loaded.values(), strict=True)
-        if found[kind] is not None
-    ]
-    for path, values in have[1:]:
-        if not np.array_equal(values, have[0][1]):
-            first = int(np.flatnonzero(np.asarray(values) != np.asarray(have[0][1]))[0])
+def _shared(loaded: Mapping[Path, Arrays], kind: Literal["labels", "ids"]) -> np.ndarray | None:
+    """The labels or ids, which must be the same in all files that have them.
+
+    None where no file has any. Raises InputError where two files differ.
+    """
+    found: dict[Path, np.ndarray | None]
+    found = {path: getattr(arrays, kind) for path, arrays in loaded.items()}
+    have = [(path, values) for path, values in found.items() if values is not None]
+    if not have:
+        return None
+    (first_path, first), *others = have
+    for path, values in others:
+        if not np.array_equal(values, first):
+            image = int(np.flatnonzero(values != first)[0])
             raise InputError(
-                f"{have[0][0]} and {path} differ in their {kind}, first at image {first}: give the "
+                f"{first_path} and {path} differ in their {kind}, first at image {image}: give the "
                 "same images in the same order"
             )
-    return have[0][1] if have else None
+    return first

@@ -1,8 +1,8 @@
-"""Stage `embed`: what every objective's network makes of the images, checkpoint by checkpoint.
+"""Stage `embed`: the outputs of every objective's network for the images, at every checkpoint.
 
-Networks are in evaluation mode: batch statistics are the running ones of training or, on request,
-those of the plain training images. Evaluation has its own views, which no training epoch sees.
-`data.embeddings` says what is in the files.
+Networks are in evaluation mode. Batch normalization uses the running statistics of training or, on
+request, statistics of the plain training images. The views are drawn for evaluation only; training
+never uses them. `data.embeddings` describes the files.
 """
 
 import logging
@@ -47,11 +47,11 @@ def run(
 ) -> None:
     """Embed several trained cells and write the list of files, by manifest, to `done`.
 
-    Each cell takes the store that carries the name of its data set. With `unless_measured`, cells
-    are left out whose measures with that `full_at` are there: embeddings are large, are deleted
-    once measured, and would serve for nothing. With `keep`, they are not deleted, even if another
-    experiment with these cells does not want them. Raises InputError when there is no store, and as
-    `embed_cell` does.
+    Each cell uses the store that has the name of its data set. `unless_measured` leaves out cells
+    that were already measured with this `full_at`: embeddings are large, are deleted after
+    measuring, and would not be needed. With `keep`, they are not deleted, even if another
+    experiment with the same cells does not need them. Raises InputError when a store is missing,
+    and as `embed_cell` does.
     """
     torch.set_num_threads(threads)
     chosen = choose_device(device)
@@ -77,12 +77,13 @@ def embed_cell(
     embeddings: Embeddings = PLAIN,
     workers: int | None = None,
 ) -> list[Path]:
-    """Embed the images of one trained cell at all its checkpoints; the files, in order of steps.
+    """Embed the images of one trained cell at all checkpoints; return the files, in order of steps.
 
-    They lie in a folder beside the manifest; those that are up to date are kept. Where they are to
-    be recalibrated, the networks' batch statistics are worked out anew from the plain training
-    images first, and the files say so. `workers`: see `image_set`. Raises InputError when weights
-    do not match the manifest or the store holds other images.
+    The files are in a folder beside the manifest. Those that are up to date are not written again.
+    If `embeddings` asks for recalibration, the batch statistics of the networks are first computed
+    again from the plain training images, and the files record it. `workers` is described in
+    `image_set`. Raises InputError when weights do not match the manifest or the store holds other
+    images.
     """
     manifest = read_manifest(manifest_path)
     cell, home = manifest["cell"], CellFolder.of(manifest_path)
@@ -159,5 +160,5 @@ def _embed_step(
 
 
 def _stacked(tensors: list[Tensor], dtype: str) -> np.ndarray:
-    """One array (objective, ...) of the storage type."""
+    """One array (objective, ...) of the type that is stored."""
     return torch.stack(tensors).float().cpu().numpy().astype(dtype)

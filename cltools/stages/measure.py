@@ -1,4 +1,4 @@
-"""Stage `measure`: from a trained cell's embeddings and weights to tidy rows, one row a value."""
+"""Stage `measure`: measure a trained cell's embeddings and weights, one tidy row per value."""
 
 import logging
 import shutil
@@ -30,8 +30,9 @@ from cltools.runtime.progress import track
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.trained import load_weights
 
-# Images of a split from which its losses are worth a GPU that other cells could train on: the time
-# of losses of a whole data set grows with their square, and is minutes of a CPU thread below.
+# From this many images, the losses of a split are computed on a GPU. Their time grows with the
+# square of the number of images. Below it they take a CPU thread minutes, and the GPU is left to
+# cells that train.
 LARGE = 100_000
 log = logging.getLogger("cltools")
 
@@ -48,12 +49,12 @@ def run(
 ) -> None:
     """Measure several embedded cells and write the list of tables, by manifest, to `done`.
 
-    With `discard_embeddings`, those that are measured are deleted. Raises InputError as
-    `measure_cell` does, and for a device that this machine lacks.
+    With `discard_embeddings`, the embeddings of a cell are deleted once it is measured. Raises
+    InputError as `measure_cell` does, and for a device that this machine does not have.
     """
     torch.set_num_threads(threads)
     if device != "auto":
-        choose_device(device)  # or say at once that it is missing
+        choose_device(device)  # fail now, not after hours, if it is missing
     tables = {}
     for path in manifests:
         tables[str(path)] = str(measure_cell(path, full_at, embeddings, device))
@@ -68,17 +69,17 @@ def measure_cell(
     embeddings: Embeddings = PLAIN,
     device_name: str = "cpu",
 ) -> Path:
-    """Measure one trained and embedded cell at all its checkpoints; the tidy parquet file.
+    """Measure one trained and embedded cell at all its checkpoints; return the tidy parquet file.
 
-    It is made once, see `measures_table`. Until it is whole, the rows of each checkpoint lie in a
-    folder beside it, from where the next call goes on after a kill.
+    The file is made once, see `measures_table`. Until it is complete, the rows of each checkpoint
+    are kept in a folder beside it, so that a call after a kill continues where the last one ended.
 
-    `full_at` is "last" or "all" checkpoints: there the dearer measures are made too (linear probe,
-    few-shot, kNN, permutation nulls, rank correlation, other labels, intervals). `embeddings` says
-    which of them to take. The losses of whole data sets are worked out on
-    the device that is named ("auto": on a GPU if they are `LARGE`), all else on the CPU. Raises
-    InputError when embeddings are missing, of another type or of other weights than the manifest's,
-    and for a device that this machine lacks.
+    `full_at` names the checkpoints, "last" or "all", that also get the slow measures: linear probe,
+    few-shot, kNN (k nearest neighbors), permutation nulls, rank correlation, other labels,
+    intervals. `embeddings` says which embeddings to use. The losses of whole data sets are computed
+    on the named device ("auto": on a GPU from `LARGE` images on), everything else on the CPU.
+    Raises InputError when embeddings are missing, have another type or come from other weights than
+    the manifest's, and for a device that this machine does not have.
     """
     manifest = read_manifest(manifest_path)
     home = CellFolder.of(manifest_path)
@@ -101,7 +102,7 @@ def measure_cell(
         parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
         if step == 0:
             initial = {split: _arrays(part, "h") for split, part in parts.items()}
-            if "init" in cell["coupling"]:  # all start from one encoder: the first one's serves
+            if "init" in cell["coupling"]:  # all start from one encoder, so the first one is used
                 initial = {
                     split: dict.fromkeys(arrays, next(iter(arrays.values())))
                     for split, arrays in initial.items()
@@ -128,7 +129,7 @@ def measure_cell(
 
 
 def _arrays(part: xr.Dataset, variable: str) -> dict[str, np.ndarray]:
-    """Objective -> array of "h", "z" or "z_views", in the order of the objectives."""
+    """Objective -> array of `variable` ("h", "z" or "z_views"), in the order of the objectives."""
     return {o: part[variable].sel(objective=o).values for o in part.objective.values.tolist()}
 
 
@@ -140,7 +141,7 @@ def _measure_split(
     full: bool,
     device_name: str,
 ) -> list[measurements.Row]:
-    """Rows of one checkpoint and split; `starts` is the h of the untrained encoders."""
+    """Rows of one checkpoint and split; `starts` holds the h of the untrained encoders."""
     h, z, z_views = (_arrays(part, variable) for variable in ("h", "z", "z_views"))
     labels, tau = part.label.values, cell["tau"]
     device = _device_of_losses(device_name, len(labels))
@@ -172,7 +173,7 @@ def _device_of_losses(name: str, images: int) -> torch.device:
         if images < LARGE:
             name = "cpu"
         else:
-            claim_gpus(1)  # which the process then keeps
+            claim_gpus(1)  # held until the process ends
     return choose_device(name)
 
 

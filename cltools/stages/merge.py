@@ -1,9 +1,9 @@
 """Stage `merge`: networks on the line between the weights of DCL and of another objective.
 
-Both start from the same weights and see the same views, so that their average may be a network of
-its own. Batch statistics are worked out anew all along the line, its ends included: what changes
-along it is the weights alone. The ends therefore differ from what `measure` finds for the networks
-as they were trained.
+DCL is the decoupled contrastive loss. Both networks start from the same weights and see the same
+views, so that an average of their weights may work as a network too. Batch statistics are computed
+again for every point of the line, its ends included, so that only the weights differ along it. The
+values at the ends therefore differ from those that `measure` finds for the networks as trained.
 """
 
 import logging
@@ -48,8 +48,8 @@ def run(
 ) -> None:
     """Merge the networks of several trained cells and write the list of tables to `done`.
 
-    Each cell takes the store that carries the name of its data set. Raises InputError when there is
-    none, and as `merge_cell` does.
+    Each cell uses the store that has the name of its data set. Raises InputError when a store is
+    missing, and as `merge_cell` does.
     """
     torch.set_num_threads(threads)
     chosen = choose_device(device)
@@ -63,11 +63,11 @@ def run(
 def merge_cell(
     manifest_path: Path, store: ImageStore, device: torch.device, settings: Mapping[str, Any]
 ) -> Path:
-    """Measure the networks between those of one cell's last checkpoint; the tidy parquet file.
+    """Measure merged networks of one cell's last checkpoint; return the tidy parquet file.
 
-    It is made once, see `merge_table`. `settings` are those of the config's `merge`. Objectives
-    that the cell did not train are left out. Raises InputError when settings are wrong, the cell
-    did not train DCL, weights do not match the manifest or the store holds other images.
+    The file is made once, see `merge_table`. `settings` are the keys of the config's `merge`.
+    Objectives that the cell did not train are left out. Raises InputError when settings are wrong,
+    the cell did not train DCL, weights do not match the manifest or the store holds other images.
     """
     settings = with_defaults(settings, "merge")
     manifest = read_manifest(manifest_path)
@@ -79,7 +79,7 @@ def merge_cell(
     sets = trained_images(store, manifest, manifest_path, device)
     shape, classes = sets["train"].image_shape, sets["train"].classes
     network = build_network(manifest["cell"], shape, classes, measurements.REFERENCE)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
     rows = [{**at, **row} for row in _lines(network, weights, sets, points)]
     with whole_file(path) as scratch:
@@ -90,7 +90,10 @@ def merge_cell(
 def _last_weights(
     manifest_path: Path, manifest: dict[str, Any], wanted: list[str]
 ) -> tuple[int, dict[str, dict[str, Tensor]]]:
-    """The last step, and DCL's weights and those wanted: objective -> name -> tensor, no heads."""
+    """The last step, and the weights of DCL and the wanted objectives, without heads.
+
+    Weights are objective -> name -> tensor. Raises InputError when the cell did not train DCL.
+    """
     step, hashes = saved_weights(manifest)[-1]
     if measurements.REFERENCE not in hashes:
         raise InputError(
@@ -114,7 +117,10 @@ def _lines(
     sets: Mapping[str, ImageSet],
     points: int,
 ) -> Iterator[measurements.Row]:
-    """Rows of the lines from the first of `weights` to each of the others; `network` is scratch."""
+    """Rows of the lines from the first of `weights` to each of the others.
+
+    The weights of `network` are overwritten.
+    """
     start, *others = weights
     labels = {split: data.labels.numpy() for split, data in sets.items()}
     decimals = max(2, len(str(points - 2)))  # enough to tell the points apart
@@ -135,7 +141,7 @@ def _lines(
 def _features(
     network: Network, weights: Mapping[str, Tensor], sets: Mapping[str, ImageSet]
 ) -> Features:
-    """What the encoder makes of the images with these weights and batch statistics to fit them."""
+    """h of all images with these weights, and with batch statistics computed for them."""
     network.load_state_dict(weights)
     recalibrate(network, sets["train"])
     return {split: _encode(network, data) for split, data in sets.items()}
@@ -143,7 +149,7 @@ def _features(
 
 @torch.inference_mode()
 def _encode(network: Network, data: ImageSet) -> np.ndarray:
-    blocks = data.plain(torch.arange(len(data.labels)).split(BLOCK))
+    blocks = data.plain(torch.split(torch.arange(len(data.labels)), BLOCK))
     encoded = [network.encoder(data.normalise(pixels)).cpu() for pixels in blocks]
     return torch.cat(encoded).numpy()
 
@@ -154,11 +160,11 @@ def _rows(
     """Accuracies in [0, 1] of h, and its CKA with the h of both ends of the line."""
     probed = (h["train"], labels["train"], h["test"], labels["test"])
     accuracies = zip(nccc(*probed), linear_probe(*probed)[:2], strict=True)
-    for (split, y), (centres, probe) in zip(labels.items(), accuracies, strict=True):
+    for (split, y), (centers, probe) in zip(labels.items(), accuracies, strict=True):
         arrays = {"h": h[split], "first": first[split], "last": last[split]}
         cka = alignment(arrays, [("first", "h"), ("last", "h")], [CKA])
         values = {
-            "merged_nccc": centres,
+            "merged_nccc": centers,
             "merged_linear_probe": probe,
             "merged_cka": cka["first", "h"][CKA],
             "merged_cka_to_objective": cka["last", "h"][CKA],

@@ -1,6 +1,7 @@
-"""Stage `minimise`: where the objectives lead free embeddings, and in what order, over a grid.
+"""Stage `minimise`: minimize the objectives over free embeddings, for a grid of settings.
 
-It needs no training. P1's Theorem 2 says where NSCL must end; see `cltools.maths.minimise`.
+It needs no training. Theorem 2 of P1 (arXiv 2506.04411) says where NSCL, the contrastive loss with
+negatives of other classes only, must end; see `cltools.maths.minimise`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,21 +22,21 @@ from cltools.runtime.progress import track
 def run(*, settings: Mapping[str, Any], output: Path) -> None:
     """Run the whole grid and write a tidy parquet, one row per run and iteration, to `output`.
 
-    Columns: objective, classes, dimension, tau (null for CE, which does not use it and runs once
-    per other setting), seed, per_class, iteration (0 is the start), phase ("start", "descent" or
-    "newton"), minimum_loss (of NSCL where d ≥ C - 1, else null), then the trajectory of
-    `cltools.maths.minimise.Minimum`; null where it is undefined. Runs of one seed, number of
+    Columns: objective, classes, dimension, tau (null for CE, cross-entropy, which does not use it
+    and runs once per other setting), seed, per_class, iteration (0 is the start), phase ("start",
+    "descent" or "newton"), minimum_loss (of NSCL where d ≥ C - 1, else null), then the trajectory
+    of `cltools.maths.minimise.Minimum`; null where it is undefined. Runs of one seed, number of
     classes and dimension start from the same embeddings.
 
-    Dimensions that come out equal are run once, and d = 1 not at all, not even with two classes,
-    where Theorem 2 includes it: the sphere is two points then, and no descent can leave the start.
+    Dimensions that come out equal are run once. d = 1 is left out, even with two classes, where
+    Theorem 2 includes it: the sphere then has only two points, so that descent cannot move.
 
     Args:
-        settings: keys of the config schema's `minimise`, in the place of their defaults.
+        settings: keys of the config schema's `minimise` that replace their defaults.
         output: the parquet file.
 
     Raises:
-        InputError: settings that the schema refuses, no dimension above 1, a temperature so far out
+        InputError: settings that the schema refuses, no dimension above 1, a temperature so extreme
             that embeddings come out as NaN.
     """
     chosen = with_defaults(settings, "minimise")
@@ -62,8 +63,9 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
         except ValueError as error:
             where = f"objective = {objective}, classes = {classes}, tau = {tau}"
             raise InputError(f"minimise with {where}: {error}") from None
-        known = objective == "nscl" and dimension >= classes - 1
-        least = nscl_minimum(per_class, classes, tau) if known else None
+        least = None
+        if objective == "nscl" and tau is not None and dimension >= classes - 1:
+            least = nscl_minimum(per_class, classes, tau)
         trajectory = found._asdict()
         del trajectory["z"]
         tables.append(

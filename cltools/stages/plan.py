@@ -1,6 +1,7 @@
 """Stage `plan`: the cells and sweeps of an experiment, as later stages need them."""
 
 from pathlib import Path
+from typing import Any
 
 from cltools.config.experiment import Experiment
 from cltools.figures import figures_of
@@ -12,6 +13,6 @@ def run(*, experiment: Experiment, output: Path) -> None:
     write_json(output, summary(experiment))
 
 
-def summary(experiment: Experiment) -> dict:
+def summary(experiment: Experiment) -> dict[str, Any]:
     """Cells, sweeps and figures of an experiment, for JSON."""
     return {**experiment.summary(), "figures": figures_of(experiment)}

@@ -12,7 +12,7 @@ from cltools.figures.tables import PAPERS, ExperimentTables
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import read_json, read_table
 
-# The stage that makes a table, where it is not of the table's name.
+# The stages that make these tables; other tables have the name of their stage.
 MADE_BY = {"measures": "measure", "log": "train"}
 
 
@@ -27,16 +27,17 @@ def run(
 ) -> None:
     """Write `<output>.pdf`, `.png` and `.csv` of figure `name`, a key of `FIGURES`.
 
-    `plan` is what `cltools plan` wrote. Of `tables`, keys of `cltools.layout.TABLES`, only those
-    that the figure shows are read. `style` may set the keys of `cltools.figures.style.DEFAULTS`.
-    `papers` are files of the papers' numbers, drawn beside where they are of the same data set.
-    Raises InputError when a table or the rows are missing.
+    `plan` is the file that `cltools plan` wrote. The keys of `tables` are those of
+    `cltools.layout.TABLES`; only the tables that the figure shows are read. `style` may set the
+    keys of `cltools.figures.style.DEFAULTS`. `papers` are files of the papers' numbers, which are
+    drawn too where they are about the same data set. Raises InputError when a table or the rows of
+    the figure are missing.
     """
     sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
     read = {table: _read(tables.get(table), table) for table in used}
     experiment = ExperimentTables(sweeps, **read, papers=read_papers(papers))
-    # Matplotlib reads some settings only when it draws, so saving belongs inside too.
+    # Matplotlib reads some settings only when it draws, so the figure is saved inside too.
     with rc_context(parameters(style)):
         figure, plotted = draw(name, experiment)
         save(figure, plotted, output)
@@ -50,7 +51,10 @@ def _read(path: Path | None, name: str) -> pl.DataFrame:
 
 
 def read_papers(paths: Sequence[Path]) -> pl.DataFrame:
-    """The papers' numbers of some files, in the columns of `PAPERS`; text that is empty is ""."""
+    """The papers' numbers in these files, with the columns of `PAPERS`; missing text is "".
+
+    Raises InputError for a file that cannot be read.
+    """
     try:
         found = [pl.read_csv(path, schema_overrides=PAPERS.schema) for path in paths]
         table = pl.concat([PAPERS, *(part.select(PAPERS.columns) for part in found)])

@@ -1,4 +1,4 @@
-"""prepare: a source of images -> an image store."""
+"""Stage `prepare`: read a data set from its source and write it as an image store."""
 
 import logging
 from pathlib import Path
@@ -14,9 +14,10 @@ log = logging.getLogger("cltools")
 def run(*, name: str, definition: dict[str, Any], store: Path, workers: int | None = None) -> None:
     """Read the images that `definition` names and write them to the folder `store`.
 
-    `definition` is what `read_source` takes, for example {"source": "digits"}. Raises InputError
-    when the source cannot be read; `store` is then as it was, but for encoded images that were
-    found whole by then: the next call goes on after them. `workers` threads decode those.
+    `definition` is the argument of `read_source`, for example {"source": "digits"}. `workers`
+    threads decode images that stay encoded. Raises InputError when the source cannot be read. The
+    store is then unchanged, but for encoded images that were already checked: the next call goes on
+    after them.
     """
     source = read_source(definition)
     if isinstance(source, EncodedSource):

@@ -1,9 +1,9 @@
-"""Stage `project`: what the networks of a cell make of some images, in the plane.
+"""Stage `project`: features of some images in the plane, for the networks of a cell.
 
-The same images for every objective and checkpoint. Every panel has a projection of its own, since
-the directions that matter change in training; all are then brought to one size and turned onto one
-another, so that what differs between panels is more than their orientation: DCL's onto its next
-checkpoint, every other objective's onto DCL's of the same checkpoint.
+The images are the same for every objective and checkpoint. Every panel has its own projection,
+because the important directions change in training. All panels are then scaled to one size and
+rotated or reflected, so that they do not differ in orientation alone: those of DCL onto its next
+checkpoint, those of every other objective onto DCL at the same checkpoint.
 """
 
 from collections.abc import Mapping
@@ -41,20 +41,20 @@ def run(
 ) -> None:
     """Project features of one trained cell and write a tidy parquet, one row a point, to `output`.
 
-    Columns: cell, step, epoch, objective, method, split, features, share
-    (of the variance in the plane; null but for principal components), sample (position in the
-    split), class, x, y. A picture has a root mean square radius of 1.
+    Columns: cell, step, epoch, objective, method, split, features, share (of the variance that
+    is in the plane; only for principal components, else null), sample (position in the split),
+    class, x, y. The points of a panel have a root mean square radius of 1.
 
     Args:
         manifest: the cell's training manifest.
         store: image store of its data set.
         output: the parquet file.
-        settings: keys of the config schema's `project`, in the place of their defaults.
+        settings: keys of the config schema's `project` that replace their defaults.
         recalibrate, device, threads: as `cltools embed` has them.
 
     Raises:
-        InputError: settings that the schema refuses, no umap-learn, weights or images that are not
-            the manifest's, features that are not finite.
+        InputError: settings that the schema refuses, umap-learn is needed but not installed,
+            weights or images are not those of the manifest, features are not finite.
     """
     chosen = with_defaults(settings, "project")
     torch.set_num_threads(threads)
@@ -104,17 +104,17 @@ def run(
 
 def some_images(labels: Tensor, classes: int, per_class: int) -> Tensor:
     """Positions of the first images of each of the first classes, in ascending order."""
-    found = [(labels == c).nonzero()[:per_class, 0] for c in labels.unique()[:classes]]
+    found = [(labels == c).nonzero()[:per_class, 0] for c in torch.unique(labels)[:classes]]
     return torch.cat(found).sort().values
 
 
 def all_turned(
     planes: Mapping[tuple[str, int], np.ndarray],
 ) -> dict[tuple[str, int], np.ndarray]:
-    """(objective, step) -> points: of the first objective, turned onto its next step.
+    """(objective, step) -> points (n, 2), turned so that equal features look equal.
 
-    Those of the others are turned onto the first objective's of the same step, so that equal
-    features look equal.
+    The points of the first objective are turned onto those of its next step, the points of other
+    objectives onto those of the first objective at the same step.
     """
     first = next(iter(planes))[0]
     reference: dict[int, np.ndarray] = {}
@@ -129,7 +129,7 @@ def all_turned(
 
 @torch.inference_mode()
 def _features(network: Network, data: ImageSet, which: str) -> np.ndarray:
-    blocks = data.plain(torch.arange(len(data.labels)).split(BLOCK))
+    blocks = data.plain(torch.split(torch.arange(len(data.labels)), BLOCK))
     made = [network(data.normalise(pixels))[("h", "z").index(which)] for pixels in blocks]
     return torch.cat(made).float().cpu().numpy()
 

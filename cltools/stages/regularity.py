@@ -1,33 +1,34 @@
 """Stage `regularity`: a network's similarities under SGD, step by step, beside their surrogate.
 
-P2's Theorem 1 bounds how far CL and NSCL drift apart under similarity descent, and passes to
-networks by regularity conditions: a bounded Jacobian J = ∂Σ/∂w, a small Taylor remainder, a finite
-Ση². Here DCL and NSCL are trained on a small reference set from one start, with the same batches
-and views, and all of this is measured at every step; similarity descent runs beside them from the
-same Σ, with the same batches and learning rates. See `cltools.training.regularity`.
+Theorem 1 of P2 (arXiv 2510.08852) bounds how far CL and NSCL drift apart under similarity descent.
+P2 applies it to networks under regularity conditions: a bounded Jacobian J = ∂Σ/∂w, a small Taylor
+remainder, a finite Ση². Here DCL and NSCL are trained on a small reference set from one start, with
+the same batches and views, and these conditions are measured at every step. Similarity descent, the
+surrogate, starts from the same Σ and takes the same batches and learning rates. See
+`cltools.training.regularity`.
 
-One row per step and objective. Columns, norms being Frobenius norms of (M, 2M) matrices unless
-they say otherwise:
+There is one row per step and objective. Norms are Frobenius norms of (M, 2M) matrices unless stated
+otherwise. The columns are:
 
 - tau, batch_size (B), images (M), seed, step (from 1), objective;
-- lr (η), sum_lr (Ση) and sum_lr_squared (Ση²), up to and with this step;
+- lr (η), sum_lr (Ση) and sum_lr_squared (Ση²), up to and including this step;
 - jacobian_norm: the spectral norm ‖J‖₂ before the step, an estimate from below;
-- amplification: ‖J Jᵀ G‖ / ‖G‖, with G P2's gradient of the batch at the network's Σ before the
-  step: how many times further than the surrogate's the network's step is, to first order. The
-  surrogate takes it for 1;
-- amplification_cosine: between J Jᵀ G and G, which the surrogate takes for 1 too;
-- weight_step_cosine: between the step in the weights and -Jᵀ G, what P2's loss on Σ(w) would do.
-  Below 1 by the batch's own statistics and by the anchors of the second view;
+- amplification: ‖J Jᵀ G‖ / ‖G‖, where G is P2's gradient of the batch at the network's Σ before
+  the step. To first order, the network's step is this many times as long as the surrogate's, which
+  assumes 1;
+- amplification_cosine: between J Jᵀ G and G; the surrogate assumes 1 here too;
+- weight_step_cosine: between the step in the weights and -Jᵀ G, the step for P2's loss on Σ(w). It
+  is below 1 because training uses the batch's own statistics, and anchors of the second view too;
 - moved: ‖Σ(w_{t+1}) - Σ(w_t)‖; remainder: ‖R_t‖; remainder_ratio: remainder / moved;
 - displacement and surrogate_displacement: from Σ(w_0), after the step, of the network and of the
   surrogate; displacement_cosine: between the two;
 - surrogate_error: between network and surrogate, after the step; surrogate_error_ratio: in units
   of displacement. A surrogate that stayed at Σ(w_0) would have 1;
 - the same for both objectives: real_distance, ‖Σ(w^CL) - Σ(w^NSCL)‖ after the step;
-  surrogate_distance, likewise, which is what Theorem 1 bounds; log10_bound and
-  log10_bound_realised, its bounds, of which `cltools.maths.surrogate.Descent` tells.
+  surrogate_distance, the same for the surrogate, which is what Theorem 1 bounds; log10_bound and
+  log10_bound_realised, its bounds, described in `cltools.maths.surrogate.Descent`.
 
-A ratio or cosine of nothing is NaN.
+A ratio or cosine is NaN where its denominator is 0.
 """
 
 from collections.abc import Mapping
@@ -63,26 +64,27 @@ from cltools.training.regularity import (
 )
 from cltools.training.trainer import CoupledTrainer
 
+Array = NDArray[np.float64]
 OBJECTIVES = ("dcl", "nscl")  # the surrogate's CL and NSCL, in its order
 
 
 def run(
     *,
-    cell: Mapping[str, Any],
+    cell: dict[str, Any],
     store: Path,
     output: Path,
     settings: Mapping[str, Any],
     device: str = "auto",
 ) -> None:
-    """Follow a cell's network for some steps and write what the module's docstring lists.
+    """Train a cell's networks for some steps and write the columns of the module's docstring.
 
-    Of the cell, `followed_cell` replaces what the theory prescribes.
+    `followed_cell` replaces the settings of the cell that the theory prescribes.
 
     Args:
         cell: a resolved cell.
         store: the store of its data set.
         output: the parquet file.
-        settings: any of the schema's `regularity` keys but for `set`, which made the cell.
+        settings: any keys of the schema's `regularity` but `set`, which is already in the cell.
 
     Raises:
         InputError: unknown settings, values out of range or that do not fit the data, a store of
@@ -109,10 +111,10 @@ def run(
 
 
 def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """The cell with what the theory prescribes: DCL and NSCL, two views, plain SGD, no queue.
+    """The cell with the settings of the theory: DCL and NSCL, two views, plain SGD, no queue.
 
-    Momentum or weight decay would be another surrogate's. The learning rate goes from its peak,
-    by the cell's rule, down a cosine that ends with the last step.
+    Momentum or weight decay would need another surrogate. The learning rate starts at its peak,
+    which follows the cell's rule, and falls along a cosine that ends with the last step.
     """
     return {
         **cell,
@@ -132,12 +134,13 @@ def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
 def follow(
     trainer: CoupledTrainer, steps: int, power_iterations: int, delta: float
 ) -> pl.DataFrame:
-    """Train for `steps` steps and measure each; the table of the module's docstring.
+    """Train for `steps` steps and measure each; return the table of the module's docstring.
 
-    Nothing that is measured has an effect on the run. Raises InputError for a batch of one class
-    and for a loss that is not finite.
+    The batches of the trainer are `FixedViews`. Measuring does not change the run. Raises
+    InputError for a batch of one class and for a loss that is not finite.
     """
     cell, labels, fixed = trainer.cell, trainer.data.labels.numpy(), trainer.batches["dcl"]
+    assert isinstance(fixed, FixedViews)
     similarities = SimilarityMap(trainer.networks["dcl"], fixed.views)
     points = {o: similarities.at(similarities.weights(n)) for o, n in trainer.networks.items()}
     start = _array(points["dcl"])
@@ -153,11 +156,11 @@ def follow(
 
     rows = []
     states = similarity_steps(start, labels, batches, lrs, cell["tau"])
-    for step, surrogate in enumerate(track(states, steps, "following")):
+    for step, state in enumerate(track(states, steps, "following")):
         batch = batches[step]
         trainer.train_step()
         trainer.flush()  # stops at a loss that is not finite
-        reached = {}
+        reached, surrogates = {}, (state.cl, state.nscl)
         for number, (objective, network) in enumerate(trainer.networks.items()):
             before, after = points[objective], similarities.at(similarities.weights(network))
             points[objective], reached[objective] = after, _array(after)
@@ -169,7 +172,7 @@ def follow(
                     "jacobian_norm": spectral_norm(before, power_iterations, cell["seed"]),
                     **_taylor(before, after),
                     **_first_order(before, after, batch, negatives, cell["tau"]),
-                    **_displacements(start, reached[objective], surrogate[number]),
+                    **_displacements(start, reached[objective], surrogates[number]),
                 }
             )
         distance = float(np.linalg.norm(reached["dcl"] - reached["nscl"]))
@@ -178,8 +181,8 @@ def follow(
     return _table(cell, rows, lrs, descent, len(labels))
 
 
-def _array(point: Linearised) -> NDArray[np.float64]:
-    """Its Σ (M, 2M); rounding may put a cosine just outside [-1, 1]."""
+def _array(point: Linearised) -> Array:
+    """Its Σ (M, 2M), clipped to [-1, 1], which rounding may leave."""
     return point.sigma.clamp(-1, 1).cpu().numpy()
 
 
@@ -194,9 +197,13 @@ def _taylor(before: Linearised, after: Linearised) -> dict[str, float]:
 
 
 def _first_order(
-    before: Linearised, after: Linearised, batch: NDArray, negatives: NDArray, tau: float
+    before: Linearised,
+    after: Linearised,
+    batch: NDArray[np.int64],
+    negatives: NDArray[np.bool_],
+    tau: float,
 ) -> dict[str, float]:
-    """What becomes of P2's gradient of the batch on its way through the weights."""
+    """The columns that compare P2's gradient of the batch with the step through the weights."""
     sigma = _array(before)
     entries = touched_entries(batch, len(sigma))
     gradient = np.zeros_like(sigma)
@@ -205,13 +212,13 @@ def _first_order(
     back = before.jvp(in_weights).cpu().numpy()
     step = (before.weights - after.weights).cpu().numpy()
     return {
-        "amplification": _ratio(np.linalg.norm(back), np.linalg.norm(gradient)),
+        "amplification": _ratio(float(np.linalg.norm(back)), float(np.linalg.norm(gradient))),
         "amplification_cosine": _cosine(back, gradient),
         "weight_step_cosine": _cosine(step, in_weights.cpu().numpy()),
     }
 
 
-def _displacements(start: NDArray, reached: NDArray, surrogate: NDArray) -> dict[str, float]:
+def _displacements(start: Array, reached: Array, surrogate: Array) -> dict[str, float]:
     displacement = float(np.linalg.norm(reached - start))
     error = float(np.linalg.norm(reached - surrogate))
     return {
@@ -227,18 +234,18 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole > 0 else np.nan
 
 
-def _cosine(a: NDArray, b: NDArray) -> float:
-    return _ratio(np.vdot(a, b), np.linalg.norm(a) * np.linalg.norm(b))
+def _cosine(a: Array, b: Array) -> float:
+    return _ratio(float(np.vdot(a, b)), float(np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _table(
     cell: Mapping[str, Any],
     rows: list[dict[str, Any]],
-    lrs: NDArray,
+    lrs: Array,
     descent: Descent,
     images: int,
 ) -> pl.DataFrame:
-    """The rows with what they share: keys of the run, learning rates, Theorem 1."""
+    """The rows, and the columns that they share: keys of the run, learning rates, Theorem 1."""
     shared = pl.DataFrame(
         {
             "step": np.arange(1, len(lrs) + 1),

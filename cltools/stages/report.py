@@ -1,4 +1,4 @@
-"""Stage `report`: everything about an experiment in one HTML file."""
+"""Stage `report`: the results of an experiment in one HTML file."""
 
 import json
 import os
@@ -39,12 +39,12 @@ def run(
         plan: written by `cltools plan`.
         measures: written by `cltools collect`.
         claims: the table written by `cltools claims`.
-        figures: folder with what `cltools plot` wrote; those of the plan that are there are shown.
-        manifests: of the experiment's trained cells.
-        config: the experiment's config, shown as it is.
+        figures: folder that `cltools plot` wrote to; the plan's figures that exist are shown.
+        manifests: those of the experiment's trained cells.
+        config: the experiment's config, shown unchanged.
         output: the HTML file.
-        benchmarks: folder of Snakemake's benchmarks, for time and memory of the jobs. With it two
-            runs differ in their reports, as they do in their times.
+        benchmarks: folder of Snakemake's benchmarks, for the time and memory of the jobs. With it,
+            the reports of two runs differ, because their times do.
 
     Raises:
         InputError: a file is missing or damaged, or a cell of the plan has no manifest.
@@ -76,7 +76,7 @@ def _drawn(folder: Path, name: str) -> Drawn | None:
 
 
 def _made(manifests: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Lines on software, machine and images."""
+    """Lines about software, machine and images."""
     manifests = list(manifests)
     stages = ", ".join(f"{stage} {number}" for stage, number in VERSIONS.items())
     trained = sorted({_trained(manifest["made_by"]) for manifest in manifests})
@@ -93,13 +93,13 @@ def _made(manifests: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _trained(made_by: Mapping[str, Any]) -> str:
-    """With what a cell was trained. Manifests of earlier versions do not name the processor."""
+    """The software and processor of a training; older manifests do not name the processor."""
     where = f" on {made_by['processor']}" if "processor" in made_by else ""
     return f"cltools {made_by['cltools']}, torch {made_by['torch']}{where}"
 
 
 def _jobs(folder: Path, plan: Mapping[str, Any]) -> list[tuple[str, int, str, str, str]]:
-    """Stage, jobs, minutes, CPU minutes and peak memory in GB, of this experiment's jobs."""
+    """By stage: number of jobs, minutes, CPU minutes and peak memory in GB, of this experiment."""
     stores = {entry["cell"]["dataset"] for entry in plan["cells"].values()}
     lines = []
     for stage, files in benchmarks_of(folder, plan["experiment"], plan["cells"], stores):
@@ -109,6 +109,7 @@ def _jobs(folder: Path, plan: Mapping[str, Any]) -> list[tuple[str, int, str, st
             minutes, cpu = (
                 jobs[column].cast(pl.Float64).sum() / 60 for column in ("s", "cpu_time")
             )
-            memory = (jobs["max_rss"].cast(pl.Float64).max() or 0) / 1024
+            peak = jobs.select(pl.col("max_rss").cast(pl.Float64).max()).item()
+            memory = (peak or 0) / 1024
             lines.append((stage, len(jobs), f"{minutes:.1f}", f"{cpu:.1f}", f"{memory:.2f}"))
     return lines

@@ -1,6 +1,6 @@
 """Stage `status`: how far an experiment is, cell by cell, from the files in its results folder.
 
-Light: neither torch nor polars is imported, and of large files only the first bytes are read.
+It is fast: it imports neither torch nor polars, and reads only the first bytes of large files.
 """
 
 import fcntl
@@ -17,19 +17,22 @@ from cltools.config.experiment import Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 
-# done: made, and by the present version; stale: made by another version of the stage, from other
-# images or with other settings; running: a process holds the lock of the run; failed: its log ends
-# with an error; begun: none of these, but there is a log or a state to go on from; waiting: nothing
-# is there. The short stages have no lock: theirs run when they are begun, or were killed.
+# done: made by the present version of the stage.
+# stale: made by another version of the stage, from other images or with other settings.
+# running: a process holds the lock of the run.
+# failed: the log ends with an error.
+# begun: none of these, but there is a log, or a state to continue from. Stages other than training
+#     have no lock: those that are begun are running or were killed.
+# waiting: there is nothing yet.
 STATES = ("done", "running", "begun", "failed", "stale", "waiting")
-TAIL = 4096  # bytes at the beginning and at the end of a log that are looked at
+TAIL = 4096  # bytes that are read at the beginning and at the end of a log
 _STEPS = re.compile(r"^(?:training: (\d+) of (\d+)|resumed at step (\d+) of (\d+))$", re.M)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*|Killed.*")
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Of one stage of one cell. `step` and `steps` are how far training is, where that is known."""
+    """One stage of one cell. Training is at `step` of `steps`, where that is known."""
 
     state: str
     log: str | None = None
@@ -39,11 +42,11 @@ class StageStatus:
 
 
 def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
-    """The report on an experiment, for JSON.
+    """The report on an experiment, ready for JSON.
 
     `cells`: id -> stage -> state (one of `STATES`), log, error, step and steps. `counts`: stage ->
-    state -> number of cells. `tables` and `figures`: which of the experiment's are there, as names.
-    Whether they are up to date, `snakemake --dry-run` knows.
+    state -> number of cells. `tables`: file names of the experiment's tables that exist. `figures`:
+    name -> whether it is drawn. `snakemake --dry-run` shows whether they are up to date.
     """
     _cached_json.cache_clear()
     everything = Results(results)
@@ -53,7 +56,7 @@ def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
         }
         for identity in experiment.plans
     }
-    counts: dict[str, Counter] = {}
+    counts: dict[str, Counter[str]] = {}
     for stages in cells.values():
         for stage, found in stages.items():
             counts.setdefault(stage, Counter())[found["state"]] += 1
@@ -68,7 +71,7 @@ def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
 
 
 def status_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report in words: counts, then a line a cell and one more for each error."""
+    """The report as text: counts, then one line per cell and one more for each error or log."""
     yield f"{report['experiment']}: {len(report['cells'])} cells"
     yield " ".join([f"{'stage':8}", *(f"{state:>8}" for state in STATES)])
     for stage, counts in report["counts"].items():
@@ -85,10 +88,11 @@ def status_lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _words(found: Mapping[str, Any]) -> str:
-    if found["step"] is None or found["state"] == "done":
-        return found["state"]
+    state: str = found["state"]
+    if found["step"] is None or state == "done":
+        return state
     of = f" of {found['steps']}" if found["steps"] else ""
-    return f"{found['state']} at step {found['step']}{of}"
+    return f"{state} at step {found['step']}{of}"
 
 
 def _stages(
@@ -136,7 +140,7 @@ def _short_stage(
     table: Path | None,
     results: Results,
 ) -> StageStatus:
-    """Of a stage that works through batches; `table` is None before training is done."""
+    """The status of a stage that works in batches; `table` is None before training is done."""
     batches = experiment.merge_batches if stage == "merge" else experiment.batches
     batch = next(name for name, cells in batches.items() if identity in cells)
     made = _cached_json(results.experiment(experiment.name).list_of(stage, batch)) or {}
@@ -146,7 +150,7 @@ def _short_stage(
         return StageStatus("stale")
     if table is None:
         return StageStatus("waiting")
-    # embed comes before measure in the same batch and leaves nothing else behind.
+    # embed runs before measure in the same batch; its files may be deleted, but not its log.
     jobs = ("measure", "embed") if stage == "measure" else (stage,)
     for job in jobs:
         log = results.log(job, experiment=experiment.name, batch=batch)
@@ -157,7 +161,7 @@ def _short_stage(
 
 
 def _locked(path: Path) -> bool:
-    """Whether a process holds the lock of a run. Where locks do not work, nobody is seen to."""
+    """Whether a process holds the lock of a run; False on file systems without locks."""
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -169,7 +173,7 @@ def _locked(path: Path) -> bool:
 
 
 def _progress(log: str, folder: RunFolder) -> tuple[int | None, int | None]:
-    """The step where training is, by its log or its resume state, and that where it will stop."""
+    """The step of training, from its log or its resume state, and the step where it stops."""
     start, done, steps = 0, None, None
     for begun, left, resumed, stop in _STEPS.findall(log):
         if resumed:
@@ -186,13 +190,14 @@ def _saved_step(path: Path) -> int | None:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return json.loads(header["__metadata__"]["cltools"])["step"]
+        step: int = json.loads(header["__metadata__"]["cltools"])["step"]
     except (OSError, ValueError, KeyError, OverflowError, MemoryError):
         return None
+    return step
 
 
 def _beginning_of(log: Path) -> str:
-    """Where a training log says at what step it resumed."""
+    """The start of a training log, which says at what step training resumed."""
     try:
         with open(log, "rb") as file:
             return file.read(TAIL).decode(errors="replace")
@@ -210,13 +215,13 @@ def _end_of(log: Path) -> str:
 
 
 def _last_error(text: str) -> str | None:
-    """The last line of a log that tells of an error."""
+    """The last line of a log that reports an error."""
     lines = [line.strip() for line in text.splitlines()]
     return next((line for line in reversed(lines) if _ERROR.match(line)), None)
 
 
 def _json(path: Path) -> Any:
-    """Its content, None where the file is missing or damaged."""
+    """The content of a JSON file, or None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

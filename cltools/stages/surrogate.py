@@ -1,7 +1,8 @@
-"""Stage `surrogate`: P2's similarity descent over a grid, its bounds beside what happens.
+"""Stage `surrogate`: similarity descent for a grid of settings, beside its bounds.
 
-It needs no training. The reference set is drawn as Gaussian class clusters, or is given as the
-embeddings of two views; see `cltools.maths.surrogate` for the dynamics.
+Similarity descent is from P2 (arXiv 2510.08852); `cltools.maths.surrogate` has its equations. It
+needs no training. The reference set is drawn as Gaussian class clusters, or is given as the
+embeddings of two views.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
 
-# What describes drawn clusters, and has no use with features that are given.
+# Settings of drawn clusters, which have no meaning when features are given.
 _CLUSTERS = ("classes", "images", "dimension", "spread", "view_noise")
 
 
@@ -27,12 +28,12 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
     """Run the whole grid and write a tidy parquet, one row per run and step, to `output`.
 
     Columns: classes, tau, batch_size, total_lr (Ση of the whole run), seed, images, step (from 1),
-    then the fields of `cltools.maths.surrogate.Descent`. A run's batches depend on the seed, the
-    batch size and the number of steps only, so that runs which differ in another factor share
-    them; so do the clusters of one seed and number of classes.
+    then the fields of `cltools.maths.surrogate.Descent`. The batches of a run depend only on the
+    seed, the batch size and the number of steps, so that runs which differ in other settings have
+    the same batches. The clusters depend only on the seed and the number of classes.
 
     Args:
-        settings: keys of the config schema's `surrogate`, in the place of their defaults.
+        settings: keys of the config schema's `surrogate` that replace their defaults.
         output: the parquet file.
 
     Raises:
@@ -76,23 +77,24 @@ def gaussian_views(
     view_noise: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Two views (2, N, d) of N images in Gaussian classes as even as can be, and labels (N,).
+    """Two views (2, N, d) of N images in Gaussian classes of nearly equal size, and labels (N,).
 
-    Class centres lie evenly on the unit sphere; offsets are Gaussian, of expected squared length
-    spread² (image from centre) and view_noise² (view from image). Rows are not normalised.
+    Class centers are drawn evenly from the unit sphere. Offsets are Gaussian, with an expected
+    squared length of spread² (image from center) and view_noise² (view from image). Rows are not
+    normalized.
     """
     labels = np.arange(images) % classes
-    centres = rng.standard_normal((classes, dimension))
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    centers = rng.standard_normal((classes, dimension))
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
     scale = 1 / np.sqrt(dimension)
     offsets = spread * scale * rng.standard_normal((images, dimension))
     noise = view_noise * scale * rng.standard_normal((2, images, dimension))
-    return centres[labels] + offsets + noise, labels
+    return centers[labels] + offsets + noise, labels
 
 
 def _references(
     chosen: Mapping[str, Any],
-) -> Iterator[tuple[int, int, NDArray[np.float64], NDArray[np.int64]]]:
+) -> Iterator[tuple[int, int, NDArray[np.float64], NDArray[np.integer]]]:
     """(seed, number of classes, Σ, labels) of every reference set of the grid."""
     if chosen["features"] is None:
         for seed, classes in product(chosen["seeds"], chosen["classes"]):
@@ -101,39 +103,42 @@ def _references(
             z, labels = gaussian_views(classes, rng=rng, **sizes)
             yield seed, classes, similarities_of_views(z), labels
         return
-    z, labels = _load(chosen["features"]), _load(chosen["labels"])
+    features, given = _load(chosen["features"]), _load(chosen["labels"])
     try:
-        sigma = similarities_of_views(z)
+        sigma = similarities_of_views(features)
     except ValueError as error:
         raise InputError(f"{chosen['features']}: {error}") from None
-    if labels.shape != z.shape[1:2] or not np.issubdtype(labels.dtype, np.integer):
+    if given.shape != features.shape[1:2] or not np.issubdtype(given.dtype, np.integer):
         raise InputError(
-            f"{chosen['labels']} must hold {z.shape[1]} integer labels, one per image of"
-            f" {chosen['features']}, not {labels.dtype} {labels.shape}"
+            f"{chosen['labels']} must hold {features.shape[1]} integer labels, one per image of"
+            f" {chosen['features']}, not {given.dtype} {given.shape}"
         )
-    if max(chosen["batch_sizes"]) > len(labels):
-        raise InputError(_too_large("batch_sizes", chosen, f"{len(labels)} images of the features"))
+    if max(chosen["batch_sizes"]) > len(given):
+        raise InputError(_too_large("batch_sizes", chosen, f"{len(given)} images of the features"))
     for seed in chosen["seeds"]:
-        yield seed, len(np.unique(labels)), sigma, labels
+        yield seed, len(np.unique(given)), sigma, given
 
 
 def _batches(images: int, size: int, steps: int, seed: int) -> NDArray[np.int64]:
-    """(steps, size) images, each batch a draw without repeats."""
+    """Image numbers (steps, size), each batch drawn without repeats."""
     rng = np.random.default_rng([seed, size, steps])
     return np.array([rng.permutation(images)[:size] for _ in range(steps)])
 
 
-def _load(path: str | Path) -> NDArray:
+def _load(path: str | Path) -> NDArray[Any]:
+    """The array of a .npy file, of whatever type it is. Raises InputError."""
     try:
-        return np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError):
-        raise InputError(f"{path} is not a .npy file of numbers") from None
+        raise InputError(f"{path} does not exist: check its path") from None
+    except (OSError, ValueError):
+        raise InputError(f"{path} is not a .npy file of numbers: write it again") from None
+    return array
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with their defaults; raises InputError as `run` does."""
+    """The settings, with defaults for those left out. Raises InputError as `run` does."""
     chosen = with_defaults(settings, "surrogate")
     given = chosen["features"] is not None
     if given != (chosen["labels"] is not None):

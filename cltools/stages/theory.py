@@ -1,7 +1,7 @@
-"""Stage `theory`: the papers' bounds beside what a trained cell did, one row an inequality.
+"""Stage `theory`: the papers' bounds beside the measured values of a cell, one row per inequality.
 
-P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Most of it is worked out from the tables of `cltools
-measure`; the lemmas of P2 and the curvature of the loss need the networks on a batch of the run.
+P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Most rows are computed from the tables of `cltools
+measure`. The lemmas of P2 and the curvature of the loss need the networks and a batch of the run.
 """
 
 import math
@@ -23,6 +23,7 @@ from cltools.measurements.inequalities import (
     SCHEMA,
     Key,
     Row,
+    Where,
     corollary_rows,
     few_shot_rows,
     gap_rows,
@@ -56,8 +57,9 @@ def run(
 ) -> None:
     """Evaluate the bounds for several measured cells and write the list of tables to `done`.
 
-    Raises InputError for wrong settings, when `measured`, the list that `cltools measure` wrote,
-    lacks a cell, when there is no store of a cell's data set, and as `theory_of_cell`.
+    `measured` is the list that `cltools measure` wrote. Raises InputError for wrong settings, when
+    `measured` lacks a cell, when there is no store of a cell's data set, and as `theory_of_cell`
+    does.
     """
     torch.set_num_threads(threads)
     settings = with_defaults(settings, "theory")
@@ -80,10 +82,11 @@ def theory_of_cell(
     device: torch.device,
     settings: Mapping[str, Any],
 ) -> Path:
-    """The table of one cell, a parquet file that is made once (see `theory_table`).
+    """Make the table of one cell and return its path, a parquet file.
 
-    Without both DCL and NSCL, it holds only what follows from the measures alone. Raises InputError
-    when weights are not those of the manifest, or the measures do not exist.
+    The file is made once, see `theory_table`. If the cell lacks DCL or NSCL, it holds only the rows
+    that follow from the measures alone. Raises InputError when weights are not those of the
+    manifest, or the measures do not exist.
     """
     manifest = read_manifest(manifest_path)
     path = theory_table(manifest_path, measures, settings)
@@ -115,7 +118,7 @@ def theory_of_cell(
 
 
 class _Training:
-    """What needs the run itself: its batches (DCL's), learning rates and networks."""
+    """Rows that need the run itself: its batches (those of DCL), learning rates and networks."""
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ class _Training:
     def rows(
         self, step: int, hashes: Mapping[str, str], values: Mapping[Key, float]
     ) -> Iterator[Row]:
-        """Everything at one checkpoint."""
+        """The rows of one checkpoint."""
         networks = {
             objective: load_network(
                 self.run.weights(objective, step), hashes[objective], self.cell, self.data,
@@ -148,17 +151,18 @@ class _Training:
             ).train()
             for objective in PAIR
         }  # fmt: skip
-        # At the end of training, the batch that would have come next.
+        # At the end of training this is the batch that would have come next.
         views, labels = self.batches.at(step)
         self.batches.close()  # the next checkpoint is not the next step
         with torch.no_grad():
             z = {o: self._embed(n, views).cpu().double().numpy() for o, n in networks.items()}
         yield from lemma_rows(z, labels.numpy(), self.cell["tau"])
         if self.curved_at is None or step in self.curved_at:
-            # Not of the whole batch: its graph is kept twice, in float32, where a training step of
-            # 1,024 images under autocast fills a GPU already.
+            # Only a part of the batch: curvature keeps its graph twice, in float32, and a training
+            # step of 1,024 images already fills a GPU with autocast.
             count = self.settings["curvature_images"]
-            few = views.unflatten(0, (self.cell["views"], -1))[:, :count].flatten(0, 1)
+            by_view = torch.unflatten(views, 0, (self.cell["views"], -1))
+            few = by_view[:, :count].flatten(0, 1)
             for objective, network in networks.items():
                 curvature = self._curvature(objective, network, few, labels[:count])
                 self.smoothness = max(self.smoothness, curvature)
@@ -171,7 +175,7 @@ class _Training:
             yield from self._weight_rows(step, values)
 
     def _drift_rows(self, step: int, values: Mapping[Key, float]) -> Iterator[Row]:
-        """P2, Theorem 1 and Corollary 3, and Corollaries 1 and 2 with Theorem 1's bound."""
+        """Theorem 1 and Corollary 3 of P2, and its Corollaries 1 and 2 with Theorem 1's bound."""
         tau, size, delta = self.cell["tau"], self.cell["batch_size"], self.settings["delta"]
         eps = bounds.epsilon(step, size, delta)
         taken = self.drawn[:step]
@@ -180,7 +184,7 @@ class _Training:
                          vacuous_orders=math.log10(eps))  # fmt: skip
         counts = bounds.batch_class_counts(taken, len(self.fractions))
         largest = counts.max() / taken.shape[1]
-        sum_lr = float(self._until(step)["sum_lr"].max())
+        sum_lr = self._largest("sum_lr", step)
         for variant, delta_pi in (
             ("stated", bounds.delta_pi(tau, self.fractions.max(), eps)),
             ("realised", bounds.delta_pi(tau, largest)),
@@ -190,12 +194,11 @@ class _Training:
                 if objective != "nscl":
                     continue
                 value = partial(value_of, values, split, objective, features)
-                about = {"split": split, "objective": objective, "features": features,
-                         "kind": "network"}  # fmt: skip
+                about: Where = {"split": split, "objective": objective, "features": features}
                 images = round(value("images", "count"))
                 yield inequality(
                     "P2 Theorem 1", "drift", variant,
-                    float(drift.value), value("similarity_gap", "frobenius"),
+                    float(drift.value), value("similarity_gap", "frobenius"), kind="network",
                     log10_bound=float(drift.log10),
                     vacuous_orders=float(bounds.vacuous_orders(drift.log10, images**2)), **about,
                 )  # fmt: skip
@@ -204,19 +207,18 @@ class _Training:
                     ("P2 Corollary 2", "rsa", "pearson_cosine", "off_diagonal_scatter",
                      bounds.rsa_lower_bound),
                 ):  # fmt: skip
-                    # ρ (or r) from the theorem; where it is 1 or more, nothing is claimed.
+                    # ρ (or r) from the theorem. From 1 on, the corollary claims nothing.
                     log10_ratio = float(drift.log10) - math.log10(value("similarity_norm", norm))
                     ratio = 10**log10_ratio if log10_ratio < 0 else math.inf
                     yield inequality(
                         source, metric, f"theorem_1_{variant}", float(lower_bound(ratio)),
-                        value(metric, measure), "lower", vacuous_orders=log10_ratio, **about,
+                        value(metric, measure), "lower", kind="network",
+                        vacuous_orders=log10_ratio, **about,
                     )  # fmt: skip
 
     def _weight_rows(self, step: int, values: Mapping[Key, float]) -> Iterator[Row]:
-        """The form of P2's Theorem 2, its constants estimated from the run."""
-        until = self._until(step)
-        largest = float(until["grad_norm"].max())
-        sum_lr = float(until["sum_lr"].max())
+        """The form of P2's Theorem 2, with constants estimated from the run."""
+        largest, sum_lr = self._largest("grad_norm", step), self._largest("sum_lr", step)
         yield inequality("P2 Theorem 2", "gradient_norm", "largest", math.nan, largest,
                          kind="estimate")  # fmt: skip
         if not (self.smoothness > 0 and largest > 0):
@@ -228,19 +230,24 @@ class _Training:
             kind="estimate", log10_bound=float(form.log10), objective="nscl",
         )  # fmt: skip
 
-    def _until(self, step: int) -> pl.DataFrame:
-        return self.log.filter(pl.col("step") < step)
+    def _largest(self, column: str, step: int) -> float:
+        """The largest value of a column of the training log before a step."""
+        until = self.log.filter(pl.col("step") < step)
+        return float(until.select(pl.col(column).max()).item())
 
     def _embed(self, network: Network, views: torch.Tensor) -> torch.Tensor:
-        """z (K, B, d) with the statistics of this batch, all views together, in float32."""
-        z = network(views)[1]
+        """z (K, B, d) in float32, with batch statistics of all views of this batch together."""
+        z: torch.Tensor = network(views)[1]
         return z.view(self.cell["views"], -1, z.shape[1])
 
     def _curvature(
         self, objective: str, network: Network, views: torch.Tensor, labels: torch.Tensor
     ) -> float:
-        """Of the objective's loss on these images, in all weights that it trains."""
-        if objective == "nscl" and len(labels.unique()) < 2:
+        """Largest curvature of the objective's loss on these images, in all trained weights.
+
+        0 for NSCL on images of one class, where it has no negatives.
+        """
+        if objective == "nscl" and len(torch.unique(labels)) < 2:
             return 0.0
         masks = pair_masks(labels.to(self.device), self.cell["views"])
 
@@ -255,7 +262,7 @@ class _Training:
 def _values(measured: pl.DataFrame, step: int) -> dict[Key, float]:
     """Values at one step by (split, objective, features, metric, variant), with DCL as reference.
 
-    `images, count` is added for every group.
+    The number of images of every group is added as metric "images", variant "count".
     """
     table = measured.filter(pl.col("step") == step, pl.col("reference").is_in(["", REFERENCE]))
     columns = ("split", "objective", "features", "metric", "variant", "value")

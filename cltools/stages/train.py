@@ -1,7 +1,8 @@
-"""Stage `train`: one coupled run of one cell, to its stopping point, from wherever it stands."""
+"""Stage `train`: train one cell from its last saved state, if any, to its stopping point."""
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +30,13 @@ from cltools.training.distributed import join_ranks
 from cltools.training.states import State, States
 from cltools.training.trainer import CoupledTrainer
 
-STEPS_BETWEEN_TALKS = 10  # of several ranks, which wait for the device to learn who is to stop
+STEPS_BETWEEN_TALKS = 10  # of several ranks; each exchange waits for the device
 log = logging.getLogger("cltools")
 
 
 @dataclass(frozen=True)
 class Saves:
-    """When the resume state is saved: every so many seconds, and every so many steps."""
+    """How often the resume state is saved, in seconds and, unless None, also in steps."""
 
     every_seconds: float = SECONDS_BETWEEN_SAVES
     every_steps: int | None = None
@@ -55,23 +56,24 @@ def run(
     saves: Saves = USUAL_SAVES,
     workers: int | None = None,
 ) -> None:
-    """Train until `until` (default: the horizon) and write the manifest that lists what was made.
+    """Train until `until` (default: the horizon) and write the manifest, which lists the files.
 
-    `run` holds weights, log and the resume states; it outlives kills and later, longer runs. A run
-    that is already further only has its manifest written, if it kept the weights of that moment.
-    Two states are kept while training goes on (see `states`), one at its end. `workers`: see
-    `image_set`.
+    The folder `run` holds weights, log and resume states. A killed run continues from it, and so
+    does a later, longer run. If the run is already past `until`, only the manifest is written,
+    provided that the weights of that step were kept. While training goes on, two states are kept
+    (see `states`), at its end one. `workers` is described in `image_set`.
 
-    SIGTERM, SIGINT and SIGUSR1 end training after the step at hand, once the state is saved.
-    Several ranks talk about it every few steps, so that all stop at the same one.
+    SIGTERM, SIGINT and SIGUSR1 end training after the current step, once the state is saved.
+    Several ranks exchange such signals every few steps, so that all stop at the same step.
 
-    Started by torchrun, its processes train the cell together: all resume from the same state, rank
-    0 writes. Their number is no part of the cell, but decides the last bits of sums; the manifest's
-    `trained_by` says how many ranks there were, from which step on.
+    The processes that torchrun starts train the cell together. All resume from the same state, and
+    rank 0 writes the files. The number of ranks is not a setting of the cell, but it changes the
+    last bits of sums. The manifest's `trained_by` says how many ranks there were, and from which
+    step on.
 
     Raises InputError for settings that do not fit the data or the ranks, for a store or a resume
-    state of another cell, for a run that another process trains, for a loss that is not finite, and
-    as `states` does; Stopped after a signal.
+    state of another cell, for a run that another process is training, for a loss that is not
+    finite, and as `states` does. Raises Stopped after a signal.
     """
     torch.set_num_threads(cell["threads"])
     ranks, chosen = join_ranks(device)
@@ -108,7 +110,7 @@ def run(
         version = VERSIONS["train"]
         about = {"cell": canonical_cell(cell), "store": opened.content, "version": version}
         progress = _resume(trainer, folder, about, until, stop, checkpoints)
-        trainer.check_replicas()  # a shared file system may show some ranks an older state
+        trainer.check_replicas()  # on a shared file system some ranks may have read an older state
         if trainer.step:
             log.info("resumed at step %d of %d", trainer.step, stop)
         with closing(trainer), stop_requests() as request:
@@ -120,10 +122,10 @@ def run(
 
 @dataclass
 class _Progress:
-    """What a run has on disk: its states, and the entries of the checkpoints saved so far.
+    """The files of a run: its states, and the manifest entries of the checkpoints saved so far.
 
-    `about` says in each state whose it is. `apart`: a longer run has been here before, whose states
-    and weights stay as they are.
+    `about` is written to each state and says which cell, store and version it belongs to. `apart`
+    is True if an earlier, longer run used the same folder: its states and weights stay unchanged.
     """
 
     run: RunFolder
@@ -133,18 +135,18 @@ class _Progress:
     apart: bool = False
 
     def save_weights(self, trainer: CoupledTrainer) -> None:
-        """Save the weights of a checkpoint, unless they are kept from an earlier run."""
+        """Save the weights of a checkpoint, unless an earlier run saved them."""
         if str(trainer.step) not in self.saved:
             self.saved[str(trainer.step)] = _save_weights(trainer, self.run)
 
     def save_state(self, trainer: CoupledTrainer, last: bool = False) -> None:
-        """Save the resume state; the `last` one of a run that nothing continues is without slots.
+        """Save the resume state. The `last` one of a run that nothing continues has no slots.
 
-        The slots of the optimisers are what only further steps need. The rest serves later calls
-        that want the manifest of the run, or of an earlier stop.
+        Slots are the optimizer's buffers, which only further steps need. Later calls use the rest
+        of the state to write the manifest of the run, or that of an earlier stop.
 
-        Raises InputError for a loss that is not finite, before anything is written: the states on
-        disk are good ones.
+        Raises InputError for a loss that is not finite. Nothing is written then, so that the states
+        on disk are usable.
         """
         if not trainer.ranks.first:
             return
@@ -161,15 +163,15 @@ def _train(
     checkpoints: list[int],
     saves: Saves,
 ) -> None:
-    """Train to the last of the checkpoints, saving on the way.
+    """Train to the last checkpoint, and save weights and states on the way.
 
-    Raises Stopped when a signal asked to stop before, once the state is saved.
+    Raises Stopped when a signal asks to stop earlier, once the state is saved.
     """
     ranks, stop = trainer.ranks, checkpoints[-1]
     last_save, stopped_by = time.monotonic(), 0
-    steps_left = range(trainer.step, stop)
-    if ranks.first:  # which shows for all how far they are
-        steps_left = track(steps_left, len(steps_left), "training")
+    steps_left: Iterable[int] = range(trainer.step, stop)
+    if ranks.first:  # it alone shows how far they all are
+        steps_left = track(steps_left, stop - trainer.step, "training")
     for step in steps_left:
         if step in checkpoints:
             progress.save_weights(trainer)
@@ -178,7 +180,7 @@ def _train(
             stopped_by = ranks.largest(request.number)
         if stopped_by and trainer.step < stop:
             progress.save_state(trainer)
-            ranks.largest(0)  # the first to leave has torchrun end the others: wait for rank 0
+            ranks.largest(0)  # torchrun ends all ranks when one leaves: wait for rank 0
             where = f"at step {trainer.step} of {stop}: saved; start again to go on"
             raise Stopped(stopped_by, where)
         due = saves.every_steps and trainer.step % saves.every_steps == 0
@@ -202,7 +204,7 @@ def _write_manifest(
     checkpoints: list[int],
     saved: dict[str, Any],
 ) -> None:
-    """Write the log up to the last checkpoint, and the manifest that lists what was made."""
+    """Write the log up to the last checkpoint, and the manifest that lists the files."""
     cell, stop = trainer.cell, checkpoints[-1]
     log_file = run.log(until.slug)
     _write_log(trainer, stop, log_file)
@@ -234,17 +236,17 @@ def _write_manifest(
 
 
 def _processor(device: torch.device) -> str:
-    """What rounded: the kind of GPU, or the vector instructions of the CPU."""
+    """What decides the rounding: the GPU model, or the vector instructions of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU with {instructions()}"
 
 
 def _save_weights(trainer: CoupledTrainer, run: RunFolder) -> dict[str, Any]:
-    """Save every network as it is before the next step; rank 0 does, for all ranks.
+    """Save every network as it is before the next step; only rank 0 writes.
 
-    Returns the entry of this checkpoint: hashes of the files by objective, and digests of the
-    randomness used up to here. Raises InputError when the ranks hold different weights.
+    Returns the manifest's entry of this checkpoint: hashes of the files by objective, and digests
+    of the randomness used so far. Raises InputError when the ranks hold different weights.
     """
     trainer.check_replicas()
     if not trainer.ranks.first:
@@ -269,14 +271,15 @@ def _resume(
     stop: int,
     checkpoints: list[int],
 ) -> _Progress:
-    """Take up the state that serves to train to `stop`, if there is one.
+    """Load the state from which training to `stop` can continue, if there is one.
 
-    A state does not serve when it is of another version of this stage, or when weights saved before
-    it were lost: then training starts again, and a warning says so. Nor does one beyond `stop` when
-    a checkpoint up to there was not kept. That one is left alone, for it took longer to make than
-    what is asked for: training up to `stop` has states of its own, in a folder of the run.
+    A state of another version of this stage is not used, nor one whose earlier weights were lost:
+    training then starts again, and a warning says so. A state beyond `stop` is not used either if
+    the weights of a checkpoint up to `stop` were not kept. It is not overwritten, because it took
+    longer to make than what is asked for now: training up to `stop` keeps its own states, in a
+    folder inside that of the run.
 
-    Raises InputError where no state is intact, and for states of another cell or store.
+    Raises InputError when no state is intact, and for states of another cell or store.
     """
     progress = _Progress(run, States(run.path), about, {})
     state = _load(progress)
@@ -305,7 +308,7 @@ def _resume(
 
 
 def _load(progress: _Progress) -> State | None:
-    """The latest state, if it is of this version. Raises InputError where it is of another run."""
+    """The latest state, if it is of this version. Raises InputError if it is of another run."""
     state = progress.states.load()
     if state is None:
         return None
@@ -325,7 +328,7 @@ def _load(progress: _Progress) -> State | None:
 
 
 def _intact(run: RunFolder, saved: dict[str, Any], steps: list[int]) -> dict[str, Any]:
-    """The entries of `saved` at these steps whose weights lie there as they were saved."""
+    """The entries of `saved` at these steps whose files of weights exist and are unchanged."""
     kept = {str(step): saved[str(step)] for step in steps if str(step) in saved}
     for step, entry in list(kept.items()):
         for objective, sha256 in entry["weights"].items():

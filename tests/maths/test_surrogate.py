@@ -248,3 +248,10 @@ def test_stage_refuses_bad_settings(settings, message, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message):
         stage.run(settings=settings, output=tmp_path / "out.parquet")
     assert not any(tmp_path.iterdir())
+
+
+def test_an_archive_is_no_array_of_features(tmp_path):
+    np.savez(tmp_path / "z.npz", z=np.ones((2, 3, 4)))
+    settings = {"features": str(tmp_path / "z.npz"), "labels": str(tmp_path / "y.npy")}
+    with pytest.raises(InputError, match=r"z\.npz is not a \.npy file of numbers"):
+        stage.run(settings=settings, output=tmp_path / "out.parquet")

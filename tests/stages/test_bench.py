@@ -33,7 +33,7 @@ from cltools.cluster.estimates import (
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.runtime.errors import InputError
-from cltools.stages import train
+from cltools.stages import bench, train
 from cltools.stages.bench import Synthetic, bench_cell
 
 COSTS = Costs(
@@ -254,6 +254,11 @@ def test_costs_that_are_none(benched, tmp_path):
             Bench(path)
     with pytest.raises(InputError, match=r"does not exist: run `cltools bench CONFIG"):
         Bench(tmp_path / "none.json")
+
+
+def test_nothing_to_time():
+    with pytest.raises(InputError, match="give an experiment or a cell"):
+        bench.run()
 
 
 def test_mistakes(digits, tmp_path):
