@@ -120,7 +120,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} does not exist: check its path") from None
     except Exception as error:  # each library raises other errors for a damaged file
         raise InputError(f"{path} cannot be read ({error}): write it again") from None
-    raise InputError(f"{path} is of no known type: give .npy, .npz, .safetensors or .nc")
+    raise InputError(f"{path} has an unknown type: give .npy, .npz, .safetensors or .nc")
 
 
 def _require_same_images(loaded: Mapping[Path, Arrays]) -> None:

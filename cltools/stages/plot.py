@@ -46,7 +46,7 @@ def run(
 def _read(path: Path | None, name: str) -> pl.DataFrame:
     stage = MADE_BY.get(name, name)
     if path is None:
-        raise InputError(f"this figure needs the table of `cltools {stage}`: give it by --{name}")
+        raise InputError(f"this figure needs the table of `cltools {stage}`: give it with --{name}")
     return read_table(path, f"cltools {stage}")
 
 
@@ -55,9 +55,13 @@ def read_papers(paths: Sequence[Path]) -> pl.DataFrame:
 
     Raises InputError for a file that cannot be read.
     """
-    try:
-        found = [pl.read_csv(path, schema_overrides=PAPERS.schema) for path in paths]
-        table = pl.concat([PAPERS, *(part.select(PAPERS.columns) for part in found)])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"the papers' numbers cannot be read: {error}") from None
-    return table.fill_null("")
+    tables = [PAPERS]
+    for path in paths:
+        try:
+            read = pl.read_csv(path, schema_overrides=PAPERS.schema)
+            tables.append(read.select(PAPERS.columns))
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise InputError(
+                f"the papers' numbers cannot be read from {path} ({error}): correct the file"
+            ) from None
+    return pl.concat(tables).fill_null("")

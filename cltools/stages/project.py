@@ -39,7 +39,7 @@ def run(
     device: str = "auto",
     threads: int = 1,
 ) -> None:
-    """Project features of one trained cell and write a tidy parquet, one row a point, to `output`.
+    """Project features of one trained cell and write a tidy parquet to `output`, a row per point.
 
     Columns: cell, step, epoch, objective, method, split, features, share (of the variance that
     is in the plane; only for principal components, else null), sample (position in the split),
@@ -142,5 +142,5 @@ def _plane(features: np.ndarray, method: str) -> tuple[np.ndarray, float | None]
     except ModuleNotFoundError:
         raise InputError(
             "config key project.method is 'umap', but umap-learn is not installed: "
-            "run `uv sync --extra umap`, or take 'pca'"
+            "run `uv sync --extra umap`, or set it to 'pca'"
         ) from None

@@ -143,7 +143,8 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = chosen["features"] is not None
     if given != (chosen["labels"] is not None):
         raise InputError(
-            "config keys surrogate.features and surrogate.labels must be given together"
+            "config keys surrogate.features and surrogate.labels must be given together: add the "
+            "missing one"
         )
     if given and (both := sorted(set(settings) & set(_CLUSTERS))):
         raise InputError(f"config key surrogate.{both[0]} is for drawn clusters: leave it out")

@@ -423,7 +423,7 @@ def test_numbers_of_the_papers_are_in_the_csv(inputs, tmp_path):
 
 
 def test_numbers_of_the_papers_that_cannot_be_read(inputs, tmp_path):
-    with pytest.raises(InputError, match="the papers' numbers cannot be read"):
+    with pytest.raises(InputError, match=r"the papers' numbers cannot be read from .*csv"):
         plot("cdnv_training", inputs, made_up.SWEEPS, tmp_path / "f", {}, [tmp_path / "no.csv"])
 
 
@@ -517,7 +517,7 @@ def test_a_missing_network_is_named(inputs, tmp_path):
     [
         ({"name": "portrait"}, "no figure is called 'portrait'"),
         ({"tables": {"measures": Path("nowhere.parquet")}}, "run `cltools measure` first"),
-        ({"tables": {}}, "needs the table of `cltools measure`: give it by --measures"),
+        ({"tables": {}}, "needs the table of `cltools measure`: give it with --measures"),
         ({"sweeps": {}}, "needs a sweep that varies only the seed"),
         ({"sweeps": {"new": {"label": "", "factors": ["seed"]}}}, "no cell of sweep 'new'"),
         ({"style": {"colour": 1}}, "unknown figure style key 'colour'"),

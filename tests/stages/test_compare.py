@@ -92,6 +92,6 @@ def test_mismatches_are_refused(folder):
     refused(r"object\.npy cannot be read", "b.npz", "object.npy")
     refused("does not exist", "b.npz", "absent.npy")
     (folder / "x.csv").write_text("1,2")
-    refused("no known type", "b.npz", "x.csv")
+    refused("an unknown type", "b.npz", "x.csv")
     refused("at least two files", "b.npz")
     refused("one label for each image", "a.npy", "b.npz", labels="short.npy")
