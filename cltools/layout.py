@@ -337,6 +337,16 @@ def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
     return tables
 
 
+def whose(table: Path, manifest: Path) -> dict[str, str]:
+    """What a table of a cell, or a part of one, says of itself: its name and its manifest."""
+    return {"table": f"{table.parent.name}/{table.name}", "manifest": sha256_file(manifest)}
+
+
+def of_experiment(table: str, plan: Path) -> dict[str, str]:
+    """What a table of an experiment says of itself: its name and the plan that it was made for."""
+    return {"table": table, "plan": sha256_file(plan)}
+
+
 def step_of(table: Path, step: int) -> Path:
     """The rows of one checkpoint, kept until the table is complete."""
     return unfinished(table) / f"step-{step:07d}.parquet"

@@ -1,12 +1,15 @@
 """Tidy tables: the rows of a sweep, last steps, spread over seeds, and cells in words."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from cltools.config.sweeps import RUNS
+from cltools.layout import OF_CELLS, of_experiment
 from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import read_any_table
 
 # How a footnote and a panel title name the columns that describe a cell.
 COLUMNS = {
@@ -40,6 +43,23 @@ LR_RULES = {
     "authors_sqrt": "authors’ √B learning rate",
     "authors_fourth_root": "authors’ B^¼ learning rate",
 }
+
+
+def made_by(table: str) -> str:
+    """The command that makes a table of an experiment."""
+    return "collect" if table in OF_CELLS else table
+
+
+def read_experiment(path: Path, table: str, plan: Path) -> pl.DataFrame:
+    """A table of an experiment, by its name in `layout.TABLES` or "claims".
+
+    A table that someone made without cltools is taken as it is. Raises InputError when the file is
+    missing, damaged, another table or of another plan.
+    """
+    of = {"table": table}
+    if table in (*OF_CELLS, "claims"):
+        of = of_experiment(table, plan)
+    return read_any_table(path, f"delete it and run `cltools {made_by(table)}` again", of)
 
 
 def in_sweep(table: pl.DataFrame, name: str) -> pl.DataFrame:

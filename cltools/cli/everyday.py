@@ -76,7 +76,7 @@ def bench(
 ) -> None:
     """Time training steps on this machine, and estimate the time of a cell or a whole config."""
     from cltools.config.cells import resolve_cell
-    from cltools.runtime.files import write_json
+    from cltools.runtime.sealed import write_json
 
     if (config is None) == (cell is None):
         raise InputError("cltools bench takes either a config or --cell: give one of the two")

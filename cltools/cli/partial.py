@@ -11,7 +11,7 @@ from cltools.config.experiment import Experiment
 from cltools.figures import FIGURES
 from cltools.layout import OF_CELLS, ExperimentFolder, Results, tables_of
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import write_json
+from cltools.runtime.sealed import write_json
 from cltools.stages import collect, plan, plot
 
 LISTED = ("measure", "theory", "merge")

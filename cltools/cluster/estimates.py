@@ -15,7 +15,8 @@ from cltools.config.cells import canonical_cell
 from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
 from cltools.config.schema import defaults
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json, read_json
+from cltools.runtime.files import canonical_json
+from cltools.runtime.sealed import read_json
 
 # Settings that a step takes the same time and memory for. Those that say how long a run is and what
 # it keeps are here too: they are put in afterwards.

@@ -9,6 +9,7 @@ One netCDF file per checkpoint. With n samples (training images first, then test
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,53 +17,88 @@ from typing import Any
 
 import xarray as xr
 
-from cltools.layout import EmbeddingFolder, Embeddings
+from cltools.layout import VERSIONS, EmbeddingFolder, Embeddings
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, whole_file
+from cltools.runtime.sealed import BLANK, KEY, METADATA, Damaged, check_seal, sealed
+
+log = logging.getLogger("cltools")
+
+
+def origin(
+    manifest: Mapping[str, Any], step: int, weights: Mapping[str, str], made: Embeddings
+) -> dict[str, Any]:
+    """What the embeddings of one checkpoint are made from; `weights` are hashes by objective."""
+    found = {
+        "cell": manifest["id"],
+        "dtype": made.dtype,
+        "step": step,
+        "steps_per_epoch": manifest["steps_per_epoch"],
+        "store": manifest["store"],
+        "version": VERSIONS["embed"],
+        "weights": dict(weights),
+    }
+    return {**found, "recalibrated": True} if made.recalibrated else found
 
 
 def write_embeddings(path: Path, dataset: xr.Dataset, made_from: Mapping[str, Any]) -> None:
-    """Write one checkpoint's embeddings with what they were made from."""
-    dataset.attrs["cltools"] = canonical_json(made_from)
+    """Write one checkpoint's embeddings, sealed, with what they were made from."""
+    dataset.attrs[METADATA] = canonical_json({**made_from, KEY: BLANK})
+    # Into memory first: HDF5 can crash as it closes a file on a disk that is full.
+    content = sealed(bytes(dataset.to_netcdf(engine="h5netcdf")))
     with whole_file(path) as scratch:
-        # Into memory first: HDF5 can crash as it closes a file on a disk that is full.
-        scratch.write_bytes(dataset.to_netcdf(engine="h5netcdf"))
+        scratch.write_bytes(content)
 
 
-def read_embeddings(
-    path: Path,
-    store: str,
-    weights: dict[str, str],
-    made: Embeddings,
-) -> xr.Dataset:
-    """One checkpoint's embeddings. Raises InputError unless made from these weights and images."""
+def read_embeddings(path: Path, made_from: Mapping[str, Any], made: Embeddings) -> xr.Dataset:
+    """One checkpoint's embeddings.
+
+    Raises InputError unless the file is as it was written, from these weights and images.
+    """
     options = (
         f"{' --recalibrate' * made.recalibrated}{' --dtype float16' * (made.dtype == 'float16')}"
     )
     remedy = f"run `cltools embed{options}` on this cell again"
     try:
+        _check(path, made_from)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
-            dataset = opened.load()
-        made_from = json.loads(dataset.attrs["cltools"])
+            return opened.load()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: {remedy}") from None
-    except (OSError, KeyError, ValueError):
-        raise InputError(f"{path} is damaged: {remedy}") from None
-    if made_from["weights"] != weights or made_from["store"] != store:
-        raise InputError(f"{path} was made from other weights or images than trained: {remedy}")
-    if made_from["dtype"] != made.dtype:
-        raise InputError(f"{path} holds {made_from['dtype']}, not {made.dtype}: {remedy}")
-    return dataset
+    except Damaged as error:
+        raise InputError(f"{path} {error}: {remedy}") from None
 
 
-def made_from(path: Path) -> dict[str, Any] | None:
-    """What an embedding file says it was made from; None where there is no such file."""
+def usable_embeddings(path: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether this file is there as it was written, from these weights and images.
+
+    If it is damaged, one line of the log says that it is made again.
+    """
     try:
+        _check(path, made_from)
+    except FileNotFoundError:
+        return False
+    except Damaged as error:
+        log.warning("%s %s: it is made again", path, error)
+        return False
+    return True
+
+
+def _check(path: Path, made_from: Mapping[str, Any]) -> None:
+    """Raise Damaged unless a file is as it was written, and made from this."""
+    try:
+        check_seal(path)
         with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            found: dict[str, Any] = json.loads(dataset.attrs["cltools"])
-            return found
+            found = json.loads(dataset.attrs[METADATA])
+    except (FileNotFoundError, Damaged):
+        raise
     except (OSError, KeyError, ValueError):
-        return None
+        raise Damaged("is damaged") from None
+    del found[KEY]
+    if found["dtype"] != made_from["dtype"]:
+        raise Damaged(f"holds {found['dtype']}, not {made_from['dtype']}")
+    if found != json.loads(canonical_json(made_from)):
+        raise Damaged("was made from other weights or images than trained")
 
 
 def discard(folder: EmbeddingFolder) -> None:

@@ -41,8 +41,9 @@ from cltools.data.store import (
 )
 from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json, read_json, sha256_text, whole_file, write_json
+from cltools.runtime.files import canonical_json, sha256_text, whole_file
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import read_json, write_json
 
 PART = 2000  # images: 250 MB of photographs, a quarter of a minute on one core
 log = logging.getLogger("cltools")
@@ -135,9 +136,20 @@ def _begin(folder: Path, source: EncodedSource) -> None:
         "part": PART,
     }
     path = StoreFolder(folder).source
-    if not path.exists() or read_json(path, made_by="cltools prepare") != plan:
+    if _record(path) != plan:
         shutil.rmtree(StoreFolder(folder).preparing, ignore_errors=True)
         write_json(path, plan)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What an earlier call noted; None where there is nothing, or nothing to be relied on."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path, made_by="cltools prepare")
+    except InputError:
+        log.warning("%s is damaged: preparing from there again", path)
+        return None
 
 
 def _forget_if_empty(folder: Path) -> None:
@@ -156,8 +168,7 @@ def _whole_parts(folder: Path, split: str) -> list[dict[str, Any]]:
     file, end = StoreFolder(folder).encoded_images(split), 0
     parts: list[dict[str, Any]] = []
     written = file.stat().st_size if file.exists() else 0
-    while (path := StoreFolder(folder).part(split, len(parts))).exists():
-        part = read_json(path, made_by="cltools prepare")
+    while part := _record(StoreFolder(folder).part(split, len(parts))):
         end += part["bytes"]
         if end > written:
             break

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json, read_json, sha256_text, whole_file, write_json
+from cltools.runtime.files import canonical_json, sha256_text, whole_file
+from cltools.runtime.sealed import read_json, write_json
 
 FORMAT = 1
 ENCODED_FORMAT = "encoded-1"

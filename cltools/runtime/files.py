@@ -18,7 +18,7 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.faults import disk_fault
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 log = logging.getLogger("cltools")
 
@@ -158,25 +158,6 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as sorted, indented JSON, completely or not at all."""
-    with whole_file(path) as scratch:
-        scratch.write_text(json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path, made_by: str) -> Any:
-    """Read JSON that a stage wrote; `made_by` is the command to run when the file is missing.
-
-    Raises InputError when the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: run `{made_by}` first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{path} is damaged: delete it and run `{made_by}` again") from None
-
-
 def read_yaml(path: Path, what: str) -> Any:
     """The content of a YAML file; `what` describes the file in error messages.
 
@@ -192,21 +173,6 @@ def read_yaml(path: Path, what: str) -> Any:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise InputError(f"{what} {path} is not valid YAML{line}: correct it") from None
-
-
-def read_table(path: Path, made_by: str) -> "pl.DataFrame":
-    """A parquet table of an experiment; `made_by` as in `read_json`.
-
-    Raises InputError when the file is missing or damaged.
-    """
-    import polars as pl
-
-    try:
-        return pl.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: run `{made_by}` first") from None
-    except pl.exceptions.PolarsError:
-        raise InputError(f"{path} is damaged: delete it and run `{made_by}` again") from None
 
 
 def sha256_text(text: str) -> str:

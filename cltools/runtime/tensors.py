@@ -79,11 +79,10 @@ def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
 def load_checked(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_checked` wrote, as `load_tensors` gives it, if not one bit of it has changed.
 
-    Files older than the hash have none, and are only checked as far as `load_tensors` does.
+    Raises InputError where one has.
     """
     tensors, metadata = load_tensors(path, remedy)
-    content = metadata.pop(CONTENT, None)
-    if content is not None and content != _content(tensors, metadata):
+    if metadata.pop(CONTENT, None) != _content(tensors, metadata):
         raise _damaged(path, remedy)
     return tensors, metadata
 

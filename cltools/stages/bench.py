@@ -33,8 +33,9 @@ from cltools.data.store import ImageStore, write_store
 from cltools.layout import RESULTS, StoreFolder
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json, read_json
+from cltools.runtime.files import canonical_json
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
 from cltools.training.trainer import CoupledTrainer
 

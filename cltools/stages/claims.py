@@ -6,8 +6,10 @@ from pathlib import Path
 from cltools.claims import FILE, load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.claims.report import markdown
-from cltools.layout import readable
-from cltools.runtime.files import read_json, read_table, whole_file
+from cltools.layout import of_experiment, readable
+from cltools.runtime.files import whole_file
+from cltools.runtime.sealed import read_json, write_table
+from cltools.tidy import read_experiment
 
 
 def run(
@@ -23,11 +25,12 @@ def run(
     planned = read_json(plan, made_by="cltools plan")
     sweeps = {sweep["name"]: sweep for sweep in planned["sweeps"]}
     found = {
-        name: read_table(path, "snakemake") for name, path in tables.items() if path is not None
+        name: read_experiment(path, "log" if name == "training_log" else name, plan)
+        for name, path in tables.items()
+        if path is not None
     }
     table = evaluate(chosen, found, sweeps)
     text = markdown(planned["experiment"], table, chosen.error_rate)
     with whole_file(readable(output)) as scratch:
         scratch.write_text(text)
-    with whole_file(output) as scratch:
-        table.write_parquet(scratch)
+    write_table(output, table, of_experiment("claims", plan))

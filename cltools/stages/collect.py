@@ -6,10 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from cltools.layout import CellFolder
+from cltools.layout import OF_CELLS, of_experiment, whose
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import read_json, whole_file
+from cltools.runtime.sealed import read_json, read_table, write_table
 from cltools.training.manifests import read_manifest
+from cltools.training.trained import training_log
 
 # Settings of a cell that become columns unchanged.
 SETTINGS = (
@@ -50,6 +51,11 @@ def run(
     tables: dict[str, dict[str, str]] = {"measure": {}, "merge": {}, "theory": {}}
     for path in lists:
         found = read_json(path, made_by="cltools measure")
+        if found.get("stage") not in tables:
+            raise InputError(
+                f"{path} is no list of tables: give those that `cltools measure`, `merge` and "
+                "`theory` wrote"
+            )
         tables[found["stage"]] |= found["tables"]
     manifests = {path: read_manifest(Path(path)) for path in tables["measure"]}
     by_cell = {manifest["id"]: path for path, manifest in manifests.items()}
@@ -65,16 +71,23 @@ def run(
     for identity, entry in cells.items():
         trained = by_cell[identity]
         columns = cell_columns(manifests[trained], entry["dataset"], entry["sweeps"])
-        log_file = CellFolder.of(Path(trained)).run.path / manifests[trained]["log"]["file"]
-        sources = [(measures, Path(tables["measure"][trained])), (log, log_file)]
+        own = [(measures, _rows_of("measure", trained, tables))]
+        own.append((log, training_log(Path(trained), manifests[trained])))
         if trained in tables["merge"]:
-            sources.append((measures, Path(tables["merge"][trained])))
+            own.append((measures, _rows_of("merge", trained, tables)))
         if theory is not None:
-            sources.append((theory, Path(tables["theory"][trained])))
-        for target, source in sources:
-            table = pl.read_parquet(source)
+            own.append((theory, _rows_of("theory", trained, tables)))
+        for target, table in own:
             joined[target].append(table.select(*columns, *table.columns))
-    for target, parts in joined.items():
-        with whole_file(target) as scratch:
-            # Cells of older versions may have an integer in a column of floats.
-            pl.concat(parts, how="diagonal_relaxed").write_parquet(scratch)
+    for name, (target, parts) in zip(OF_CELLS, joined.items(), strict=False):
+        # Cells of older versions may have an integer in a column of floats.
+        table = pl.concat(parts, how="diagonal_relaxed")
+        write_table(target, table, of_experiment(name, plan))
+
+
+def _rows_of(stage: str, manifest: str, tables: Mapping[str, Mapping[str, str]]) -> pl.DataFrame:
+    """The table that a stage made of one cell; raises InputError unless it is whole and its own."""
+    table = Path(tables[stage][manifest])
+    first = "embed" if stage == "measure" else stage
+    remedy = f"run `cltools {stage}` on {manifest} again, or `snakemake --forcerun {first}`"
+    return read_table(table, remedy, whose(table, Path(manifest)))

@@ -15,14 +15,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from cltools.data.embeddings import made_from, write_embeddings
+from cltools.data.embeddings import origin, usable_embeddings, write_embeddings
 from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
 from cltools.data.views import Recipe, epoch_views
-from cltools.layout import PLAIN, VERSIONS, CellFolder, Embeddings, measures_table
+from cltools.layout import PLAIN, VERSIONS, CellFolder, Embeddings, measures_table, whose
 from cltools.runtime.devices import choose_device
-from cltools.runtime.files import write_json
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import usable_table, write_json
 from cltools.training import recalibration
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.networks import Network
@@ -57,11 +57,8 @@ def run(
     chosen = choose_device(device)
     files: dict[str, list[str]] = {str(path): [] for path in manifests}
     if unless_measured is not None:
-        manifests = [
-            path
-            for path in manifests
-            if not measures_table(path, unless_measured, embeddings).exists()
-        ]
+        tables = {path: measures_table(path, unless_measured, embeddings) for path in manifests}
+        manifests = [m for m, table in tables.items() if not usable_table(table, whose(table, m))]
     for path, store in with_stores(manifests, stores):
         made = embed_cell(path, store, chosen, embeddings, workers)
         files[str(path)] = [str(file) for file in made]
@@ -92,19 +89,9 @@ def embed_cell(
     files = []
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "embedding"):
         path = folder.file(step)
-        about = {
-            "cell": manifest["id"],
-            "dtype": embeddings.dtype,
-            "step": step,
-            "steps_per_epoch": manifest["steps_per_epoch"],
-            "store": store.content,
-            "version": VERSIONS["embed"],
-            "weights": hashes,
-        }
-        if embeddings.recalibrated:
-            about["recalibrated"] = True
+        about = origin(manifest, step, hashes, embeddings)
         files.append(path)
-        if made_from(path) == about:
+        if usable_embeddings(path, about):
             continue
         networks = {
             objective: load_network(

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from cltools import measurements
-from cltools.data.embeddings import discard, read_embeddings
+from cltools.data.embeddings import discard, origin, read_embeddings
 from cltools.layout import (
     PLAIN,
     VERSIONS,
@@ -22,11 +22,12 @@ from cltools.layout import (
     measures_table,
     step_of,
     unfinished,
+    whose,
 )
 from cltools.runtime.devices import choose_device
-from cltools.runtime.files import whole_file, write_json
 from cltools.runtime.gpus import claim_gpus
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import read_table, usable_table, write_json, write_table
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.trained import load_weights
 
@@ -34,6 +35,7 @@ from cltools.training.trained import load_weights
 # square of the number of images. Below it they take a CPU thread minutes, and the GPU is left to
 # cells that train.
 LARGE = 100_000
+AGAIN = "run `cltools measure` on this cell again"
 log = logging.getLogger("cltools")
 
 
@@ -84,7 +86,7 @@ def measure_cell(
     manifest = read_manifest(manifest_path)
     home = CellFolder.of(manifest_path)
     path = measures_table(manifest_path, full_at, embeddings)
-    if path.exists():
+    if usable_table(path, whose(path, manifest_path)):
         shutil.rmtree(unfinished(path), ignore_errors=True)
         return path
     cell = manifest["cell"]
@@ -93,10 +95,12 @@ def measure_cell(
     initial_weights: dict[str, np.ndarray] | None = None
     for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
         steps.append(step_of(path, step))
-        if step > 0 and steps[-1].exists():
+        of = whose(steps[-1], manifest_path)
+        there = usable_table(steps[-1], of)
+        if step > 0 and there:
             continue
         file = home.embeddings(embeddings).file(step)
-        dataset = read_embeddings(file, manifest["store"], hashes, embeddings)
+        dataset = read_embeddings(file, origin(manifest, step, hashes, embeddings), embeddings)
         full = full_at == "all" or step == manifest["steps"]
         weights = _read_weights(home.run, hashes, step)
         parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
@@ -108,7 +112,7 @@ def measure_cell(
                     for split, arrays in initial.items()
                 }
                 initial_weights = next(iter(weights.values()))
-            if steps[-1].exists():
+            if there:
                 continue
         found: list[measurements.Row] = []
         for split, part in parts.items():
@@ -120,10 +124,9 @@ def measure_cell(
         )
         found += measurements.weight_rows(weights, initial_weights)
         at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
-        with whole_file(steps[-1]) as scratch:
-            measurements.tidy({**at, **row} for row in found).write_parquet(scratch)
-    with whole_file(path) as scratch:
-        pl.concat(pl.read_parquet(step) for step in steps).rechunk().write_parquet(scratch)
+        write_table(steps[-1], measurements.tidy({**at, **row} for row in found), of)
+    tables = [read_table(part, AGAIN, whose(part, manifest_path)) for part in steps]
+    write_table(path, pl.concat(tables).rechunk(), whose(path, manifest_path))
     shutil.rmtree(unfinished(path))
     return path
 

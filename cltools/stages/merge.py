@@ -19,13 +19,13 @@ from cltools import measurements
 from cltools.config.schema import with_defaults
 from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
-from cltools.layout import VERSIONS, CellFolder, merge_table
+from cltools.layout import VERSIONS, CellFolder, merge_table, whose
 from cltools.maths.alignment import alignment
 from cltools.maths.probes import linear_probe, nccc
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import whole_file, write_json
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import usable_table, write_json, write_table
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.merging import interpolate
 from cltools.training.networks import Network, build_network
@@ -73,7 +73,7 @@ def merge_cell(
     manifest = read_manifest(manifest_path)
     wanted, points = sorted(settings["with"]), settings["points"]
     path = merge_table(manifest_path, settings)
-    if path.exists():
+    if usable_table(path, whose(path, manifest_path)):
         return path
     step, weights = _last_weights(manifest_path, manifest, wanted)
     sets = trained_images(store, manifest, manifest_path, device)
@@ -82,8 +82,7 @@ def merge_cell(
     network.to(device).to(memory_format=torch.channels_last)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
     rows = [{**at, **row} for row in _lines(network, weights, sets, points)]
-    with whole_file(path) as scratch:
-        measurements.tidy(rows).write_parquet(scratch)
+    write_table(path, measurements.tidy(rows), whose(path, manifest_path))
     return path
 
 

@@ -15,8 +15,8 @@ import torch
 from cltools.config.schema import with_defaults
 from cltools.maths.minimise import minimise, nscl_minimum
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import write_table
 
 
 def run(*, settings: Mapping[str, Any], output: Path) -> None:
@@ -82,8 +82,7 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
                 pl.col(*trajectory).fill_nan(None),
             )
         )
-    with whole_file(output) as scratch:
-        pl.concat(tables).write_parquet(scratch)
+    write_table(output, pl.concat(tables), {"table": "minimise"})
 
 
 def _runs(chosen: Mapping[str, Any]) -> Iterator[tuple[str, int, int, float | None, int]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from cltools.config.experiment import Experiment
 from cltools.figures import figures_of
-from cltools.runtime.files import write_json
+from cltools.runtime.sealed import write_json
 
 
 def run(*, experiment: Experiment, output: Path) -> None:

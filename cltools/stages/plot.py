@@ -10,10 +10,8 @@ from cltools.figures import FIGURES, draw
 from cltools.figures.style import parameters, save
 from cltools.figures.tables import PAPERS, ExperimentTables
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import read_json, read_table
-
-# The stages that make these tables; other tables have the name of their stage.
-MADE_BY = {"measures": "measure", "log": "train"}
+from cltools.runtime.sealed import read_json
+from cltools.tidy import made_by, read_experiment
 
 
 def run(
@@ -35,7 +33,7 @@ def run(
     """
     sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
-    read = {table: _read(tables.get(table), table) for table in used}
+    read = {table: _read(tables.get(table), table, plan) for table in used}
     experiment = ExperimentTables(sweeps, **read, papers=read_papers(papers))
     # Matplotlib reads some settings only when it draws, so the figure is saved inside too.
     with rc_context(parameters(style)):
@@ -43,11 +41,12 @@ def run(
         save(figure, plotted, output)
 
 
-def _read(path: Path | None, name: str) -> pl.DataFrame:
-    stage = MADE_BY.get(name, name)
+def _read(path: Path | None, name: str, plan: Path) -> pl.DataFrame:
     if path is None:
-        raise InputError(f"this figure needs the table of `cltools {stage}`: give it with --{name}")
-    return read_table(path, f"cltools {stage}")
+        raise InputError(
+            f"this figure needs the table of `cltools {made_by(name)}`: give it with --{name}"
+        )
+    return read_experiment(path, name, plan)
 
 
 def read_papers(paths: Sequence[Path]) -> pl.DataFrame:

@@ -21,8 +21,8 @@ from cltools.layout import CellFolder
 from cltools.maths.projection import principal_plane, turned, umap_plane
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import write_table
 from cltools.training import recalibration
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.networks import Network
@@ -98,8 +98,7 @@ def run(
         )
         for (objective, step), points in all_turned(planes).items()
     ]
-    with whole_file(output) as scratch:
-        pl.concat(tables).write_parquet(scratch)
+    write_table(output, pl.concat(tables), {"table": "project", "cell": trained["id"]})
 
 
 def some_images(labels: Tensor, classes: int, per_class: int) -> Tensor:

@@ -52,8 +52,8 @@ from cltools.maths.surrogate import (
 )
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import write_table
 from cltools.training.regularity import (
     FixedViews,
     Linearised,
@@ -106,8 +106,7 @@ def run(
     trainer = CoupledTrainer(cell, data, chosen_device)
     trainer.batches = dict.fromkeys(trainer.networks, FixedViews(cell, data, chosen_device))
     table = follow(trainer, chosen["steps"], chosen["power_iterations"], chosen["delta"])
-    with whole_file(output) as scratch:
-        table.write_parquet(scratch)
+    write_table(output, table, {"table": "regularity"})
 
 
 def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:

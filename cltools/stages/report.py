@@ -16,7 +16,9 @@ from cltools.layout import VERSIONS, benchmarks_of, figure_file
 from cltools.report.page import Drawn, Material, page
 from cltools.runtime import processor
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import read_json, read_table, whole_file
+from cltools.runtime.files import whole_file
+from cltools.runtime.sealed import read_json
+from cltools.tidy import read_experiment
 from cltools.training.manifests import read_manifest
 
 PACKAGES = ("torch", "numpy", "polars", "snakemake")
@@ -56,8 +58,8 @@ def run(
     material = Material(
         name=planned["experiment"],
         plan=planned,
-        measures=read_table(measures, "cltools collect"),
-        claims=read_table(claims, "cltools claims"),
+        measures=read_experiment(measures, "measures", plan),
+        claims=read_experiment(claims, "claims", plan),
         figures=[f for name in planned["figures"] if (f := _drawn(figures, name)) is not None],
         cells={identity: cells[identity] for identity in planned["cells"]},
         config=json.dumps(config, indent=2, ensure_ascii=False),

@@ -16,6 +16,8 @@ from typing import Any
 from cltools.config.experiment import Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
+from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import read_json
 
 # done: made by the present version of the stage.
 # stale: made by another version of the stage, from other images or with other settings.
@@ -223,8 +225,8 @@ def _last_error(text: str) -> str | None:
 def _json(path: Path) -> Any:
     """The content of a JSON file, or None if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path, made_by="")
+    except (OSError, InputError):
         return None
 
 

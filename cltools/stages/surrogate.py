@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cltools.config.schema import with_defaults
 from cltools.maths.surrogate import similarities_of_views, similarity_descent
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import whole_file
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import write_table
 
 # Settings of drawn clusters, which have no meaning when features are given.
 _CLUSTERS = ("classes", "images", "dimension", "spread", "view_noise")
@@ -65,8 +65,7 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
                     *descent._fields,
                 )
             )
-    with whole_file(output) as scratch:
-        pl.concat(tables).write_parquet(scratch)
+    write_table(output, pl.concat(tables), {"table": "surrogate"})
 
 
 def gaussian_views(

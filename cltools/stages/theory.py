@@ -16,7 +16,7 @@ import torch
 
 from cltools.config.schema import with_defaults
 from cltools.data.store import ImageStore
-from cltools.layout import VERSIONS, CellFolder, theory_table
+from cltools.layout import VERSIONS, CellFolder, theory_table, whose
 from cltools.maths import bounds
 from cltools.maths.objectives import REFERENCE, contrastive_loss, pair_masks, similarity_logits
 from cltools.measurements.inequalities import (
@@ -34,13 +34,13 @@ from cltools.measurements.inequalities import (
 )
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import read_json, whole_file, write_json
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import read_json, read_table, usable_table, write_json, write_table
 from cltools.training.batches import Batches
 from cltools.training.curvature import largest_curvature
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.networks import Network
-from cltools.training.trained import load_network, trained_images, with_stores
+from cltools.training.trained import load_network, trained_images, training_log, with_stores
 
 PAIR = (REFERENCE, "nscl")
 
@@ -90,15 +90,14 @@ def theory_of_cell(
     """
     manifest = read_manifest(manifest_path)
     path = theory_table(manifest_path, measures, settings)
-    if path.exists():
+    if usable_table(path, whose(path, manifest_path)):
         return path
     rows: list[Row] = []
     cell, training = manifest["cell"], None
     if set(PAIR) <= set(cell["objectives"]):
         training = _Training(manifest, manifest_path, store, device, settings)
-    if not measures.exists():
-        raise InputError(f"{measures} does not exist: run `cltools measure` on this cell again")
-    measured = pl.read_parquet(measures)
+    remedy = f"run `cltools measure` on {manifest_path} again"
+    measured = read_table(measures, remedy, whose(measures, manifest_path))
     for step, hashes in saved_weights(manifest):
         values = _values(measured, step)
         found = [
@@ -112,8 +111,8 @@ def theory_of_cell(
         rows += [{**at, **row} for row in found]
     table = pl.DataFrame([{name: row.get(name) for name in SCHEMA} for row in rows], schema=SCHEMA)
     text = [name for name, dtype in SCHEMA.items() if dtype == pl.String]
-    with whole_file(path) as scratch:
-        table.with_columns(pl.col(text).fill_null("")).write_parquet(scratch)
+    whole = table.with_columns(pl.col(text).fill_null(""))
+    write_table(path, whole, whose(path, manifest_path))
     return path
 
 
@@ -133,7 +132,7 @@ class _Training:
         self.data = trained_images(store, manifest, manifest_path, device)["train"]
         self.device, self.classes = device, self.data.classes
         self.batches = Batches(self.cell, self.data, device)
-        table = pl.read_parquet(self.run.path / manifest["log"]["file"])
+        table = training_log(manifest_path, manifest)
         self.log = table.filter(pl.col("model").is_in(PAIR))
         self.drawn = self.batches.labels(manifest["steps"]).numpy()
         self.fractions = np.bincount(self.data.labels.numpy()) / len(self.data.labels)

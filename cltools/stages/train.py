@@ -21,9 +21,10 @@ from cltools.data.store import ImageStore
 from cltools.layout import VERSIONS, CellFolder, RunFolder
 from cltools.maths.bounds import gap_bound
 from cltools.runtime.errors import InputError, Stopped
-from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file, write_json
+from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file
 from cltools.runtime.processor import has_bfloat16, instructions
 from cltools.runtime.progress import track
+from cltools.runtime.sealed import write_json
 from cltools.runtime.stopping import StopRequest, stop_requests
 from cltools.runtime.tensors import save_tensors
 from cltools.training.distributed import join_ranks

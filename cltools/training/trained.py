@@ -4,14 +4,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 
 from cltools.data.image_set import PER_CLASS, ImageSet, image_set
 from cltools.data.store import ImageStore
+from cltools.layout import CellFolder
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import read_json, sha256_file
+from cltools.runtime.sealed import check_hash
 from cltools.runtime.tensors import load_tensors
+from cltools.training.manifests import read_manifest
 from cltools.training.networks import Network, build_network, on_device
 
 # Images per forward pass. Of small images, twice as many take a CPU half as long again for each.
@@ -31,12 +34,23 @@ def load_network(
 
 def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """Weights by name. Raises InputError when the file is not the one that was saved."""
-    remedy = f"delete the training manifests in {path.parents[2]} and train this cell again"
-    if path.exists() and sha256_file(path) != sha256:
-        raise InputError(
-            f"{path} is damaged (its hash is not the one in the training manifest): {remedy}"
-        )
+    remedy = _train_again(path.parents[2])
+    check_hash(path, sha256, remedy)
     return load_tensors(path, remedy)[0]
+
+
+def training_log(path: Path, manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """The log of a trained cell, whose manifest lies at `path`.
+
+    Raises InputError when the file is not the one that training wrote.
+    """
+    file = CellFolder.of(path).run.path / manifest["log"]["file"]
+    check_hash(file, manifest["log"]["sha256"], _train_again(path.parent))
+    return pl.read_parquet(file, glob=False)
+
+
+def _train_again(folder: Path) -> str:
+    return f"delete the training manifests in {folder} and train this cell again"
 
 
 def with_stores(
@@ -48,7 +62,7 @@ def with_stores(
     """
     stores = {store.name: store for store in map(ImageStore.open, store_folders)}
     for path in manifests:
-        dataset = read_json(path, made_by="cltools train")["cell"]["dataset"]
+        dataset = read_manifest(path)["cell"]["dataset"]
         if dataset not in stores:
             raise InputError(
                 f"{path} was trained on {dataset!r}, but the stores given hold "
