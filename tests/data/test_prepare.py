@@ -606,7 +606,10 @@ def test_text_labels_follow_the_names_of_the_metadata(two_files, tmp_path):
 
 def test_a_label_that_the_metadata_call_something_else_is_not_clear(tmp_path):
     frame = pl.DataFrame({"image": [PNG] * 2, "label": ["a", "b"], "license": [0, 1]})
-    features = {"label": {"_type": "Value"}, "license": {"_type": "ClassLabel", "names": ["c", "d"]}}
+    features = {
+        "label": {"_type": "Value"},
+        "license": {"_type": "ClassLabel", "names": ["c", "d"]},
+    }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     (tmp_path / "data").mkdir()
     for name in ("train", "test"):
@@ -660,7 +663,12 @@ def test_a_test_split_without_labels_is_said(labels, two_files, tmp_path, caplog
 def test_a_lone_train_split_is_divided(encoded, tmp_path):
     file, images = tmp_path / "data" / "partial-train" / "0000.pq", noise(10)
     write_parquet(file, images, [0, 1] * 5)
-    definition = {"source": "parquet", "path": str(tmp_path / "data"), "encoded": encoded, "size": 4}
+    definition = {
+        "source": "parquet",
+        "path": str(tmp_path / "data"),
+        "encoded": encoded,
+        "size": 4,
+    }
     store = prepared({**definition, "test_fraction": 0.4}, tmp_path / "store")
     held = held_out(np.array([0, 1] * 5), 0.4, seed=0)
     assert store.labels["train"].tolist() == np.array([0, 1] * 5)[~held].tolist()

@@ -72,9 +72,10 @@ def read_parquet(
     class, with `test_fraction` and `seed`.
 
     The columns of images and labels are those that the metadata or their names say (see module
-    `columns`); `image_column` and `label_column` overrule this. Labels are whole numbers or text. Classes are the labels that occur, in the order of the
-    numbers, of the names in the metadata or of the alphabet. Class names and types are compared
-    across all files that are read. For the rest see `source.finish`.
+    `columns`); `image_column` and `label_column` overrule this. Labels are whole numbers or text.
+    Classes are the labels that occur, in the order of the numbers, of the names in the metadata or
+    of the alphabet. Class names and types are compared across all files that are read. For the
+    rest see `source.finish`.
 
     Raises InputError when files do not belong together, columns are not clear or labels are wrong.
     """
