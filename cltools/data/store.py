@@ -258,6 +258,11 @@ def select(
     wanted = 1 if per_class is None else per_class
     if wanted < 1:
         raise InputError(f"per_class is {per_class}: at least 1 image per class is needed")
+    if not counts[smallest]:
+        raise InputError(
+            f"class '{class_names[smallest]}' of the data set '{name}' has 0 {split} images: add "
+            "some or choose other classes"
+        )
     if counts[smallest] < wanted:
         raise InputError(
             f"class '{class_names[smallest]}' of the data set '{name}' has {counts[smallest]} "
