@@ -30,7 +30,7 @@ class Columns(NamedTuple):
     """Where each parameter's uniforms stand in a row of the table. Recipes never move them.
 
     Ten proposals of area and ratio, as torchvision's RandomResizedCrop draws before it falls back
-    to a centre crop.
+    to a center crop.
     """
 
     area: slice = slice(0, 10)

@@ -54,7 +54,7 @@ def finish(
     """The listed images as they are if they are to stay `encoded`, else decoded to one shape.
 
     With `size`, the shorter side is resized to it, or to `resize` (bilinear, antialiased), and the
-    centre cropped to size x size; without, all images must have one size. An image that cannot be
+    center cropped to size x size; without, all images must have one size. An image that cannot be
     decoded is an error or, with `skip_damaged`, left out; why is said and kept in the provenance.
     """
     listed = replace(listed, size=size, resize=resize, skip_damaged=skip_damaged)
