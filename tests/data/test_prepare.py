@@ -690,6 +690,18 @@ def test_words_anywhere_in_a_name_say_the_split(tmp_path):
     refused({"source": "parquet", "path": str(data)}, tmp_path, "several data sets")
 
 
+def test_a_file_given_twice_is_read_once_and_paths_must_be_utf8(tmp_path):
+    file = tmp_path / "train.parquet"
+    write_parquet(file, noise(4), [0, 1] * 2)
+    definition = {"source": "parquet", "path": [str(file)] * 2}
+    store = prepared(definition, tmp_path / "store")
+    assert (len(store.labels["train"]), len(store.labels["test"])) == (2, 2)
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    file.rename(folder / file.name)
+    refused({**definition, "path": str(folder)}, tmp_path, "caf\\xe9", "not UTF-8", "rename it")
+
+
 def test_arrow_files_are_named(tmp_path):
     (tmp_path / "data" / "train").mkdir(parents=True)
     (tmp_path / "data" / "train" / "data-00000-of-00001.arrow").write_bytes(b"x")

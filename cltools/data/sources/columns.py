@@ -54,12 +54,12 @@ def reading(file: Path) -> Iterator[None]:
     """Turn what polars raises on a bad file into an InputError."""
     from polars.exceptions import PolarsError
 
-    try:
-        yield
-    except UnicodeEncodeError as error:
+    if shown(file) != str(file):
         raise InputError(
             f"the path {shown(file)} is not UTF-8, which reading parquet needs: rename it"
-        ) from error
+        )
+    try:
+        yield
     except (PolarsError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(

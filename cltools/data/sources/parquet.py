@@ -172,7 +172,7 @@ def _parquet_files(path: str | list[str]) -> tuple[Path | None, dict[str, list[P
             and not any(_hidden(part) for part in file.relative_to(root).parts)
         ]
     else:
-        given = sorted(map(Path, [path] if isinstance(path, str | Path) else path))
+        given = sorted(set(map(Path, [path] if isinstance(path, str | Path) else path)))
         every = [(file, (file.name,)) for file in given]
         for file in given:
             if not file.is_file():
