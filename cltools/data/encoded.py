@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltools.data.decoding import (
-    GREY_MODES,
+    GRAY_MODES,
     DamagedImageError,
     centre,
     format_of,
     in_order,
-    open_image,
+    open_new_image,
     pool,
+    say_skipped,
     workers_available,
 )
 from cltools.data.store import (
@@ -96,7 +97,7 @@ class _Checked:
     encoded: bytes
     height: int
     width: int
-    grey: bool
+    gray: bool
     encoding: str
     values: NDArray[np.int64] | int
 
@@ -134,6 +135,7 @@ def _begin(folder: Path, source: EncodedSource) -> None:
         "preprocessing": source.preprocessing,
         "labels": sha256_text(canonical_json([source.class_names, labels])),
         "part": PART,
+        "reasons": True,  # records of parts say why images were skipped; earlier ones did not
     }
     path = StoreFolder(folder).source
     if _record(path) != plan:
@@ -204,7 +206,7 @@ def _check(image: Named, source: EncodedSource, count: bool) -> _Checked | Damag
     where, read = image
     try:
         encoded = read()
-        decoded = open_image(encoded, where)
+        decoded = open_new_image(encoded, where)
     except DamagedImageError as error:
         if source.skip_damaged:
             return error
@@ -213,8 +215,8 @@ def _check(image: Named, source: EncodedSource, count: bool) -> _Checked | Damag
     if count:
         pixels = centre(decoded.convert("RGB"), source.side, source.resize)
         values = np.array(pixels.histogram()).reshape(3, 256)
-    grey = decoded.mode in GREY_MODES
-    return _Checked(encoded, decoded.height, decoded.width, grey, format_of(decoded), values)
+    gray = decoded.mode in GRAY_MODES
+    return _Checked(encoded, decoded.height, decoded.width, gray, format_of(decoded), values)
 
 
 def _write_part(
@@ -222,11 +224,13 @@ def _write_part(
 ) -> dict[str, Any]:
     """Append the next images to `file`; what is to be remembered of them, for JSON."""
     kept, skipped = [], []
+    reasons: Counter[str] = Counter()
     values = np.zeros((3, 256), dtype=np.int64)
     for row, image in enumerate(images, start):
         if isinstance(image, DamagedImageError):
-            log.warning("skipped: %s", str(image).partition(": replace")[0])
+            log.warning("skipped: %s", image.problem)
             skipped.append(row)
+            reasons[image.reason] += 1
             continue
         file.write(image.encoded)
         values += image.values
@@ -238,7 +242,8 @@ def _write_part(
         "lengths": [len(image.encoded) for image in kept],
         "sizes": [[image.height, image.width] for image in kept],
         "skipped": skipped,
-        "grey": all(image.grey for image in kept),
+        "skipped_because": reasons,
+        "gray": all(image.gray for image in kept),
         "encodings": Counter(image.encoding for image in kept),
         "values": values.tolist(),
     }
@@ -249,10 +254,13 @@ def _finish(
 ) -> dict[str, Any]:
     """Write all but the manifest, which is returned."""
     labels, splits = {}, {}
+    reasons: dict[str, Counter[str]] = {}
     for split in SPLITS:
         lengths = [length for part in parts[split] for length in part["lengths"]]
         sizes = [size for part in parts[split] for size in part["sizes"]]
         skipped = [row for part in parts[split] for row in part["skipped"]]
+        reasons[split] = sum((Counter(p["skipped_because"]) for p in parts[split]), Counter())
+        say_skipped(reasons[split], split)
         labels[split] = np.delete(source.labels[split], skipped)
         check_labels(name, source.class_names, split, labels[split])
         _save(StoreFolder(folder).array(split, "offsets"), np.cumsum([0, *lengths], dtype=np.int64))
@@ -264,7 +272,7 @@ def _finish(
             "parts": [{key: part[key] for key in ("count", "sha256")} for part in parts[split]],
         }
     every = [part for split in SPLITS for part in parts[split]]
-    channels = 1 if all(part["grey"] for part in every) else 3
+    channels = 1 if all(part["gray"] for part in every) else 3
     values = np.sum([part["values"] for part in parts["train"]], axis=0)
     mean, std = statistics_of_counts(values[:channels])
     provenance = {
@@ -273,6 +281,8 @@ def _finish(
     }
     if source.skip_damaged:
         provenance["skipped"] = {s: sum(len(p["skipped"]) for p in parts[s]) for s in SPLITS}
+        if why := sum(reasons.values(), Counter()):
+            provenance["skipped_because"] = why
     shape, resize = [source.side, source.side, channels], source.resize or source.side
     hashes = {split: [part["sha256"] for part in parts[split]] for split in SPLITS}
     return {

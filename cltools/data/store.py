@@ -42,7 +42,7 @@ Arrays = tuple[Images, Labels]
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some images of one split, relabelled.
+    """Some images of one split, relabeled.
 
     indices: int64 (n,), ascending positions in the split.
     labels: int64 (n,), in 0..C'-1; label i stands for the original class `class_ids[i]`.
@@ -262,8 +262,8 @@ def select(
     if counts[smallest] < wanted:
         raise InputError(
             f"class '{class_names[smallest]}' of the data set '{name}' has {counts[smallest]} "
-            f"{split} images, but {wanted} per class are needed: lower per_class or choose "
-            "other classes"
+            f"{split} images, but {wanted} per class are needed: "
+            f"{'lower per_class or ' if wanted > 1 else ''}choose other classes"
         )
 
     if imbalance < 1:

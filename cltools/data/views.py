@@ -1,6 +1,6 @@
 """Augmented views, a whole batch at a time on the device, from a table of per-sample parameters.
 
-Random resized crop, horizontal flip, colour jitter, grayscale and Gaussian blur as torchvision's
+Random resized crop, horizontal flip, color jitter, grayscale and Gaussian blur as torchvision's
 `transforms` define them, on float images. torchvision draws from the global random state, one image
 (or one parameter for a whole batch) at a time; here each sample's parameters are a row of a table
 that depends on (seed, epoch, view, sample), see `randomness`. Crop, resize and flip together are
@@ -30,7 +30,7 @@ class Columns(NamedTuple):
     """Where each parameter's uniforms stand in a row of the table. Recipes never move them.
 
     Ten proposals of area and ratio, as torchvision's RandomResizedCrop draws before it falls back
-    to a centre crop.
+    to a center crop.
     """
 
     area: slice = slice(0, 10)

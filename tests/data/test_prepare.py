@@ -3,8 +3,11 @@
 import io
 import json
 import logging
+import os
 import pickle
 import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -537,7 +540,11 @@ def test_bad_images_are_named_by_row(bad, words, two_files, tmp_path, monkeypatc
         ([0, 1, 2], {"names": ["a", "b"]}, ["row 2", "label 2", "0..1"]),
         ([0, 1, -1], {}, ["row 2", "label -1"]),
         ([0, 0, 0], {}, ["only 1 class"]),
-        (["a", "b", "c"], {}, ["label column", "label: String", "`label_column`"]),
+        ([[0], [1], [2]], {}, ["label column", "label: List(Int64)", "`label_column`"]),
+        ([0.5, 1.0, 2.0], {}, ["row 0 of column 'label' is 0.5", "whole numbers or text"]),
+        (["a", None, "b"], {}, ["row 1 of column 'label' is empty"]),
+        ([0, 1, 2], {"label": "width"}, ["label column", "width: Int64", "`label_column`"]),
+        ([0, 1, 2], {"column": "mask"}, ["image column", "mask: Struct", "`image_column`"]),
         ([0, 1, 2], {"label": "x", "more": {"y": [0, 1, 2]}}, ["x: Int64, y: Int64"]),
         ([0, 1, 2], {"more": {"second": [PNG] * 3}}, ["image column", "`image_column`"]),
     ],
@@ -556,7 +563,14 @@ def test_parquet_files_that_do_not_make_two_splits_are_refused(two_files, tmp_pa
     data = tmp_path / "data"
     definition = two_files([PNG] * 2, [0, 1])
     (data / "test.parquet").unlink()
-    refused(definition, tmp_path, data, "train", "validation")
+    refused(definition, tmp_path, data, "one image", "each split")
+    (data / "train.parquet").rename(data / "other.parquet")
+    refused(definition, tmp_path, data, "other.parquet", "train", "validation")
+    (data / "other.parquet").rename(data / "test.parquet")
+    refused(definition, tmp_path, data, "none for train", "train", "validation")
+    (data / "test.parquet").rename(data / "train-test.parquet")
+    refused(definition, tmp_path, data / "train-test.parquet", "test and train")
+    (data / "train-test.parquet").rename(data / "train.parquet")
     refused({**definition, "path": str(data / "none.parquet")}, tmp_path, "none.parquet")
     (data / "test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     refused(definition, tmp_path, data / "test.parquet", "cannot be read")
@@ -565,6 +579,134 @@ def test_parquet_files_that_do_not_make_two_splits_are_refused(two_files, tmp_pa
     refused(definition, tmp_path, data, "2 test files")
     write_parquet(data / "full" / "test-00000-of-00002.parquet", [PNG] * 2, [0, 1])
     refused(definition, tmp_path, "several folders", data / "full")
+
+
+# --- labels and splits of parquet files as they are found ------------------------------------
+
+
+def noise(count):
+    return [encoded(pixels(4, 4, 3)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("more", ["width", "id", "__index_level_0__"])
+@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum(["dog", "emu", "cat"])])
+def test_text_is_the_label_and_a_lone_integer_column_is_not(more, dtype, two_files, tmp_path):
+    labels = pl.Series(["dog", "cat", "emu"], dtype=dtype)
+    store = prepared(two_files([PNG] * 3, labels, more={more: [7, 8, 9]}), tmp_path / "store")
+    assert store.class_names == ["cat", "dog", "emu"]
+    assert store.labels["train"].tolist() == [1, 0, 2]
+    assert store.provenance["columns"]["label"] == "label"
+
+
+def test_text_labels_follow_the_names_of_the_metadata(two_files, tmp_path):
+    store = prepared(two_files([PNG] * 2, ["b", "a"], names=["b", "a", "unused"]), tmp_path / "s")
+    assert (store.class_names, store.labels["test"].tolist()) == (["b", "a"], [0, 1])
+    refused(two_files([PNG] * 2, ["b", "x"], names=["b", "a"]), tmp_path, "row 1", "'x'")
+
+
+def test_a_label_that_the_metadata_call_something_else_is_not_clear(tmp_path):
+    frame = pl.DataFrame({"image": [PNG] * 2, "label": ["a", "b"], "license": [0, 1]})
+    features = {
+        "label": {"_type": "Value"},
+        "license": {"_type": "ClassLabel", "names": ["c", "d"]},
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        frame.write_parquet(tmp_path / f"data/{name}.parquet", metadata=metadata)
+    definition = {"source": "parquet", "path": str(tmp_path / "data")}
+    refused(definition, tmp_path, "no clear label column", "license: Int64")
+
+
+@pytest.mark.parametrize(
+    ("ids", "classes"), [([1, 2, 3], "123"), ([10_000_000, 10_000_002], None), ([0.0, 2.0], "02")]
+)
+def test_classes_are_the_ids_that_occur(ids, classes, two_files, tmp_path):
+    store = prepared(two_files([PNG] * len(ids), ids), tmp_path / "store")
+    assert store.class_names == (list(classes) if classes else list(map(str, ids)))
+    assert store.labels["test"].tolist() == list(range(len(ids)))
+    assert len(store.subset("train").class_ids) == len(ids)
+
+
+def test_names_of_classes_without_images_do_not_count(two_files, tmp_path):
+    store = prepared(two_files([PNG] * 2, [0, 2], names=["a", "b", "c"]), tmp_path / "store")
+    assert (store.class_names, store.labels["train"].tolist()) == (["a", "c"], [0, 1])
+
+
+def test_class_names_in_another_order_are_matched_by_name(two_files, tmp_path):
+    definition = two_files([PNG] * 3, [0, 1, 2], names=["a", "b", "c"])
+    test = tmp_path / "data" / "test.parquet"
+    write_parquet(test, [PNG] * 3, [2, 1, 0], names=["c", "b", "a"])
+    assert prepared(definition, tmp_path / "store").labels["test"].tolist() == [0, 1, 2]
+    write_parquet(test, [PNG] * 3, [2, 1, 0], names=["c", "b", "x"])
+    refused(definition, tmp_path, test, "class names", "a, x")
+    write_parquet(test, [PNG] * 3, ["c", "b", "a"])
+    refused(definition, tmp_path, test, "of type String")
+    write_parquet(test, [PNG] * 3, [0, 1, 1])
+    refused(definition, tmp_path, "test images", "lack 1 of the 3 classes (c)")
+    write_parquet(test, [PNG] * 3, [0, 1, 2], column="img")
+    refused(definition, tmp_path, test, "no column 'image'")
+
+
+@pytest.mark.parametrize("labels", [[-1, -1], [None, None], None])
+def test_a_test_split_without_labels_is_said(labels, two_files, tmp_path, caplog):
+    definition = two_files([PNG] * 2, [0, 1], test="validation.parquet")
+    frame = pl.DataFrame({"image": [PNG] * 2, **({"label": labels} if labels else {})})
+    frame.write_parquet(tmp_path / "data" / "test.parquet")
+    with caplog.at_level(logging.INFO, "cltools"):
+        store = prepared(definition, tmp_path / "store")
+    assert store.provenance["test_split"] == "validation"
+    assert "the test files have no labels: the validation files are used instead" in caplog.messages
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_lone_train_split_is_divided(encoded, tmp_path):
+    file, images = tmp_path / "data" / "partial-train" / "0000.pq", noise(10)
+    write_parquet(file, images, [0, 1] * 5)
+    definition = {
+        "source": "parquet",
+        "path": str(tmp_path / "data"),
+        "encoded": encoded,
+        "size": 4,
+    }
+    store = prepared({**definition, "test_fraction": 0.4}, tmp_path / "store")
+    held = held_out(np.array([0, 1] * 5), 0.4, seed=0)
+    assert store.labels["train"].tolist() == np.array([0, 1] * 5)[~held].tolist()
+    chosen = {"train": np.flatnonzero(~held), "test": np.flatnonzero(held)}
+    for split, rows in chosen.items():
+        for image, row in zip(store.images[split], rows, strict=True):
+            original = np.asarray(Image.open(io.BytesIO(images[row])))
+            assert image == images[row] if encoded else np.array_equal(image, original)
+    assert store.provenance["split"]["test_fraction"] == 0.4
+
+
+def test_words_anywhere_in_a_name_say_the_split(tmp_path):
+    data = tmp_path / "a [b] * 'c' ?"
+    for name in ("x-training.parquet", "x_test.PARQUET"):
+        write_parquet(data / name, [PNG] * 2, [0, 1])
+    store = prepared({"source": "parquet", "path": str(data)}, tmp_path / "store")
+    assert len(store.labels["test"]) == 2
+    write_parquet(data / "y-training.parquet", [PNG] * 2, [0, 1])
+    refused({"source": "parquet", "path": str(data)}, tmp_path, "several data sets")
+
+
+def test_a_file_given_twice_is_read_once_and_paths_must_be_utf8(tmp_path):
+    file = tmp_path / "train.parquet"
+    write_parquet(file, noise(4), [0, 1] * 2)
+    definition = {"source": "parquet", "path": [str(file)] * 2}
+    store = prepared(definition, tmp_path / "store")
+    assert (len(store.labels["train"]), len(store.labels["test"])) == (2, 2)
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    file.rename(folder / file.name)
+    refused({**definition, "path": str(folder)}, tmp_path, "caf\\xe9", "not UTF-8", "rename it")
+
+
+def test_arrow_files_are_named(tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "data-00000-of-00001.arrow").write_bytes(b"x")
+    definition = {"source": "parquet", "path": str(tmp_path / "data")}
+    refused(definition, tmp_path, "save_to_disk", "data-00000-of-00001.arrow", "to_parquet")
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -651,6 +793,105 @@ def test_folder_splits_must_agree(tmp_path):
     refused(definition, tmp_path, root, "none of test")
     image_folder(root / "test", ["a", "images"])
     refused(definition, tmp_path, root / "test", "b, images")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Val")]
+)
+def test_folders_of_splits_have_several_names(train, test, tmp_path):
+    for split in (train, test, "__MACOSX", ".ipynb_checkpoints"):
+        image_folder(tmp_path / "images" / split, ["a", "b"])
+    image_folder(tmp_path / "images" / train / "__MACOSX", ["x"])
+    store = prepared({"source": "folder", "path": str(tmp_path / "images")}, tmp_path / "store")
+    assert (store.class_names, store.provenance["test_split"]) == (["a", "b"], test)
+
+
+def test_splits_without_train_are_named(tmp_path):
+    for split in ("val", "test"):
+        image_folder(tmp_path / "images" / split, ["a", "b"])
+    definition = {"source": "folder", "path": str(tmp_path / "images")}
+    refused(definition, tmp_path, "the folders test, val but none called train")
+    for split in ("Train", "training"):
+        image_folder(tmp_path / "images" / split, ["a", "b"])
+    refused(definition, tmp_path, "several folders for training (Train, training)")
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_names_that_are_not_utf8_have_escapes(encoded, tmp_path):
+    root = tmp_path / "images"
+    image_folder(root, ["a", os.fsdecode(b"caf\xe9"), "na\u00efve"])
+    bad = root / "a" / os.fsdecode(b"Mu\xf1oz.png")
+    (root / "a" / "0.png").rename(bad)
+    definition = {"source": "folder", "path": str(root), "encoded": encoded, "size": 4}
+    store = prepared(definition, tmp_path / "store")
+    assert store.class_names == ["a", "caf\\xe9", "na\u00efve"]
+    bad.write_bytes(b"broken")
+    refused(definition, tmp_path, "Mu\\xf1oz.png cannot be decoded")
+
+
+# --- images that are not read ----------------------------------------------------------------
+
+
+def png_of_16_bits(kind, channels):
+    """A PNG of 2x2 pixels with 16 bits per channel; Pillow itself writes only gray ones."""
+
+    def chunk(name, content):
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    rows = (b"\0" + bytes(4 * channels)) * 2
+    header = struct.pack(">IIBBBBB", 2, 2, 16, kind, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))  # fmt: skip
+
+
+NOT_READ = [
+    (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", "is of the format AVIF, which is not read"),
+    (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "is of the format HEIC, which is not read"),
+    (b"\xff\x4f\xff\x51" + bytes(9), "is of the format JPEG 2000, which is not read"),
+    (png_of_16_bits(0, 1), "has more than 8 bits per channel"),
+    (png_of_16_bits(2, 3), "has more than 8 bits per channel"),
+    (b"P6 2 2 65535\n" + bytes(24), "has more than 8 bits per channel"),
+    (encoded(pixels(30, 30, 3)), "has more than the 800 pixels that are read"),
+]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(("image", "reason"), NOT_READ)
+def test_images_that_are_not_read_are_told_with_the_reason(
+    image, reason, kept, two_files, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    definition = two_files([PNG, PNG, image], [0, 1, 0])
+    definition |= {"size": 4, "encoded": kept}
+    refused(definition, tmp_path, "row 2", reason)
+    with caplog.at_level(logging.INFO, "cltools"):
+        store = prepared({**definition, "skip_damaged": True}, tmp_path / "store")
+    assert store.provenance["skipped_because"] == {reason: 2}
+    assert f"1 train images were skipped: 1 {reason}" in caplog.messages
+
+
+def test_large_images_and_palettes_warn_in_our_words(tmp_path, caplog, monkeypatch, recwarn):
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as cltools sets it; pytest unsets it
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    image_folder(tmp_path / "images", ["a", "b"])
+    image_folder(tmp_path / "images", ["b"], count=1, shape=(8, 8, 3))
+    palette = Image.fromarray(pixels(4, 4, 3)).quantize(8)
+    palette.save(tmp_path / "images" / "a" / "1.png", transparency=bytes(8))
+    prepared({"source": "folder", "path": str(tmp_path / "images"), "size": 4}, tmp_path / "store")
+    large = tmp_path / "images" / "b" / "0.png"
+    assert caplog.messages == [f"{large} is very large: 8 x 8 pixels"]
+    assert not recwarn.list
+
+
+def test_exif_rotation_is_not_followed(tmp_path):
+    image_folder(tmp_path / "images", ["a", "b"], count=2)
+    rotated, exif = pixels(4, 4, 3), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rotated).save(tmp_path / "images" / "a" / "0.png", exif=exif)
+    store = prepared({"source": "folder", "path": str(tmp_path / "images")}, tmp_path / "store")
+    every = np.concatenate([store.images["train"], store.images["test"]])
+    assert any(np.array_equal(image, rotated) for image in every)
 
 
 # --- torchvision -----------------------------------------------------------------------------

@@ -1,8 +1,12 @@
 """Embeddings of other software: every format gives the same numbers, mismatches are refused."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.torch as torch_file
+import torch
 import xarray as xr
 from safetensors.numpy import save_file
 
@@ -95,3 +99,62 @@ def test_mismatches_are_refused(folder):
     refused("an unknown type", "b.npz", "x.csv")
     refused("at least two files", "b.npz")
     refused("one label for each image", "a.npy", "b.npz", labels="short.npy")
+
+
+def test_bfloat16_and_both_kinds_of_netcdf_are_read(folder):
+    half = torch.tensor(B).bfloat16()
+    tensors = {"features": half, "labels": torch.tensor(LABELS)}
+    torch_file.save_file(tensors, folder / "half.safetensors")
+    np.savez(folder / "as_float.npz", features=half.float().numpy(), labels=LABELS)
+    text = np.array([f"image {i}" for i in IDS])
+    dataset = xr.Dataset({"h": (("n", "d"), B), "labels": ("n", LABELS), "ids": ("n", text)})
+    dataset.to_netcdf(folder / "three.nc", engine="scipy")
+    dataset.to_netcdf(folder / "four.nc", engine="h5netcdf")
+    np.savez(folder / "bytes.npz", features=B, labels=LABELS, ids=text.astype("S"))
+    table = run(folder, "as_float.npz", "half.safetensors", "three.nc", "four.nc", "bytes.npz")
+    for name, other in (("half", "as_float"), ("four", "three"), ("bytes", "three")):
+        same = value(table, name, "rsa", "pearson_cosine", reference=other)
+        assert same == pytest.approx(1, abs=1e-12)
+
+
+def test_files_of_one_name_in_two_folders_are_a_pair(folder):
+    for name, features in (("run1", A), ("run2", B)):
+        (folder / name).mkdir()
+        np.savez(folder / name / "features.npz", features=features, labels=LABELS)
+    table = run(folder, "run1/features.npz", "run2/features.npz")
+    found = value(table, "run2/features", "cka", "cosine_biased", reference="run1/features")
+    assert found == alignment({"a": A, "b": B})["a", "b"]["cka", "cosine_biased"]
+    with pytest.raises(InputError, match="each of them once"):
+        run(folder, "b.npz", "b.npz")
+
+
+def test_missing_labels_in_the_same_place_are_left_out(folder, caplog):
+    labels = LABELS.astype(float)
+    labels[[3, 7]] = np.nan
+    for name, features in (("e", A), ("f", B)):
+        np.savez(folder / f"{name}.npz", features=features, labels=labels)
+    assert set(run(folder, "e.npz", "f.npz")["n"]) == {58}
+    assert caplog.messages == ["2 images are left out, as their label is NaN"]
+    np.savez(folder / "f.npz", features=B, labels=LABELS.astype(float))
+    with pytest.raises(InputError, match="differ in their labels, first at image 3"):
+        run(folder, "e.npz", "f.npz")
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_constant_features_give_nan_and_say_so(fill, folder, caplog, recwarn):
+    np.save(folder / "flat.npy", np.full_like(A, fill))
+    table = run(folder, "b.npz", "flat.npy")
+    assert np.isnan(value(table, "flat", "rsa", "pearson_cosine", reference="b"))
+    assert caplog.messages == ["flat: all images have the same features, so similarities are NaN"]
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_objects_and_outputs_that_cannot_be_are_refused(folder):
+    objects = np.array([str(i) for i in IDS], dtype=object)
+    np.savez(folder / "objects.npz", features=B, labels=LABELS, ids=objects)
+    with pytest.raises(InputError, match=r"objects\.npz cannot be read .*dtype=str"):
+        run(folder, "b.npz", "objects.npz")
+    files = [folder / "b.npz", folder / "c.safetensors"]
+    for output in ("/proc/none/t.parquet", folder, folder / "b.npz" / "t.parquet"):
+        with pytest.raises(InputError, match=r"cannot be written|is a folder"):
+            compare.run(files=files, output=Path(output))

@@ -8,14 +8,14 @@ from cltools.data.sources.source import Source, drawn_split, held_out
 
 
 def read_digits(size: int | None = None, test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """The 1,797 grey 8x8 digits inside scikit-learn, split by class with `seed`.
+    """The 1,797 gray 8x8 digits inside scikit-learn, split by class with `seed`.
 
     `size` upsamples them (bilinear) to size x size.
     """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # 16 grey levels above black become 0..255.
+    # 16 gray levels above black become 0..255.
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     preprocessing = "values 0..16 scaled to 0..255"
     if size not in (None, 8):

@@ -1,11 +1,11 @@
 """Parquet files in the layout of the Hugging Face hub."""
 
-import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,43 @@ from numpy.typing import NDArray
 
 from cltools.data.decoding import DamagedImageError
 from cltools.data.encoded import EncodedSource, Named
-from cltools.data.sources.source import Source, file_hashes, finish, in_words
+from cltools.data.sources.columns import (
+    Labels,
+    Shard,
+    choose_image_column,
+    choose_label_column,
+    holds_bytes,
+    is_labeled,
+    joined_labels,
+    label_series,
+    read_shard,
+    reading,
+)
+from cltools.data.sources.source import (
+    Source,
+    drawn_split,
+    file_hashes,
+    finish,
+    held_out,
+    in_words,
+    require_two_each,
+    shown,
+)
 from cltools.runtime.errors import InputError
 
+log = logging.getLogger("cltools")
 ROWS_AT_ONCE = 1000  # of a parquet file: 100 MB of photographs, 1 MB of CIFAR
+ENDINGS = (".parquet", ".pq")
+# A word in the name of a file or folder that says its split, as in train-00000-of-00005.parquet,
+# partial-train/0000.parquet or flowers_test.pq.
+SPLIT = re.compile(
+    r"(?<![a-z])(?:(train)(?:ing|set)?|(test)(?:ing|set|s)?|(val)(?:id|idation|set)?)(?![a-z])"
+)
+SAID = ("train", "test", "validation")  # the splits by the groups of SPLIT
+READ = (
+    "what is read are files .parquet or .pq with train in their names, or in those of their "
+    "folders, and others with test or validation"
+)
 
 
 def read_parquet(
@@ -28,59 +61,102 @@ def read_parquet(
     skip_damaged: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
 ) -> Source | EncodedSource:
-    """Hugging Face parquet: a folder of {train,test,validation}* files, or a list of such files.
+    """Hugging Face parquet: a folder of train, test and validation files, or a list of such files.
 
-    `test` falls back to `validation` when there is none, or when its labels are withheld (all -1,
-    as in ImageNet). The image column is the one of bytes, the label column the one that the file's
-    metadata call a class label, else an integer column called label, labels or fine_label;
-    `image_column` and `label_column` overrule this. For the rest see `source.finish`.
+    The word train, test or val (training, valid, …) in the name of a file, or of its folder, says
+    its split. `validation` stands in for a `test` that is not there or has no labels (all -1, all
+    empty, no such column). If neither can be used, a test split is drawn from train, class by
+    class, with `test_fraction` and `seed`.
+
+    The columns of images and labels are those that the metadata or their names say (see module
+    `columns`); `image_column` and `label_column` overrule this. Labels are whole numbers or text.
+    Classes are the labels that occur, in the order of the numbers, of the names in the metadata or
+    of the alphabet. Class names and types are compared across all files that are read. For the
+    rest see `source.finish`.
+
+    Raises InputError when files do not belong together, columns are not clear or labels are wrong.
     """
     root, found = _parquet_files(path)
-    first = found["train"][0]
-    schema, features = _parquet_schema(first)
-    image = _image_column(first, schema, features, image_column)
-    label = _label_column(first, schema, features, label_column)
+    train = [read_shard(file) for file in found["train"]]
+    image = choose_image_column(train[0], image_column)
+    label = choose_label_column(train[0], label_column)
+    series = {"train": [label_series(shard, label) for shard in train]}
+    shards = {"train": train}
+    test = _labeled_test(found, label, shards, series)
+    _require_images([shard for split in shards.values() for shard in split], image)
+    rows: dict[str, NDArray[np.intp]] = {}
+    if test is None:
+        labels, rows = _drawn(shards, series, label, test_fraction, seed)
+        about: dict[str, Any] = {"split": drawn_split(test_fraction, seed)}
+    else:
+        labels = joined_labels(shards, series, label)
+        about = {"test_split": test}
+    files = {split: [shard.file for shard in some] for split, some in shards.items()}
 
-    labels = {
-        split: [_label_series(file, label) for file in files] for split, files in found.items()
-    }
-    test = "test" if "test" in found else "validation"
-    if "validation" in found and all((series == -1).all() for series in labels[test]):
-        test = "validation"
-    chosen = {"train": "train", "test": test}
+    def images(split: str, first: int) -> Iterator[Named]:
+        if test is not None:
+            return _parquet_images(files[split], image, first)
+        return _chosen_images(files["train"], image, rows[split][first:])
 
-    names = features.get(label, {}).get("names")
-    if not isinstance(names, list):
-        every = (series for split in chosen.values() for series in labels[split])
-        names = range(max((series.max() for series in every if len(series)), default=-1) + 1)
-    files = [file for source in chosen.values() for file in found[source]]
     listed = EncodedSource(
-        class_names=[str(name) for name in names],
-        labels={
-            split: _checked_labels(found[source], labels[source], label, len(names))
-            for split, source in chosen.items()
-        },
-        images=lambda split, first: _parquet_images(found[chosen[split]], image, first),
+        class_names=labels.class_names,
+        labels=labels.of,
+        images=images,
         provenance={
-            "files": file_hashes(root, files),
+            "files": file_hashes(root, [file for some in files.values() for file in some]),
             "columns": {"image": image, "label": label},
-            "test_split": test,
+            **about,
         },
     )
     return finish(listed, size, resize, encoded, skip_damaged)
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turn what polars raises on a bad file into an InputError."""
-    from polars.exceptions import PolarsError
+def _labeled_test(
+    found: dict[str, list[Path]],
+    label: str,
+    shards: dict[str, list[Shard]],
+    series: dict[str, list[Any]],
+) -> str | None:
+    """Add the test split to `shards` and `series`: test, or else validation, if it has labels.
 
-    try:
-        yield
-    except (PolarsError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{file} cannot be read ({reason}): download or write it again") from error
+    Returns which it is, and None if it has to be drawn. What is not as usual is said in one line.
+    """
+    for split in ("test", "validation"):
+        if split in found:
+            some = [read_shard(file) for file in found[split]]
+            labels = [label_series(shard, label) for shard in some]
+            if is_labeled(labels):
+                shards["test"], series["test"] = some, labels
+                if split == "validation" and "test" in found:
+                    log.info("the test files have no labels: the validation files are used instead")
+                return split
+    there = [split for split in ("test", "validation") if split in found]
+    why = f"the {' and '.join(there)} files have no labels" if there else "there are no test files"
+    log.info("%s: a test split is drawn from the train files", why)
+    return None
+
+
+def _drawn(
+    shards: dict[str, list[Shard]],
+    series: dict[str, list[Any]],
+    label: str,
+    fraction: float,
+    seed: int,
+) -> tuple[Labels, dict[str, NDArray[np.intp]]]:
+    """Labels of both splits, drawn class by class from train, and their rows in it."""
+    every = joined_labels(shards, series, label)
+    labels = every.of["train"]
+    folder = shown(shards["train"][0].file.parent)
+    require_two_each(labels, [f"class '{name}' in {folder}" for name in every.class_names])
+    held = held_out(labels, fraction, seed)
+    rows = {"train": np.flatnonzero(~held), "test": np.flatnonzero(held)}
+    return Labels(every.class_names, {split: labels[some] for split, some in rows.items()}), rows
+
+
+# --- which files -----------------------------------------------------------------------------
 
 
 def _parquet_files(path: str | list[str]) -> tuple[Path | None, dict[str, list[Path]]]:
@@ -88,40 +164,96 @@ def _parquet_files(path: str | list[str]) -> tuple[Path | None, dict[str, list[P
     root = None
     if isinstance(path, str | Path) and Path(path).is_dir():
         root = Path(path)
+        _refuse_arrow(root)
         every = [
             (file, file.relative_to(root).parts)
-            for file in sorted(root.rglob("*.parquet"))
-            if not any(part.startswith(".") for part in file.relative_to(root).parts)
+            for file in sorted(root.rglob("*"))
+            if file.suffix.lower() in ENDINGS
+            and not any(_hidden(part) for part in file.relative_to(root).parts)
         ]
     else:
-        given = sorted(map(Path, [path] if isinstance(path, str | Path) else path))
+        given = sorted(set(map(Path, [path] if isinstance(path, str | Path) else path)))
         every = [(file, (file.name,)) for file in given]
         for file in given:
             if not file.is_file():
-                raise InputError(f"{file} does not exist: give parquet files or their folder")
+                raise InputError(
+                    f"{shown(file)} does not exist: give parquet files or their folder"
+                )
     found: dict[str, list[Path]] = {}
+    unknown: list[str] = []
     for file, parts in every:
-        # Both train-00000-of-00001.parquet and train/0000.parquet are in use; the name goes first.
-        for part in reversed(parts):
-            if match := re.match("train|test|val", part.lower()):
-                split = "validation" if match[0] == "val" else match[0]
-                found.setdefault(split, []).append(file)
-                break
-    if "train" not in found or len(found) < 2:
-        raise InputError(
-            f"{path} has parquet files for {in_words(found) if found else 'no split'}: names must "
-            "begin with train and with test or validation"
-        )
+        if (split := _split_of(file, parts)) is None:
+            unknown.append(shown("/".join(parts)))
+        else:
+            found.setdefault(split, []).append(file)
+    if "train" not in found:
+        _refuse_without_train(path, found, unknown)
+    if unknown:
+        log.info("not read, as no name says their split: %s", in_words(unknown))
     for split, files in found.items():
         _check_shards(split, files)
     return root, found
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _split_of(file: Path, parts: tuple[str, ...]) -> str | None:
+    """The split that a file belongs to, by its name, or else by its folders'."""
+    for part in reversed(parts):
+        said = {split for match in SPLIT.finditer(part.lower())
+                for split, word in zip(SAID, match.groups(), strict=True) if word}  # fmt: skip
+        if len(said) > 1:
+            raise InputError(
+                f"the name of {shown(file)} says {' and '.join(sorted(said))}: rename it after one "
+                "split"
+            )
+        if said:
+            if re.search(r"(?<![a-z])partial(?![a-z])", part.lower()):
+                log.info("%s holds a part of the data set, by its name", shown(file))
+            return said.pop()
+    return None
+
+
+def _refuse_arrow(root: Path) -> None:
+    """Refuse what `save_to_disk` of Hugging Face's datasets wrote: Arrow files."""
+    if any(root.glob("*.parquet")):
+        return
+    for folder in (root, *(entry for entry in sorted(root.iterdir()) if entry.is_dir())):
+        for file in sorted(folder.glob("*.arrow")):
+            raise InputError(
+                f"{shown(root)} holds Arrow files, as save_to_disk writes them "
+                f"({shown(file.relative_to(root))}), but Parquet files are read: load it with "
+                "datasets.load_from_disk and write each split with to_parquet"
+            )
+
+
+def _refuse_without_train(
+    path: str | list[str], found: dict[str, list[Path]], unknown: list[str]
+) -> None:
+    named = shown(path) if isinstance(path, str | Path) else in_words(map(shown, path))
+    if not found and not unknown:
+        raise InputError(f"{named} has no parquet files: {READ}")
+    has = in_words(found) if found else f"no split ({in_words(unknown[:5])})"
+    remedy = "rename the files to train on after it, such as train.parquet"
+    raise InputError(f"{named} has parquet files for {has}, but none for train: {remedy}; {READ}")
 
 
 def _check_shards(split: str, files: list[Path]) -> None:
     """Refuse a split that mixes two data sets or lacks some of its numbered files."""
     if len(folders := {file.parent for file in files}) > 1:
         raise InputError(
-            f"the {split} files lie in several folders ({in_words(folders)}): give the one to use"
+            f"the {split} files lie in several folders ({in_words(map(shown, folders))}): give the "
+            "one to use"
+        )
+    begins = {
+        SPLIT.split(file.name.lower())[0] for file in files if SPLIT.search(file.name.lower())
+    }
+    if len(begins) > 1:
+        raise InputError(
+            f"the {split} files in {shown(files[0].parent)} have names of several data sets "
+            f"({in_words(shown(file.name) for file in files[:10])}): give a list of those to use"
         )
     numbers = [re.search(r"-(\d+)-of-(\d+)\b", file.name) for file in files]
     numbered = [number for number in numbers if number]
@@ -130,94 +262,32 @@ def _check_shards(split: str, files: list[Path]) -> None:
     shards, total = Counter(int(number[1]) for number in numbered), int(numbered[0][2])
     if shards != Counter(range(total)):
         raise InputError(
-            f"{files[0].parent} does not hold each of the {total} {split} files "
+            f"{shown(files[0].parent)} does not hold each of the {total} {split} files "
             "exactly once: download the missing ones and remove the others"
         )
 
 
-def _parquet_schema(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """A file's column types, and the features that Hugging Face describes in its metadata."""
-    import polars as pl
-
-    with _reading(file):
-        schema = dict(pl.read_parquet_schema(file))
-        metadata = pl.read_parquet_metadata(file)
-    try:
-        features = json.loads(metadata["huggingface"])["info"]["features"]
-        return schema, {name: value for name, value in features.items() if isinstance(value, dict)}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return schema, {}  # they are a courtesy: columns and class names have fallbacks
+# --- images ----------------------------------------------------------------------------------
 
 
-def _image_column(
-    file: Path, schema: dict[str, Any], features: dict[str, dict[str, Any]], asked: str | None
-) -> str:
-    import polars as pl
-
-    def holds_bytes(dtype: Any) -> bool:
-        fields = {field.name: field.dtype for field in getattr(dtype, "fields", ())}
-        return bool(fields.get("bytes", dtype) == pl.Binary)
-
-    candidates = [name for name, dtype in schema.items() if holds_bytes(dtype)]
-    described = [name for name in candidates if features.get(name, {}).get("_type") == "Image"]
-    return _one_column(file, schema, "image", described or candidates, candidates, asked)
-
-
-def _label_column(
-    file: Path, schema: dict[str, Any], features: dict[str, dict[str, Any]], asked: str | None
-) -> str:
-    candidates = [name for name, dtype in schema.items() if dtype.is_integer()]
-    described = [name for name in candidates if features.get(name, {}).get("_type") == "ClassLabel"]
-    likely = described or candidates
-    if len(likely) > 1:
-        usual: list[str] = [name for name in ("label", "labels", "fine_label") if name in likely]
-        likely = usual[:1] or likely
-    return _one_column(file, schema, "label", likely, candidates, asked)
-
-
-def _one_column(
-    file: Path,
-    schema: dict[str, Any],
-    role: str,
-    likely: list[str],
-    candidates: list[str],
-    asked: str | None,
-) -> str:
-    """The column that was asked for, if it is a candidate, else the only likely one."""
-    if asked in candidates:
-        return asked
-    if asked is None and len(likely) == 1:
-        return likely[0]
-    columns = ", ".join(f"{name}: {dtype}" for name, dtype in schema.items())
-    problem = "no clear" if asked is None else f"no suitable {asked!r} as"
-    raise InputError(f"{file} has {problem} {role} column ({columns}): set `{role}_column`")
-
-
-def _label_series(file: Path, column: str) -> Any:
-    """One file's labels, a polars integer series without nulls."""
-    import polars as pl
-
-    with _reading(file):
-        series = pl.read_parquet(file, columns=[column], glob=False)[column]
-    if series.null_count():
-        row = series.is_null().arg_max()
-        raise InputError(f"{file}: row {row} of column '{column}' is empty: give it a label")
-    return series
-
-
-def _checked_labels(
-    files: list[Path], labels: list[Any], column: str, classes: int
-) -> NDArray[np.int64]:
-    """One split's labels, int64 (N,), all in 0..classes-1."""
-    for file, series in zip(files, labels, strict=True):
-        wrong = ~series.is_between(0, classes - 1)
-        if wrong.any():
-            row = wrong.arg_max()
+def _require_images(shards: list[Shard], column: str) -> None:
+    for shard in shards:
+        if column not in shard.schema or not holds_bytes(shard.schema[column]):
             raise InputError(
-                f"{file}: row {row} of column '{column}' has label {series[row]}, but there are "
-                f"{classes} classes: labels must lie in 0..{classes - 1}"
+                f"{shown(shard.file)} has no column '{column}' of images ({shard.columns()}), but "
+                f"{shown(shards[0].file)} has: write both with the same columns"
             )
-    return np.concatenate([series.to_numpy() for series in labels]).astype(np.int64)
+
+
+def _chosen_images(files: list[Path], column: str, rows: NDArray[np.intp]) -> Iterator[Named]:
+    """The images of some rows, ascending."""
+    if not len(rows):
+        return
+    at = int(rows[0])
+    images = _parquet_images(files, column, at)
+    for row in rows.tolist():
+        yield next(islice(images, row - at, None))
+        at = row + 1
 
 
 def _parquet_images(files: list[Path], column: str, first: int) -> Iterator[Named]:
@@ -225,16 +295,16 @@ def _parquet_images(files: list[Path], column: str, first: int) -> Iterator[Name
     import polars as pl
 
     for file in files:
-        with _reading(file):
+        with reading(file):
             frame = pl.scan_parquet(file, glob=False).select(column)
             nested = frame.collect_schema()[column] != pl.Binary
             encoded = pl.col(column).struct.field("bytes") if nested else pl.col(column)
             rows = frame.select(pl.len()).collect().item()
         for start in range(first, rows, ROWS_AT_ONCE):
-            with _reading(file):
+            with reading(file):
                 block = frame.slice(start, ROWS_AT_ONCE).select(encoded).collect().to_series()
             for row, image in enumerate(block.to_list(), start):
-                where = f"{file}: row {row} of column '{column}'"
+                where = f"{shown(file)}: row {row} of column '{column}'"
                 yield where, partial(_present, image, where)
         first = max(first - rows, 0)
 
@@ -242,7 +312,8 @@ def _parquet_images(files: list[Path], column: str, first: int) -> Iterator[Name
 def _present(image: bytes | None, where: str) -> bytes:
     if image is None:
         raise DamagedImageError(
-            f"{where} has no image bytes (at most a path): export the data set again with its "
-            "images inside"
+            where,
+            "has no image bytes (at most a path)",
+            "export the data set again with its images inside",
         )
     return image

@@ -1,6 +1,7 @@
 """What a source gives, and what all readers share: decoding, drawn splits, hashes of files."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cltools.data.decoding import GREY_MODES, DamagedImageError, centre, format_of, open_image
+from cltools.data.decoding import (
+    GRAY_MODES,
+    DamagedImageError,
+    centre,
+    format_of,
+    open_new_image,
+    say_skipped,
+)
 from cltools.data.encoded import EncodedSource, Named
 from cltools.data.store import Arrays, Images
 from cltools.runtime.errors import InputError
@@ -46,22 +54,28 @@ def finish(
     """The listed images as they are if they are to stay `encoded`, else decoded to one shape.
 
     With `size`, the shorter side is resized to it, or to `resize` (bilinear, antialiased), and the
-    centre cropped to size x size; without, all images must have one size. An image that cannot be
-    decoded is an error or, with `skip_damaged`, left out.
+    center cropped to size x size; without, all images must have one size. An image that cannot be
+    decoded is an error or, with `skip_damaged`, left out; why is said and kept in the provenance.
     """
     listed = replace(listed, size=size, resize=resize, skip_damaged=skip_damaged)
     if encoded:
         return listed
     decoder = Decoder(size, resize, skip_damaged)
     splits, skipped = {}, {}
+    reasons: dict[str, Counter[str]] = {}
     for split, labels in listed.labels.items():
         images = listed.images(split, 0)
-        pixels, kept = decoder.decode(images, len(labels), f"Decoding {split} images")
+        pixels, kept, reasons[split] = decoder.decode(
+            images, len(labels), f"Decoding {split} images"
+        )
         splits[split] = (pixels, labels[kept])
         skipped[split] = int((~kept).sum())
+        say_skipped(reasons[split], split)
     listed.provenance["encodings"] = decoder.encodings()
     if skip_damaged:
         listed.provenance["skipped"] = skipped
+        if why := sum(reasons.values(), Counter()):
+            listed.provenance["skipped_because"] = dict(why)
     finished = decoder.finished(splits)
     return Source(listed.class_names, finished, listed.provenance, listed.preprocessing)
 
@@ -70,15 +84,15 @@ def finish(
 class Decoder:
     """Decodes encoded images, of one or more splits, to arrays of one shape, as `finish` says.
 
-    Images are held as RGB until all have been seen: only a set in which every one is grey stays
-    grey.
+    Images are held as RGB until all have been seen: only a set in which every one is gray stays
+    gray.
     """
 
     size: int | None = None
     resize: int | None = None
     skip_damaged: bool = False
     shape: tuple[int, ...] | None = None
-    all_grey: bool = True
+    all_gray: bool = True
     seen: Counter[str] = field(default_factory=Counter)
 
     def encodings(self) -> dict[str, int]:
@@ -87,13 +101,16 @@ class Decoder:
 
     def decode(
         self, images: Iterable[Named], total: int, description: str
-    ) -> tuple[Images, NDArray[np.bool_]]:
-        """uint8 (n, H, W, 3) of `total` images, and which of them these n are, bool (total,).
+    ) -> tuple[Images, NDArray[np.bool_], Counter[str]]:
+        """uint8 (n, H, W, 3) of `total` images; which of them these n are, bool (total,).
+
+        Also why others were left out, and how many for each reason.
 
         Raises InputError, naming the image, when one cannot be decoded or differs in size.
         """
         pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
         kept = np.zeros(total, dtype=bool)
+        reasons: Counter[str] = Counter()
         count = 0
         for row, (where, read) in enumerate(track(images, total, description)):
             try:
@@ -101,7 +118,8 @@ class Decoder:
             except DamagedImageError as error:
                 if not self.skip_damaged:
                     raise
-                log.warning("skipped: %s", str(error).partition(": replace")[0])
+                log.warning("skipped: %s", error.problem)
+                reasons[error.reason] += 1
                 continue
             if self.shape is None:
                 self.shape = image.shape
@@ -115,11 +133,11 @@ class Decoder:
             pixels[count] = image
             kept[row] = True
             count += 1
-        return pixels[:count], kept
+        return pixels[:count], kept, reasons
 
     def finished(self, splits: dict[str, Arrays]) -> dict[str, Arrays]:
-        """`splits` with one channel instead of three if every image ever decoded was grey."""
-        if not self.all_grey:
+        """`splits` with one channel instead of three if every image ever decoded was gray."""
+        if not self.all_gray:
             return splits
         return {
             split: (np.ascontiguousarray(images[..., :1]), labels)
@@ -127,11 +145,11 @@ class Decoder:
         }
 
     def _decode_one(self, encoded: bytes, where: str) -> NDArray[np.uint8]:
-        image = open_image(encoded, where)
-        self.all_grey &= image.mode in GREY_MODES
+        image = open_new_image(encoded, where)
+        self.all_gray &= image.mode in GRAY_MODES
         self.seen[format_of(image)] += 1
-        colour = image.convert("RGB")
-        return np.asarray(colour if self.size is None else centre(colour, self.size, self.resize))
+        color = image.convert("RGB")
+        return np.asarray(color if self.size is None else centre(color, self.size, self.resize))
 
 
 def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -152,6 +170,28 @@ def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray
     return held
 
 
+def require_two_each(labels: NDArray[np.integer], places: list[str]) -> None:
+    """Refuse a class of a single image, which cannot be in both splits that are to be drawn.
+
+    labels: (N,). places: for each class, where its images are, for the message.
+    """
+    lonely = np.flatnonzero(np.bincount(labels) == 1)
+    if lonely.size:
+        raise InputError(
+            f"{places[lonely[0]]} holds one image: a class needs at least 2 to have one in each "
+            "split"
+        )
+
+
+def shown(text: str | Path) -> str:
+    r"""A name from the disk as text that any file or terminal takes.
+
+    Bytes that are not UTF-8 become backslash escapes such as \xe9; other names stay as they are,
+    whatever the locale.
+    """
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
 def drawn_split(fraction: float, seed: int) -> dict[str, Any]:
     return {"drawn": "per class", "test_fraction": fraction, "seed": seed}
 
@@ -161,7 +201,7 @@ def file_hashes(root: Path | None, files: list[Path]) -> dict[str, dict[str, Any
     sizes = {file: file.stat().st_size for file in files}
     cheap = sum(sizes.values()) <= HASHED_BYTES
     return {
-        (file.relative_to(root).as_posix() if root else str(file)): {
+        shown(file.relative_to(root).as_posix() if root else file): {
             "bytes": size,
             **({"sha256": sha256_file(file)} if cheap else {}),
         }

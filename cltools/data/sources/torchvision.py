@@ -77,11 +77,11 @@ def _torchvision_split(
 
 
 def _torchvision_arrays(loaded: Any) -> Arrays:
-    """Images (N, H, W, C) and labels from torchvision's three habits of keeping them."""
+    """Images (N, H, W, C) and labels (N,), which torchvision keeps in three ways."""
     images = np.asarray(loaded.data)
     if hasattr(loaded, "labels"):  # SVHN: channels first, `labels` for `targets`
         return images.transpose(0, 2, 3, 1), np.asarray(loaded.labels)
-    if images.ndim == 3:  # FashionMNIST: grey, no channel
+    if images.ndim == 3:  # FashionMNIST: gray, no channel
         images = images[..., None]
     return images, np.asarray(loaded.targets, dtype=np.int64)
 
