@@ -37,6 +37,7 @@ from cltools.data.store import (
     check_labels,
     counts,
     encoded_content_hash,
+    hash_of_sizes,
     part_hash,
     statistics_of_counts,
 )
@@ -269,6 +270,7 @@ def _finish(
         splits[split] = {
             **counts(labels[split], len(source.class_names)),
             "bytes": sum(lengths),
+            "sizes": hash_of_sizes(np.array(sizes, dtype=np.int32)),
             "parts": [{key: part[key] for key in ("count", "sha256")} for part in parts[split]],
         }
     every = [part for split in SPLITS for part in parts[split]]

@@ -55,7 +55,7 @@ def load(path: Path) -> dict[str, Array]:
     Raises InputError when the file cannot be read or holds no features.
     """
     if path.suffix not in _READERS:
-        raise InputError(f"{path} is of no known type: give .npy, .npz, .safetensors or .nc")
+        raise InputError(f"{path} is of an unknown type: give .npy, .npz, .safetensors or .nc")
     try:
         names, stored = _READERS[path.suffix](path)
     except FileNotFoundError:

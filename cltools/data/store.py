@@ -13,9 +13,11 @@ import hashlib
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -87,6 +89,10 @@ class ImageStore:
     mean, std: per channel, of the train split's pixels / 255.
     content: SHA-256 of all pixels (or bytes of encoded images), labels and class names.
     resize: what evaluation resizes the shorter side of encoded images to; None where decoded.
+
+    Whoever opens a store has its images, labels and sizes compared with their hash, once in a
+    process: at once up to `LARGE` bytes, in the background beyond. Before anything is written that
+    was made from a store, `check` waits for the end of that.
     """
 
     folder: Path
@@ -100,17 +106,18 @@ class ImageStore:
     images: dict[str, Images | EncodedImages]
     labels: dict[str, Labels]
     resize: int | None = None
+    verified: "Future[None]" = field(default_factory=Future, repr=False)
 
     @classmethod
-    def open(cls, folder: Path | str, verify: bool = False) -> "ImageStore":
-        """Open the store in `folder`; `verify` also reads all images and checks the content hash.
+    def open(cls, folder: Path | str) -> "ImageStore":
+        """Open the store in `folder`.
 
         Raises InputError when a file is missing, truncated or at odds with `store.json`.
         """
         folder = Path(folder)
         manifest = read_json(StoreFolder(folder).manifest, made_by="cltools prepare")
         formats = (FORMAT, ENCODED_FORMAT)
-        if not isinstance(manifest, dict) or manifest.get("format") not in formats:
+        if manifest.get("format") not in formats:
             raise _damaged(
                 StoreFolder(folder).manifest,
                 f"does not describe an image store of format {FORMAT} or {ENCODED_FORMAT}",
@@ -128,12 +135,21 @@ class ImageStore:
                     for key in ("name", "class_names", "content", "mean", "std", "provenance")
                 },
             )
-            content = _content(manifest, splits) if verify else store.content
+            verification = _Verification(folder, manifest, splits)
         except (KeyError, TypeError):
             raise _damaged(StoreFolder(folder).manifest, "lacks what a store needs") from None
-        if content != store.content:
-            raise _damaged(folder, "holds other images or labels than its store.json says")
+        store = replace(store, verified=verification.begin())
+        if store.verified.done():
+            store.check()
         return store
+
+    def check(self, wait: bool = True) -> None:
+        """Raise InputError if the images, labels or sizes are not those of `store.json`.
+
+        Without `wait`, only if that is known already.
+        """
+        if wait or self.verified.done():
+            self.verified.result()
 
     def subset(
         self,
@@ -310,6 +326,11 @@ def encoded_content_hash(
     return sha256_text(canonical_json([list(class_names), list(image_shape), resize, about]))
 
 
+def hash_of_sizes(sizes: NDArray[np.int32]) -> str:
+    """SHA-256 over heights and widths (N, 2) of encoded images."""
+    return hashlib.sha256(np.ascontiguousarray(sizes).data).hexdigest()
+
+
 def part_hash(images: Iterable[bytes]) -> str:
     """SHA-256 over the lengths and bytes of some encoded images."""
     digest = hashlib.sha256()
@@ -386,15 +407,53 @@ def _place(name: str, split: str) -> str:
     return f"the {split} split of data set '{name}'"
 
 
-def _content(
-    manifest: dict[str, Any], splits: Mapping[str, tuple[Images | EncodedImages, Labels]]
-) -> str:
+Splits = Mapping[str, tuple[Images | EncodedImages, Labels]]
+LARGE = 1 << 30  # bytes; hashing takes about a second for each GB where the disk is not slower
+_verified: dict[Any, "Future[None]"] = {}  # of this process, by what the files are
+
+
+class _Verification:
+    """The comparison of a store's files with the hash of their content."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], splits: Splits) -> None:
+        self.folder, self.manifest, self.splits = folder, manifest, splits
+        self.files = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".bin"))
+
+    def begin(self) -> "Future[None]":
+        """What ends when all is read, with InputError for a damaged store; known files only once.
+
+        Small stores are through when this returns.
+        """
+        found = [(str(path), path.stat()) for path in self.files]
+        seen = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+        key = canonical_json([self.manifest, seen])
+        if key not in _verified:
+            _verified[key] = Future()
+            if sum(stat.st_size for _, stat in found) > LARGE:
+                Thread(target=self._run, args=(_verified[key],), daemon=True).start()
+            else:
+                self._run(_verified[key])
+        return _verified[key]
+
+    def _run(self, future: "Future[None]") -> None:
+        try:
+            if _content(self.manifest, self.splits) != self.manifest["content"]:
+                raise _damaged(self.folder, "holds other images or labels than its store.json says")
+        except Exception as error:  # raised where the result is asked for
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+
+def _content(manifest: dict[str, Any], splits: Splits) -> str:
     """The content hash of the files as they are now."""
     arrays, parts = {}, {}
     for split, (images, labels) in splits.items():
         if not isinstance(images, EncodedImages):
             arrays[split] = images, labels
             continue
+        if hash_of_sizes(images.sizes) != manifest["splits"][split]["sizes"]:
+            return ""
         each = iter(images)
         sizes = [part["count"] for part in manifest["splits"][split]["parts"]]
         parts[split] = [part_hash(islice(each, size)) for size in sizes]
@@ -449,7 +508,7 @@ def _open_array(path: Path, dtype: type[Scalar], shape: Iterable[int]) -> NDArra
         raise _damaged(path, "is missing") from None
     except (ValueError, OSError):
         raise _damaged(path, "is truncated or not a .npy file") from None
-    if array.dtype != dtype or array.shape != tuple(shape):
+    if array.dtype != dtype or array.shape != tuple(shape) or not array.flags.c_contiguous:
         raise _damaged(
             path,
             f"holds {array.dtype} {array.shape}, "

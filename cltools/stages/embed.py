@@ -102,7 +102,9 @@ def embed_cell(
         if embeddings.recalibrated:
             for network in networks.values():
                 recalibration.recalibrate(network, sets["train"])
-        write_embeddings(path, _embed_step(cell, networks, sets, embeddings.dtype), about)
+        dataset = _embed_step(cell, networks, sets, embeddings.dtype)
+        store.check()
+        write_embeddings(path, dataset, about)
     return files
 
 

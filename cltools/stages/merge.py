@@ -82,6 +82,7 @@ def merge_cell(
     network.to(device).to(memory_format=torch.channels_last)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
     rows = [{**at, **row} for row in _lines(network, weights, sets, points)]
+    store.check()
     write_table(path, measurements.tidy(rows), whose(path, manifest_path))
     return path
 

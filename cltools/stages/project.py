@@ -98,6 +98,7 @@ def run(
         )
         for (objective, step), points in all_turned(planes).items()
     ]
+    opened.check()
     write_table(output, pl.concat(tables), {"table": "project", "cell": trained["id"]})
 
 

@@ -94,7 +94,8 @@ def run(
     chosen = with_defaults(settings, "regularity")
     torch.set_num_threads(cell["threads"])
     chosen_device = choose_device(device)
-    data = image_set(open_store(store, cell), cell, "train", chosen_device)
+    opened = open_store(store, cell)
+    data = image_set(opened, cell, "train", chosen_device)
     images, size = chosen["reference_images"], cell["batch_size"]
     if not size <= images <= len(data.labels):
         raise InputError(
@@ -106,6 +107,7 @@ def run(
     trainer = CoupledTrainer(cell, data, chosen_device)
     trainer.batches = dict.fromkeys(trainer.networks, FixedViews(cell, data, chosen_device))
     table = follow(trainer, chosen["steps"], chosen["power_iterations"], chosen["delta"])
+    opened.check()
     write_table(output, table, {"table": "regularity"})
 
 

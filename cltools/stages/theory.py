@@ -111,6 +111,7 @@ def theory_of_cell(
         rows += [{**at, **row} for row in found]
     table = pl.DataFrame([{name: row.get(name) for name in SCHEMA} for row in rows], schema=SCHEMA)
     text = [name for name, dtype in SCHEMA.items() if dtype == pl.String]
+    store.check()
     whole = table.with_columns(pl.col(text).fill_null(""))
     write_table(path, whole, whose(path, manifest_path))
     return path

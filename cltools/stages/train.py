@@ -110,7 +110,7 @@ def run(
             write_json(settings, {"id": cell_id(cell), "cell": cell})
         version = VERSIONS["train"]
         about = {"cell": canonical_cell(cell), "store": opened.content, "version": version}
-        progress = _resume(trainer, folder, about, until, stop, checkpoints)
+        progress = _resume(trainer, folder, opened, about, until, stop, checkpoints)
         trainer.check_replicas()  # on a shared file system some ranks may have read an older state
         if trainer.step:
             log.info("resumed at step %d of %d", trainer.step, stop)
@@ -130,6 +130,7 @@ class _Progress:
     """
 
     run: RunFolder
+    store: ImageStore
     states: States
     about: dict[str, Any]
     saved: dict[str, Any]
@@ -151,6 +152,7 @@ class _Progress:
         """
         if not trainer.ranks.first:
             return
+        self.store.check(wait=False)
         tensors, state = trainer.state()
         if last:
             tensors = {k: v for k, v in tensors.items() if not k.startswith("optimizer/")}
@@ -206,6 +208,7 @@ def _write_manifest(
     saved: dict[str, Any],
 ) -> None:
     """Write the log up to the last checkpoint, and the manifest that lists the files."""
+    store.check()
     cell, stop = trainer.cell, checkpoints[-1]
     log_file = run.log(until.slug)
     _write_log(trainer, stop, log_file)
@@ -267,6 +270,7 @@ def _save_weights(trainer: CoupledTrainer, run: RunFolder) -> dict[str, Any]:
 def _resume(
     trainer: CoupledTrainer,
     run: RunFolder,
+    store: ImageStore,
     about: dict[str, Any],
     until: Duration,
     stop: int,
@@ -282,7 +286,7 @@ def _resume(
 
     Raises InputError when no state is intact, and for states of another cell or store.
     """
-    progress = _Progress(run, States(run.path), about, {})
+    progress = _Progress(run, store, States(run.path), about, {})
     state = _load(progress)
     if state and state[1]["step"] > stop:
         kept = _intact(run, state[1]["saved"], checkpoints)
@@ -294,7 +298,7 @@ def _resume(
                 stop,
             )
             states = States(run.apart(until.slug).path)
-            progress = _Progress(run, states, about, kept, apart=True)
+            progress = _Progress(run, store, states, about, kept, apart=True)
             state = _load(progress)
     if state is None:
         return progress

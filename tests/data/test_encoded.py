@@ -67,7 +67,7 @@ def definition(root, **options):
 
 def prepared(folder, about, **options):
     prepare.run(name="photographs", definition=about, store=folder, **options)
-    return ImageStore.open(folder, verify=True)
+    return ImageStore.open(folder)
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +404,7 @@ def test_bytes_that_changed_on_disk_are_noticed(both, tmp_path):
     end = int(np.load(tmp_path / "store/train-offsets.npy")[1])
     file.write_bytes(bytes(end) + file.read_bytes()[end:])
     with pytest.raises(InputError, match="other images"):
-        ImageStore.open(tmp_path / "store", verify=True)
+        ImageStore.open(tmp_path / "store")
     data = image_set(ImageStore.open(tmp_path / "store"), cell(), "train", CPU)
     with pytest.raises(InputError, match=r"image 0 of .*train-images\.bin is damaged"):
         data.pixels(torch.arange(3))

@@ -23,6 +23,7 @@ from cltools.data.sources.torchvision import TORCHVISION_FILES
 from cltools.data.store import ImageStore, channel_statistics, select, write_store
 from cltools.runtime import progress
 from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import read_json, write_json
 from cltools.stages import prepare
 
 RNG = np.random.Generator(np.random.PCG64(0))
@@ -55,7 +56,7 @@ def refused(definition, tmp_path, *words):
 
 def prepared(definition, folder, name="sample"):
     prepare.run(name=name, definition=definition, store=folder)
-    return ImageStore.open(folder, verify=True)
+    return ImageStore.open(folder)
 
 
 # --- digits and the store --------------------------------------------------------------------
@@ -245,8 +246,8 @@ def huge_label(folder):
 
 def edit_manifest(**changes):
     def edit(folder):
-        manifest = json.loads((folder / "store.json").read_text())
-        (folder / "store.json").write_text(json.dumps({**manifest, **changes}))
+        manifest = read_json(folder / "store.json", made_by="cltools prepare")
+        write_json(folder / "store.json", {**manifest, **changes})
 
     return edit
 
@@ -277,12 +278,11 @@ def test_a_damaged_store_is_refused(damage, words, tmp_path):
         assert word in str(caught.value)
 
 
-def test_verify_notices_other_pixels_of_the_same_shape(tmp_path):
+def test_opening_notices_other_pixels_of_the_same_shape(tmp_path):
     write_store(tmp_path, "x", ["a", "b"], small_splits(), {})
     np.save(tmp_path / "test-images.npy", pixels(6, 4, 4, 3))
-    ImageStore.open(tmp_path)
     with pytest.raises(InputError, match="other images"):
-        ImageStore.open(tmp_path, verify=True)
+        ImageStore.open(tmp_path)
 
 
 # --- subsets ---------------------------------------------------------------------------------
