@@ -1,7 +1,6 @@
 """Claims: the statistics behind them, their verdicts on made-up tables, and what is written."""
 
 import csv
-import json
 import math
 import re
 import subprocess
@@ -22,6 +21,7 @@ from cltools.figures import FIGURES
 from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
 from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import write_json
 from cltools.stages import claims as stage
 
 EXPECTED = ROOT / "config/paper/expected"
@@ -748,7 +748,7 @@ def folder(tmp_path_factory):
     made_up.training_log(cells, every=100).write_parquet(folder / "training_log.parquet")
     made_up.theory(cells).write_parquet(folder / "theory.parquet")
     sweeps = [{"name": name, **about} for name, about in made_up.SWEEPS.items()]
-    (folder / "plan.json").write_text(json.dumps({"experiment": "made up", "sweeps": sweeps}))
+    write_json(folder / "plan.json", {"experiment": "made up", "sweeps": sweeps})
     return folder
 
 

@@ -22,6 +22,7 @@ from waiting import HANGS
 
 from cltools.config.recipes import RECIPES
 from cltools.data import encoded as writing
+from cltools.data import store as stores
 from cltools.data.decoding import centre, in_order
 from cltools.data.image_set import image_set
 from cltools.data.store import ImageStore
@@ -405,9 +406,33 @@ def test_bytes_that_changed_on_disk_are_noticed(both, tmp_path):
     file.write_bytes(bytes(end) + file.read_bytes()[end:])
     with pytest.raises(InputError, match="other images"):
         ImageStore.open(tmp_path / "store")
+
+
+def test_bytes_that_change_after_they_were_checked_are_noticed(both, tmp_path):
+    shutil.copytree(both[0].folder, tmp_path / "store")
+    file = tmp_path / "store/train-images.bin"
     data = image_set(ImageStore.open(tmp_path / "store"), cell(), "train", CPU)
+    end = int(np.load(tmp_path / "store/train-offsets.npy")[1])
+    with open(file, "r+b") as opened:
+        opened.write(bytes(end))
     with pytest.raises(InputError, match=r"image 0 of .*train-images\.bin is damaged"):
         data.pixels(torch.arange(3))
+
+
+def test_a_large_store_is_checked_while_it_is_in_use(both, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "LARGE", 0)
+    shutil.copytree(both[0].folder, tmp_path / "store")
+    ImageStore.open(tmp_path / "store").check()
+    sizes = np.load(tmp_path / "store/test-sizes.npy")
+    sizes[0] += 1
+    np.save(tmp_path / "store/test-sizes.npy", sizes)
+    store = ImageStore.open(tmp_path / "store")  # nothing is said yet
+    with pytest.raises(InputError, match="other images or labels"):
+        store.check()
+    with pytest.raises(InputError, match="other images or labels"):
+        train.run(cell=cell(), store=tmp_path / "store", run=tmp_path / "run",
+                  manifest=tmp_path / "trained.json")  # fmt: skip
+    assert not (tmp_path / "trained.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -522,11 +547,12 @@ def test_from_a_folder_to_embeddings(photographs, tmp_path):
         assert np.isfinite(embedded["z_views"]).all()
 
 
-def test_an_error_while_batches_are_made_ends_training(both, tmp_path):
+def test_an_error_while_batches_are_made_ends_training(both, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "LARGE", 0)  # or it would be noticed before the first batch
     shutil.copytree(both[0].folder, tmp_path / "store")
     file = tmp_path / "store/train-images.bin"
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(InputError, match="is damaged: run `cltools prepare` again"):
+    with pytest.raises(InputError, match="run `cltools prepare` again"):
         train.run(
             cell=cell(),
             store=tmp_path / "store",

@@ -1,6 +1,5 @@
 """Figures: their numbers, their bytes, and what they say when rows are missing."""
 
-import json
 import math
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from cltools.figures import FIGURES
 from cltools.figures.style import NEUTRAL, OBJECTIVES
 from cltools.figures.tables import PAPERS, ExperimentTables, papers_rows
 from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import write_json
 from cltools.stages import plot as stage
 from cltools.stages.plot import read_papers
 from cltools.tidy import evenly
@@ -35,7 +35,7 @@ def plot(name, tables, sweeps, output, style, papers=()):
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.json"
         listed = [{"name": sweep, **about} for sweep, about in sweeps.items()]
-        plan.write_text(json.dumps({"sweeps": listed}))
+        write_json(plan, {"sweeps": listed})
         stage.run(name=name, plan=plan, tables=tables, output=output, style=style, papers=papers)
 
 

@@ -18,6 +18,7 @@ from cltools.config.cells import resolve_cell
 from cltools.report.explore import exploration
 from cltools.report.page import summary
 from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import write_json
 from cltools.stages import report
 from cltools.tidy import with_setting
 
@@ -73,13 +74,13 @@ def material(measures, tmp_path_factory):
             "train_images": 1440, "steps": 66, "store": "0123", "until": "11 epochs",
             "made_by": {"cltools": "0.1.0", "torch": "2"},
         }  # fmt: skip
-        manifests[-1].write_text(json.dumps(manifest))
+        write_json(manifests[-1], manifest)
     plan = {"experiment": "made", "cells": cells, "sweeps": SWEEPS,
             "figures": ["alignment_training", "downstream", "few_shot"]}  # fmt: skip
     # An earlier config of this experiment had it drawn.
     (folder / "figures/alignment_temperature.png").write_bytes(PNG)
     (folder / "figures/alignment_temperature.csv").write_text("tau,value\n0,1\n")
-    (folder / "plan.json").write_text(json.dumps(plan))
+    write_json(folder / "plan.json", plan)
     (folder / "benchmarks/train").mkdir(parents=True)
     job = f"{next(iter(cells))}-12epochs.tsv"
     columns = "s\th:m:s\tmax_rss\tmax_vms\tcpu_time"

@@ -33,6 +33,7 @@ from cltools.cluster.estimates import (
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import write_json
 from cltools.stages import bench, train
 from cltools.stages.bench import Synthetic, bench_cell
 
@@ -249,7 +250,7 @@ def test_costs_that_are_none(benched, tmp_path):
     for name, value in (("memory_mb", "much"), ("seconds_per_step", -1), ("steps_per_epoch", 0)):
         report = json.loads(benched[1].read_text())
         report["kinds"][0]["costs"][name] = value
-        path.write_text(json.dumps(report))
+        write_json(path, report)
         with pytest.raises(InputError, match="make it again"):
             Bench(path)
     with pytest.raises(InputError, match=r"does not exist: run `cltools bench CONFIG"):

@@ -20,6 +20,7 @@ from cltools.layout import Embeddings
 from cltools.maths.randomness import initialise
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import sha256_file
+from cltools.runtime.sealed import write_json
 from cltools.stages import embed, merge, prepare, train
 from cltools.stages.embed import embed_cell
 from cltools.stages.merge import merge_cell
@@ -303,7 +304,7 @@ def test_what_cannot_be_merged(copied, digits, tmp_path):
     assert not (copied.parent / "merge").exists()
     manifest = json.loads(copied.read_text())
     manifest["cell"]["objectives"].remove("dcl")
-    copied.write_text(json.dumps(manifest))
+    write_json(copied, manifest)
     with pytest.raises(InputError, match="no network of 'dcl' to merge others with"):
         merge_cell(copied, store, CPU, {"points": 2})
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cltools.cli import app
 from cltools.config.experiment import load_experiment
 from cltools.layout import PLAIN, VERSIONS, measures_table
+from cltools.runtime.sealed import write_json
 from cltools.stages import status
 from cltools.stages.status import status_lines
 
@@ -29,7 +30,7 @@ def results(tmp_path):
     """Nothing but the store."""
     store = tmp_path / "stores" / EXPERIMENT.plans[FIRST].cell["dataset"]
     store.mkdir(parents=True)
-    (store / "store.json").write_text(json.dumps({"content": "images"}))
+    write_json(store / "store.json", {"content": "images"})
     return tmp_path
 
 
@@ -41,9 +42,7 @@ def trained(results, cell=FIRST, version=VERSIONS["train"], store="images"):
     """A manifest of a finished run."""
     path = results / "cells" / cell / "trained-2epochs.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"made_by": {"version": version}, "store": store, "steps": 6, "id": cell})
-    )
+    write_json(path, {"made_by": {"version": version}, "store": store, "steps": 6, "id": cell})
     return path
 
 
@@ -67,7 +66,7 @@ def list_of(results, folder, manifests, tables):
     path = results / f"tiny/{folder}/batch000.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     named = {str(m): str(t) for m, t in zip(manifests, tables, strict=True)}
-    path.write_text(json.dumps({"tables": named}))
+    write_json(path, {"tables": named})
 
 
 def test_nothing_is_there(results):

@@ -23,6 +23,7 @@ from cltools.config.cells import canonical_cell
 from cltools.data.image_set import image_set, open_store
 from cltools.layout import VERSIONS
 from cltools.runtime.errors import InputError
+from cltools.runtime.sealed import write_json
 from cltools.runtime.tensors import load_tensors
 from cltools.stages import prepare
 from cltools.stages.train import Saves
@@ -318,7 +319,7 @@ def test_lost_weights_are_made_again(digits, tmp_path):
 def test_a_manifest_may_be_older_than_a_setting(digits, tmp_path):
     manifest = run(cell(), digits, tmp_path)
     del manifest["cell"]["patch"], manifest["cell"]["sampler"]
-    (tmp_path / "trained.json").write_text(json.dumps(manifest))
+    write_json(tmp_path / "trained.json", manifest)
     assert read_manifest(tmp_path / "trained.json")["cell"] == cell()
 
 

@@ -14,6 +14,7 @@ from cltools.cli import app
 from cltools.config.experiment import load_experiment
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS
+from cltools.runtime.sealed import write_json
 
 CONFIG = {
     "experiment": "tiny",
@@ -151,7 +152,7 @@ def test_a_raised_version(finished, monkeypatch, stage):
 
 def test_what_jobs_ask_for(finished):
     """Threads and memory of a job, and the bench that they come from."""
-    (finished / "bench.json").write_text(json.dumps({"kinds": []}))
+    write_json(finished / "bench.json", {"kinds": []})
     assert planned(finished, changed(bench="bench.json")) == {}
     threads = dict.fromkeys(("train", "embed", "measure"), 2)
     assert planned(finished, changed(), overwrite_threads=threads) == {}

@@ -11,6 +11,7 @@ from commands import planned, snakemake
 
 from cltools.cluster.estimates import kind_of
 from cltools.config.experiment import load_experiment
+from cltools.runtime.sealed import write_json
 
 CONFIG = {
     "experiment": "tiny",
@@ -162,7 +163,7 @@ def test_jobs_ask_for_what_was_benched(finished):
 
     def bench(**changes):
         content = {"kinds": [{"kind": json.loads(kind), "costs": {**costs, **changes}}]}
-        (finished / "bench.json").write_text(json.dumps(content))
+        write_json(finished / "bench.json", content)
         return snakemake(finished, "--dry-run", "--forceall", config=config)
 
     first = bench()  # two epochs of 30 seconds; two checkpoints of three cells, or of one, embedded
