@@ -1,4 +1,4 @@
-"""What a training manifest says. Light: no numerical library is imported here."""
+"""Reading training manifests. The module imports quickly: it uses no numerical library."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,18 @@ from cltools.runtime.files import read_json
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What `cltools train` wrote of a cell; settings that are younger have their defaults.
+    """The training manifest that `cltools train` wrote for a cell.
 
-    Raises InputError when it is missing or damaged.
+    Settings that did not exist when it was written get their defaults.
+
+    Raises InputError when the file is missing or damaged.
     """
     manifest = read_json(path, made_by="cltools train")
     return {**manifest, "cell": {**defaults(), **manifest["cell"]}}
 
 
 def saved_weights(manifest: dict[str, Any]) -> list[tuple[int, dict[str, str]]]:
-    """(step, objective -> hash of its weights) of every checkpoint, in order of both."""
+    """(step, objective -> hash of its weights) of every checkpoint, in the order of steps."""
     objectives = manifest["cell"]["objectives"]
     checkpoints = sorted(manifest["checkpoints"].items(), key=lambda entry: int(entry[0]))
     return [
