@@ -1,11 +1,12 @@
-"""Time CKA and RSA of two representations: from d×d moments, from N×N matrices, the authors' way.
+"""Time CKA and RSA of two representations: from d×d moments, from N×N matrices, as the authors do.
 
     python benchmarks/alignment.py                       # N = 10,000, d = 2048, float64
     python benchmarks/alignment.py --dtype float32
 
-All give biased cosine CKA and Pearson RSA on the same cosine features, in one process and in turns.
-By products alone the ratio to an N×N way that uses the symmetry of its matrices, as numpy does, is
-N / 2d = 2.4, to one that does not 4.9. Set OMP_NUM_THREADS for the number of threads.
+All methods compute biased cosine CKA and Pearson RSA of the same features, in one process and in
+turns. Counting matrix products only, N×N matrices take N / 2d = 2.4 times as long as moments if
+their symmetry is used, as numpy does, and 4.9 times if not. OMP_NUM_THREADS sets the number of
+threads.
 """
 
 import argparse
@@ -20,14 +21,14 @@ from cltools.maths.alignment import alignment
 
 
 def moments(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Ours."""
+    """The method of cltools."""
     measures = [("cka", "cosine_biased"), ("rsa", "pearson_cosine")]
     values = alignment({"x": x, "y": y}, measures=measures, dtype=x.dtype)["x", "y"]
     return tuple(values[measure] for measure in measures)
 
 
 def lean(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Two N×N matrices, symmetric products, everything else in place and in whole-array calls."""
+    """Two N×N matrices from symmetric products, all else in place and by calls on whole arrays."""
     n = len(x)
     k, l = (unit @ unit.T for unit in map(normalise, (x, y)))  # noqa: E741
 
@@ -48,7 +49,7 @@ def lean(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def lean_torch(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """The same two N×N matrices in torch, whose products are general, as most people write it."""
+    """The same in torch, which does not use the symmetry; most people would write it this way."""
     import torch
 
     n = len(x)
@@ -75,10 +76,10 @@ def _cosine(a, b) -> float:
 
 
 def authors(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """After eval_utils/similarity_metrics.py of understanding-ssl-v2: float32, torch, on the CPU.
+    """As in eval_utils/similarity_metrics.py of understanding-ssl-v2: float32, torch, on the CPU.
 
-    RDMs in chunks of rows, Pearson by scipy on the lower triangles taken with int64 indices, CKA by
-    traces of full N×N products.
+    Matrices of distances are made in chunks of rows. RSA is scipy's Pearson correlation of the
+    lower triangles, taken with int64 indices. CKA is computed from traces of full N×N products.
     """
     import torch
 
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     parser.add_argument("--skip-authors", action="store_true")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="best of; the authors' way runs once"
+        "--repeats", type=int, default=3, help="best of so many; the authors' code runs once"
     )
     args = parser.parse_args()
 
@@ -125,7 +126,7 @@ def main() -> None:
         for _ in range(2)
     )
     del shared
-    # A first call of each library starts its threads.
+    # The first call of each library starts its threads.
     moments(x[:100], y[:100])
     lean(x[:100], y[:100])
     lean_torch(x[:100], y[:100])
@@ -139,7 +140,7 @@ def main() -> None:
         authors(x[:100], y[:100])
         ways["N×N, authors"] = (authors, 1)
 
-    # In turns: whatever else keeps the machine busy meets all of them.
+    # In turns, so that other load on the machine affects all methods.
     runs: dict[str, list[Run]] = defaultdict(list)
     for turn in range(args.repeats):
         for name, (way, repeats) in ways.items():

@@ -1,13 +1,13 @@
-"""All measures of alignment of four networks at once, against the d×d products they are made of.
+"""Time all measures of alignment of four networks, relative to the d×d products that they need.
 
     python benchmarks/alignment_large.py                 # N = 50,000, d = 2048: 5 minutes
     python benchmarks/alignment_large.py --n 5000
 
-One call compares every pair by every measure. It cannot do with less than XᵀX of each network and
-XᵀY of each pair, of raw features and of cosine ones: these products alone are the second row, by
-the same BLAS, in the same dtype (that of `alignment`, not that of the features), one triangle only
-of XᵀX (syrk) as `alignment` does, from whole matrices that are made in that dtype beforehand. Set
-OMP_NUM_THREADS for the number of threads.
+One call computes every measure of every pair. It needs at least XᵀX of each network and XᵀY of each
+pair, for raw and for normalized features. The second row of the output is the time of these
+products alone. They are computed by the same BLAS and in the same dtype (that of `alignment`, not
+that of the features) from matrices that already have this dtype. Of XᵀX only one triangle is
+computed (syrk), as `alignment` does. OMP_NUM_THREADS sets the number of threads.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def networks(n: int, d: int, count: int) -> dict[str, np.ndarray]:
 
 
 def products(arrays: list[np.ndarray]) -> None:
-    """Sums of squares of XᵀX and XᵀY would follow; they take no time beside these."""
+    """The products XᵀX and XᵀY. The sums of their squares are left out, since they are fast."""
     syrk, gemm = get_blas_funcs(("syrk", "gemm"), arrays)
     for x in arrays:
         syrk(1, x.T)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=2048, help="features")
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
-    parser.add_argument("--repeats", type=int, default=1, help="best of, one way after the other")
+    parser.add_argument("--repeats", type=int, default=1, help="best of so many, in turns")
     args = parser.parse_args()
 
     features = networks(args.n, args.d, args.networks)

@@ -1,9 +1,9 @@
-"""Measures of class collapse at the size of ImageNet's validation set, beside the authors' way.
+"""Time measures of class collapse at the size of ImageNet's validation set, and the authors' code.
 
     python benchmarks/collapse.py                    # N = 50,000, C = 1000, d = 512 and 2048
 
-The authors loop in Python over pairs of classes, for CDNV and directional CDNV alone: some hundred
-pairs are timed, and the rest taken to be as slow.
+For CDNV and directional CDNV, the authors loop over pairs of classes in Python. Some hundred pairs
+are timed, and the time of all pairs is estimated from them.
 """
 
 import argparse
@@ -52,10 +52,10 @@ def clusters(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
 def authors(
     features: np.ndarray, labels: np.ndarray, pairs: list[tuple[int, int]]
 ) -> tuple[float, float, float]:
-    """After eval_utils/geometry.py of understanding-ssl-v2: float32, torch, on the CPU.
+    """As in eval_utils/geometry.py of understanding-ssl-v2: float32, torch, on the CPU.
 
     Returns:
-        CDNV and directional CDNV of `pairs`, and estimated seconds for all pairs.
+        CDNV and directional CDNV, averaged over `pairs`, and estimated seconds for all pairs.
     """
     start = time.process_time()
     x, y = torch.from_numpy(features), torch.from_numpy(labels)
@@ -88,7 +88,7 @@ def authors(
 
 
 def of_pairs(s: ClassStatistics, pairs: list[tuple[int, int]]) -> tuple[float, float]:
-    """What `authors` computes, from the statistics."""
+    """CDNV and directional CDNV, averaged over `pairs`, from the statistics of cltools."""
     i, j = np.transpose(pairs)
     undirected = (s.variances[i] + s.variances[j]) / 2 / s.distances[i, j]
     return float(undirected.mean()), float((s.along[i, j] / s.distances[i, j] ** 2).mean())
@@ -99,12 +99,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=50_000, help="images")
     parser.add_argument("--d", type=int, nargs="+", default=[512, 2048], help="features")
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--pairs", type=int, default=500, help="timed in the authors' way")
-    parser.add_argument("--repeats", type=int, default=3, help="best of; the authors' way: 1")
+    parser.add_argument("--pairs", type=int, default=500, help="pairs for the authors' code")
+    parser.add_argument("--repeats", type=int, default=3, help="best of; authors' code: 1")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    # In the order of the authors' loop, in which the features of a class stay in the cache.
+    # The order of the authors' loop. In it, the features of a class stay in the cache.
     pairs = list(islice(permutations(range(args.classes), 2), args.pairs))
     print(f"N={args.n} C={args.classes} float32, threads: {threads()}")
     for d in args.d:
@@ -126,12 +126,12 @@ def main() -> None:
             values = np.atleast_1d(way[0].result) if name != "class_statistics" else ()
             print(*(f"{value:12.5f}" for value in values))
         *theirs, seconds = authors(x, y, pairs)
-        print(f"{'all of it':25}{'':10}{total:10.3f}")
-        print(f"{'authors, two CDNVs alone':25}{'':10}{seconds:10.3f}{'':10}"
+        print(f"{'total':25}{'':10}{total:10.3f}")
+        print(f"{'authors, two CDNVs only':25}{'':10}{seconds:10.3f}{'':10}"
               f"  from {len(pairs)} pairs; {seconds / total:.1f} times as long")  # fmt: skip
         ours = of_pairs(s, pairs)
         gap = max(abs(a - b) / b for a, b in zip(theirs, ours, strict=True))
-        print(f"largest relative difference of both on these pairs: {gap:.1e}")
+        print(f"largest relative difference of the two results on these pairs: {gap:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Both contrastive losses, forward and backward, against the broadcast cosine that others use.
+"""Time DCL and NSCL, forward and backward, relative to a broadcast cosine similarity.
 
-The straightforward way (and the authors') broadcasts the 2B projections against each other for
-`nn.CosineSimilarity`, a tensor of 2B x 2B x d numbers; ours is one matrix product. Each way runs in
-its own process, which reports its time and its peak memory above the start.
+The simplest code, which is also that of the authors, broadcasts the 2B projections against each
+other for `nn.CosineSimilarity`: a tensor of 2B x 2B x d numbers. cltools uses one matrix product.
+Each method runs in a process of its own, which reports its time and how much its memory grows.
 
     python benchmarks/contrastive_loss.py            # B = 1024, d = 128: minutes, 18 GB
     python benchmarks/contrastive_loss.py --batch 256
@@ -29,7 +29,7 @@ def ours(z: Tensor, labels: Tensor) -> Tensor:
 
 
 def broadcast(z: Tensor, labels: Tensor) -> Tensor:
-    """The same two losses; every loss makes its own similarities, as the authors' code does."""
+    """The same two losses. Each computes its own similarities, as in the authors' code."""
     flat, masks, count = z.flatten(0, 1), pair_masks(labels, 2), 2 * len(labels)
     partner = (torch.arange(count) + len(labels)) % count
     total = torch.zeros(())
@@ -42,7 +42,7 @@ def broadcast(z: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure(way: str, batch: int, dim: int, repeats: int) -> None:
-    """Print seconds of one forward and backward (the best of `repeats`), peak MB and the value."""
+    """Print seconds of a forward and backward pass (best of `repeats`), peak MB, loss, gradient."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, batch, dim, generator=draw).requires_grad_()
     labels = torch.randint(10, (batch,), generator=draw)

@@ -1,10 +1,10 @@
-"""The coupled training step against the straightforward loop, each in a process of its own.
+"""Time the coupled training step relative to a straightforward loop.
 
-The straightforward loop is what one writes first, and what the papers' code does: torchvision's
-transforms image by image on the CPU (made once a step, shared by all objectives), each objective on
-its own, one forward pass for each view, NCHW, float32, cosines broadcast to 2B x 2B x d numbers for
-every contrastive loss. Ours is the trainer as the pipeline runs it. Same networks, images, recipe,
-objectives, optimizer and threads.
+The straightforward loop is similar to the code of the papers. It applies torchvision's transforms
+to each image on the CPU, once per step for all objectives. It trains the objectives one after the
+other, with one forward pass per view, in NCHW layout and float32. For every contrastive loss it
+broadcasts cosines to 2B x 2B x d numbers. "ours" is the trainer as the pipeline runs it. Networks,
+images, recipe, objectives, optimizer and threads are the same. Each runs in a process of its own.
 
     python benchmarks/coupled_step.py                                            # ResNet-18, B = 64
     python benchmarks/coupled_step.py --architecture small_resnet --batch 256
@@ -121,7 +121,7 @@ def ours(settings: dict, images: np.ndarray, labels: Tensor, steps: int) -> list
 
 
 def measure(way: str, architecture: str, batch: int, steps: int, threads: int) -> None:
-    """Print the median seconds of a step, the first two left out."""
+    """Print the median seconds of a step, without the first two steps."""
     torch.set_num_threads(threads)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (4 * batch, 32, 32, 3), np.uint8)
@@ -150,7 +150,7 @@ def main() -> None:
         for part in (f"--{name}", str(value))
     ]
     print(f"{chosen.architecture}, B = {chosen.batch}, {', '.join(OBJECTIVES)}, {chosen.threads} "
-          "thread(s): seconds a step")  # fmt: skip
+          "thread(s): seconds per step")  # fmt: skip
     seconds = {}
     for way in WAYS:
         command = [sys.executable, __file__, *options, "--way", way]

@@ -1,10 +1,10 @@
-"""What Snakemake takes to plan 1,000 cells, and to find that nothing is to be done.
+"""Time how long Snakemake takes to plan 1,000 cells, and to find that nothing has to be done.
 
     python benchmarks/dag.py                  # two minutes
     python benchmarks/dag.py --cells 5000
 
-Every cell is a job of its own in every stage, as on a cluster. The results are empty files that
-`snakemake --touch` makes up to date.
+In every stage, every cell is a job of its own, as on a cluster. The results are empty files, which
+`snakemake --touch` marks as up to date.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def config_of(cells: int) -> dict:
 
 
 def make_results(dry_run: str, folder: Path) -> None:
-    """Empty files in the place of all outputs that a dry run told of."""
+    """Make empty files for all outputs that a dry run lists."""
     for outputs in re.findall(r"^ *output: (.*)$", dry_run, re.M):
         for file in outputs.split(", "):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def make_results(dry_run: str, folder: Path) -> None:
 
 
 def timed(what: str, folder: Path, *arguments: str) -> str:
-    """Run Snakemake in `folder`, print what it took, and return what it printed."""
+    """Run Snakemake in `folder`, print its time, and return its output."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
     before, start = os.times(), time.perf_counter()

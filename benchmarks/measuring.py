@@ -1,4 +1,4 @@
-"""Time and memory of one call, for the other benchmarks of this folder. Linux with glibc only."""
+"""Time and memory of one call, for the other benchmarks in this folder. Linux with glibc only."""
 
 import ctypes
 import time
@@ -10,15 +10,15 @@ from threadpoolctl import threadpool_info
 
 
 class Run(NamedTuple):
-    seconds: float  # on the clock
-    cpu: float  # of this process, all threads together: other load on the machine has no part in it
-    memory: float  # GB at the peak beyond those before the call
+    seconds: float  # elapsed time
+    cpu: float  # CPU seconds of all threads of this process, so that other load does not count
+    memory: float  # GB at the peak, minus those before the call
     result: Any
 
 
 def measured(call: Callable[[], Any]) -> Run:
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but still held would be used without a trace
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again from here
+    ctypes.CDLL(None).malloc_trim(0)  # return free memory, since its reuse could not be measured
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak that the kernel reports
     before = _gigabytes("VmRSS")
     start, start_cpu = time.perf_counter(), time.process_time()
     result = call()

@@ -1,12 +1,12 @@
-"""The default experiment by `snakemake --profile slurm` on a real Slurm, disturbed in every way.
+"""Run the default experiment by `snakemake --profile slurm` on a real Slurm, with interruptions.
 
     python benchmarks/slurm.py                 # on two cores; needs root and slurm-wlm
     python benchmarks/slurm.py --local FOLDER  # where `snakemake --cores 2` has been run
 
-In a fresh clone. While it goes on, a training process is killed, a training job is requeued,
+It runs in a fresh clone. Meanwhile, a training process is killed, a training job is requeued,
 another is preempted by a job of a partition with higher priority, and Snakemake itself is killed
-and started again. At the end every table and every figure's numbers are compared, byte for byte,
-with those of an undisturbed local run.
+and started again. At the end, every table and the numbers of every figure are compared with those
+of an uninterrupted local run, byte for byte.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Run:
         ).stdout
 
     def training(self, state: str = "RUNNING") -> list[str]:
-        """Numbers of this clone's training jobs in that state."""
+        """Job numbers of this clone's training jobs in the given state."""
         jobs = self.command("scontrol", "show", "job", "--oneliner").splitlines()
         found = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in jobs]
         return [
@@ -67,7 +67,7 @@ class Run:
         ]
 
     def trainers(self) -> list[int]:
-        """Processes of this clone that train."""
+        """Numbers of this clone's processes that train."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -93,7 +93,7 @@ def requeue_a_job(run: Run) -> str:
 
 
 def preempt_jobs(run: Run) -> str:
-    """By a job that wants all GPUs for a while."""
+    """Preempt them by a job that takes all GPUs for 20 seconds."""
     before = set(run.training())
     run.command(
         "sbatch", "--partition=urgent", "--gpus=2", "--mem=1000", "--output=/dev/null",
@@ -104,7 +104,7 @@ def preempt_jobs(run: Run) -> str:
 
 
 def kill_snakemake(run: Run) -> str:
-    """Its jobs go on; the next Snakemake must not start theirs again beside them."""
+    """Kill Snakemake and cancel its jobs, which would otherwise run next to their restarts."""
     run.process.kill()
     run.process.wait()
     run.command("scancel", "--user", "root")
@@ -112,7 +112,7 @@ def kill_snakemake(run: Run) -> str:
         time.sleep(1)
     run.command("snakemake", *run.options, "--unlock")
     run.start()
-    return "killed Snakemake, cancelled its jobs, started it again"
+    return "killed Snakemake, canceled its jobs, started it again"
 
 
 DISTURBANCES: tuple[Callable[[Run], str], ...] = (
@@ -148,9 +148,9 @@ def main() -> None:
     parser.add_argument("--local", type=Path, help="clone in which the experiment has been run")
     local = parser.parse_args().local
     if local is not None and not (local / f"results/{EXPERIMENT}/report.html").exists():
-        parser.error(f"the experiment has not been run to its end in {local}")
+        parser.error(f"the experiment in {local} is not finished: run `snakemake --cores 2` there")
     folder = Path(tempfile.mkdtemp(prefix="cltools-slurm-"))
-    print(f"in {folder}, which stays if anything goes wrong")
+    print(f"in {folder}, which is not deleted if anything goes wrong")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "SLURM_LAB": str(folder / "lab"),
                    "SLURM_CONF": str(folder / "lab/etc/slurm.conf")}  # fmt: skip

@@ -1,11 +1,12 @@
-"""Kill a small experiment again and again, and compare what it ends with to an undisturbed one.
+"""Kill a small experiment again and again, and compare its results with those of a normal run.
 
     python benchmarks/soak.py --kills 50
 
-Snakemake trains, embeds and measures four cells on digits. At random moments one of its commands,
-or Snakemake with all of them, gets SIGKILL; half of them SIGTERM up to a second before, as batch
-systems do. What is left is unlocked and started again. An experiment that reaches its end is
-compared file by file, and the next one begins, until all kills are spent. Linux only.
+Snakemake trains, embeds and measures four cells on digits. At random times, one of its commands, or
+Snakemake and all its commands, get SIGKILL. In half of the cases they get SIGTERM up to a second
+before, as from batch systems. Then the folder is unlocked and Snakemake is started again. The files
+of a finished experiment are compared, and the next experiment begins, until the given number of
+kills is reached. Linux only.
 """
 
 import argparse
@@ -41,23 +42,23 @@ CONFIG = {
     "sweeps": {"temperature": {"vary": {"tau": [0.1, 0.5], "seed": [0, 1]}}},
 }
 STAGES = ("prepare", "train", "embed", "measure", "theory", "plan", "collect", "plot")
-LONGEST_WAIT = 25.0  # seconds to the next kill: time for a cell or two
+LONGEST_WAIT = 25.0  # seconds to the next kill, enough for one or two cells
 
 
 @dataclass(frozen=True)
 class Process:
     pid: int
-    stage: str | None  # of the `cltools` commands
+    stage: str | None  # the stage of a `cltools` command, None for other processes
 
 
 def processes(session: int) -> list[Process]:
-    """The living processes of a session that we started."""
+    """The running processes of a session."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, own = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
             words = (folder / "cmdline").read_bytes().decode().split("\0")
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
         if int(own) == session and state != "Z":
             command = len(words) > 2 and Path(words[1]).name == "cltools"
@@ -89,7 +90,7 @@ def send(number: signal.Signals, pids: list[int]) -> None:
 
 
 def strike(session: int, draw: random.Random) -> str | None:
-    """Kill a random command, or everything; what was hit, None if there was nothing any more."""
+    """Kill a random command, or everything; returns what was killed, None if nothing was left."""
     alive = processes(session)
     commands = [process for process in alive if process.stage in STAGES]
     if commands and draw.random() < 0.6:
@@ -111,7 +112,7 @@ def strike(session: int, draw: random.Random) -> str | None:
 
 
 def disturbed(folder: Path, draw: random.Random, kills: int, hits: Counter[str]) -> None:
-    """Run the experiment in `folder` to its end, killing until `hits` holds `kills` of them."""
+    """Run the experiment in `folder` to its end, with kills until `hits` counts `kills` of them."""
     begin(folder)
     while True:
         process, before = snakemake(folder, "--rerun-incomplete"), hits.total()
@@ -132,7 +133,7 @@ def disturbed(folder: Path, draw: random.Random, kills: int, hits: Counter[str])
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """All results by name, but for logs, timings and the report, which shows timings."""
+    """All results by name, without logs, benchmarks and the report, which contains timings."""
     results = folder / "results"
     return {
         str(path.relative_to(results)): path.read_bytes()
@@ -179,7 +180,7 @@ def main() -> None:
     print(
         f"{hits.total()} kills ({each}) in {rounds} experiments, "
         f"{(time.monotonic() - start) / 60:.1f} min: {len(wrong)} of {rounds * len(wanted)} files "
-        f"differ; {resumed} cells ended from a saved state, {scratch} scratch files left"
+        f"differ; {resumed} cells resumed from a saved state, {scratch} temporary files left"
     )
     if wrong:
         sys.exit(1)

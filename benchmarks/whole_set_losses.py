@@ -1,12 +1,12 @@
-"""Both losses of a whole data set at two τ, against nothing but products and exponentials.
+"""Time both losses of a whole data set at two τ, relative to the products and exponentials alone.
 
     python benchmarks/whole_set_losses.py                      # N = 20,000: half a minute
     python benchmarks/whole_set_losses.py --images 50000       # 2 minutes
 
-The bare way makes one matrix product over all ordered pairs of the KN embeddings, and one
-exponential per pair and τ: no τ, no masks, no sums, in tiles that stay in the cache, by the best
-of some sizes and the faster of torch's e^x and 2^x. Ours makes half of the pairs, and everything
-that the losses need.
+"bare" computes one matrix product over all ordered pairs of the KN embeddings, and one exponential
+per pair and τ. It does not divide by τ, and has no masks and no sums. It works in tiles that stay
+in the cache, with the best of four sizes and the faster of torch's e^x and 2^x. `whole_set_losses`
+computes each pair once only, and everything that the losses need.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=1, help="best of, one way after the other")
+    parser.add_argument("--repeats", type=int, default=1, help="best of so many, in turns")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -67,7 +67,7 @@ def main() -> None:
         ordered.append(measured(lambda: bare(flat, tile, power)))
 
     print(f"N={args.images} K={args.views} d={args.dim} {len(TAUS)} τ, float32, "
-          f"{args.threads} thread(s); bare way: tile {tile}, {power.__name__}")  # fmt: skip
+          f"{args.threads} thread(s); bare: tile {tile}, {power.__name__}")  # fmt: skip
     print(f"{'way':22}{'seconds':>10}{'CPU':>10}{'extra GB':>10}")
     best = []
     for name, way in {"whole_set_losses": ours, "bare, ordered pairs": ordered}.items():

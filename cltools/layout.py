@@ -5,6 +5,7 @@ patterns of rules and the paths of stages come from the same code:
 `RESULTS.cell("{cell}").manifest("{until}")`. The module imports quickly, since rules import it.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,9 @@ class Results:
 
 
 RESULTS = Results()
+
+_TRAINED = "trained-"  # how the names of manifests begin
+_ID_OF_CELL = re.compile(r".*-[0-9a-f]{10}")  # see `cell_id`
 
 
 def _job(stage: str, names: Mapping[str, str]) -> str:
@@ -214,13 +218,24 @@ class CellFolder:
 
     def manifest(self, until: str) -> Path:
         """The training manifest of a run that stops at `until`, e.g. "20epochs"."""
-        return self.path / f"trained-{until}.json"
+        return self.path / f"{_TRAINED}{until}.json"
 
     def embeddings(self, made: Embeddings) -> "EmbeddingFolder":
         """Recalibrated embeddings, and types other than float32, have folders of their own."""
         apart = "-recalibrated" * made.recalibrated
         apart += f"-{made.dtype}" * (made.dtype != "float32")
         return EmbeddingFolder(self.path / f"embeddings{apart}")
+
+
+def belongs_at(manifest: Path, cell: str, until: str) -> bool:
+    """Whether a training manifest of this cell and stop may have this path.
+
+    Only names like those of the workflow are told apart: people may choose any others.
+    """
+    folder, own = manifest.absolute().parent.name, CellFolder(Path(cell)).manifest(until)
+    another_cell = _ID_OF_CELL.fullmatch(folder) is not None and folder != cell
+    another_stop = manifest.name.startswith(_TRAINED) and manifest.name != own.name
+    return not (another_cell or another_stop)
 
 
 @dataclass(frozen=True)

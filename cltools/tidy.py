@@ -1,4 +1,4 @@
-"""Tidy tables: the rows of a sweep, last steps, spread over seeds, and cells in words."""
+"""Work with tidy tables: rows of a sweep, last steps, spread over seeds, descriptions of cells."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from cltools.layout import OF_CELLS, of_experiment
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import read_any_table
 
-# How a footnote and a panel title name the columns that describe a cell.
+# Column that describes a cell -> how a footnote or a panel title gives its value.
 COLUMNS = {
     "dataset": "{}",
     "architecture": "{}",
@@ -22,7 +22,7 @@ COLUMNS = {
     "batch_size": "B = {}",
     "lr_rule": "{}",
 }
-# The same of columns that few experiments vary.
+# The same for columns that few experiments vary.
 FURTHER = {
     "imbalance": "imbalance {}",
     "framework": "{}",
@@ -59,11 +59,11 @@ def read_experiment(path: Path, table: str, plan: Path) -> pl.DataFrame:
     of = {"table": table}
     if table in (*OF_CELLS, "claims"):
         of = of_experiment(table, plan)
-    return read_any_table(path, f"delete it and run `cltools {made_by(table)}` again", of)
+    return read_any_table(path, f"cltools {made_by(table)}", of)
 
 
 def in_sweep(table: pl.DataFrame, name: str) -> pl.DataFrame:
-    """The rows whose cell belongs to sweep `name`; InputError when there are none."""
+    """The rows whose cell belongs to sweep `name`. Raises InputError when there are none."""
     found = table.filter(pl.col("sweeps").list.contains(name))
     if found.is_empty():
         raise InputError(f"the tables hold no cell of sweep {name!r}: run its cells first")
@@ -71,9 +71,9 @@ def in_sweep(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def rows(table: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
-    """The rows with a finite value whose columns equal `wanted` (or are in it, where a list).
+    """The rows with a finite value whose columns have the values of `wanted`.
 
-    Raises InputError, naming what is wanted, when there are none.
+    A list stands for several allowed values. Raises InputError when there are no such rows.
     """
     for column, value in wanted.items():
         values = value if isinstance(value, list) else [value]
@@ -81,7 +81,7 @@ def rows(table: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
     table = table.filter(pl.col("value").is_finite())
     if table.is_empty():
         names = ", ".join(f"{column} {value}" for column, value in wanted.items())
-        raise InputError(f"no measure is finite and has {names}: measure these cells anew")
+        raise InputError(f"no finite measure has {names}: measure these cells again")
     return table
 
 
@@ -91,17 +91,18 @@ def against_dcl(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_setting(table: pl.DataFrame, given: Sequence[str] = ()) -> pl.DataFrame:
-    """The table with a column `setting`: what tells the cells of a row from the others in words.
+    """The table with a column `setting`, which says in words how a row's cell differs from others.
 
-    Seeds and class draws do not count. Columns `given` are told elsewhere: only what differs within
-    their groups is named. Where nothing does, `setting` is empty.
+    Differences in seed and class draw are not named. `given` are columns that the reader sees
+    elsewhere, so that only differences between cells with equal values of these are named. Without
+    a difference, `setting` is empty.
     """
     known = [c for c in (*COLUMNS, *FURTHER) if c in table.columns and c not in given]
     cells = table.unique("cell", maintain_order=True)
     named: list[str] = []
     for column in known:
         by = [*given, *named]
-        if column == "cell":  # the last resort: no column tells what these cells differ in
+        if column == "cell":  # tried last, for cells that differ in no other column
             differ = bool(not_told_apart(cells, by))
         else:
             groups = cells.partition_by(by) if by else [cells]
@@ -117,33 +118,37 @@ def with_setting(table: pl.DataFrame, given: Sequence[str] = ()) -> pl.DataFrame
 
 
 def evenly(values: Iterable[float], most: int) -> list[float]:
-    """At most `most` of the distinct values, ascending and evenly spread, both ends among them."""
+    """At most `most` of the distinct values: ascending, evenly spaced, with first and last one."""
     values = sorted(set(values))
     count = min(len(values), most)
     return [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def last_step(table: pl.DataFrame) -> pl.DataFrame:
-    """The rows of each cell's last step. Take it before `rows`, which may drop that step."""
+    """The rows of each cell's last step. Call it before `rows`, which may drop that step."""
     return table.filter(pl.col("step") == pl.col("step").max().over("cell"))
 
 
 def not_told_apart(table: pl.DataFrame, by: Sequence[str]) -> list[str]:
-    """The cells of rows that neither the columns `by` nor `RUNS` tell from another row."""
+    """The cells of rows that equal another row in the columns `by` and `RUNS`."""
     return table.filter(table.select(*by, *RUNS).is_duplicated())["cell"].unique().sort().to_list()
 
 
 def spread(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """One row a run, sorted, with the `mean`, `sd` and number of `seeds` of its group.
+    """One row per run, sorted, with the `mean`, `sd` and number of `seeds` of its group.
 
-    The columns are `by`, `seed`, `value` and those three: what a figure draws, hence what goes
-    into its CSV. One run alone has no `sd` (null). Raises InputError where two runs of a group
-    share their seed: their spread would not be one over seeds.
+    A group are the runs with equal values of `by`. The result has the columns `by`, `seed`,
+    `value` and these three, which are what a figure draws and what its CSV file contains. `sd` is
+    null for a single run.
+
+    Raises InputError when two runs of a group have the same seed and class draw: their spread would
+    not be one over seeds.
     """
     if alike := not_told_apart(table, by):
         cells = " and ".join(alike[:2])
         raise InputError(
-            f"a figure cannot tell {cells} apart: give what they differ in a sweep of its own"
+            f"a figure cannot tell {cells} apart: vary the setting in which they differ in a sweep "
+            "of its own"
         )
     return (
         table.sort(*by, *RUNS, "cell")
@@ -157,6 +162,7 @@ def spread(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 
 
 def in_words(column: str, values: Iterable[Any]) -> str:
+    """The values of a column in `COLUMNS` or `FURTHER`, as a footnote gives them."""
     values = sorted(set(values))
     if column == "lr_rule":
         text = [LR_RULES.get(value, value) for value in values]
@@ -168,7 +174,7 @@ def in_words(column: str, values: Iterable[Any]) -> str:
 
 
 def setting(table: pl.DataFrame, leave_out: Sequence[str] = ()) -> str:
-    """One line on the cells of a table: data set, network, C, N, τ, B, learning-rate rule."""
+    """One line that describes the cells of a table: data set, network, C, N, τ, B and so on."""
     return " · ".join(
         in_words(column, table[column].unique()) for column in COLUMNS if column not in leave_out
     )

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "config": {"runtime"},
     "layout": {"config", "runtime"},
     "cluster": {"config", "runtime"},
-    "tidy": {"config", "runtime"},
+    "tidy": {"config", "layout", "runtime"},
     "data": {"config", "layout", "maths", "runtime"},
     "training": {"config", "data", "layout", "maths", "runtime"},
     "measurements": {"maths"},

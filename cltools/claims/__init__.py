@@ -1,7 +1,7 @@
-"""The papers' claims as data: what is said, and the tests of an experiment's tables that decide it.
+"""The claims of the papers as data, and the tests of an experiment's tables that decide them.
 
-Light: no numerical library is imported here. `claims.yaml` holds the claims, `schema.json` says
-what every key means, `statistics` computes, `evaluate` decides.
+`claims.yaml` holds the claims and `schema.json` describes its keys. `statistics` computes effects,
+and `evaluate` decides. The module imports quickly: it uses no numerical library.
 """
 
 import json
@@ -27,9 +27,10 @@ Where = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Test:
-    """One test, of which a claim may have several; keys as in `schema.json`, `each` resolved.
+    """One test; a claim may have several.
 
-    `terms` are the two things that a difference, halving or correlation compares.
+    Fields are the keys of `schema.json`, but a test with `each` or `pairs` is split into one test
+    for each entry. `terms` are the two things that a difference, halving or correlation compares.
     """
 
     label: str
@@ -56,11 +57,14 @@ class Test:
 
     @property
     def seeds(self) -> int:
-        """The fewest seeds that decide the test."""
+        """The smallest number of seeds that can decide the test."""
         return int(self.needs.get("seeds", LEAST_SEEDS))
 
     def named(self, key: str) -> str:
-        """The column under `key`: x, along, column or clock. Raises InputError without one."""
+        """The column that the key x, along, column or clock names.
+
+        Raises InputError when the test does not have this key.
+        """
         column = getattr(self, key)
         if not isinstance(column, str):
             raise InputError(f"a claim's {self.kind} test names no {key}: add {key} to the test")
@@ -81,7 +85,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim; it holds where all its tests pass."""
+    """One claim. It holds if all its tests pass."""
 
     id: str
     statement: str
@@ -108,7 +112,7 @@ def schema() -> dict[str, Any]:
 
 
 def load_claims(path: Path = FILE) -> Claims:
-    """The claims of a file, checked. Raises InputError, one sentence that names the key."""
+    """Read and check a file of claims. Raises InputError that names the wrong key."""
     found = read_yaml(path, "claims file")
     error = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema()).iter_errors(found)
@@ -133,7 +137,7 @@ def _claim(name: str, about: Mapping[str, Any]) -> Claim:
 
 
 def _tests(label: str, spec: Mapping[str, Any]) -> Iterator[Test]:
-    """A test for each of `each` and of `pairs`."""
+    """One test for each combination of entries of `each` and `pairs`."""
     spec = dict(spec)
     each = spec.pop("each", {"": {}})
     pairs = spec.pop("pairs", [spec.pop("of", ())])

@@ -1,17 +1,19 @@
 """From an experiment's tables to a verdict for each claim.
 
-A claim is tested in every *arm* that can test it: the cells of the base sweep, or of each sweep
-over its factor, that differ in nothing else but the seed. In an arm it may have several *parts*
-(CKA and RSA; NSCL above SCL and above CE), which must all hold.
+A claim is tested in *arms*. An arm is a set of cells that differ in the seed only or, where the
+claim is about a factor, in the seed and this factor. Arms without the rows that the claim needs are
+left out. In an arm, a claim may have several *parts*, which must all hold (CKA and RSA, or NSCL
+above SCL and NSCL above CE).
 
-- Tests by effects over seeds: see `cltools.maths.evidence`. All claims of an experiment, in all
-  their arms, are one family: Holm's procedure keeps the chance of any wrong decision among them
-  below the file's error_rate. Intervals are at the level that decides.
-- `bound`: every row counts and no seed is needed. One violation refutes; none is what a theorem
-  says, and it holds. What is not proved for the rows at hand needs as many seeds as other tests.
+- Most tests use effects over seeds, see `cltools.maths.evidence`. All claims of an experiment, in
+  all arms, form one family: with Holm's procedure, the chance of any wrong decision in the family
+  is below the error_rate of the file. The intervals in the table have the level that decides.
+- `bound` checks every row. One violation refutes the claim. Without a violation, a bound that is
+  proved for these rows holds, whatever the number of seeds. A bound that is not proved needs as
+  many seeds as other tests.
 
-Over arms a claim is a general statement: it does not hold where it fails in one of them, holds
-where it holds in all that decide it, and is undecided where none does.
+A claim does not hold if it fails in any arm. It holds if it holds in some arm and fails in none.
+Otherwise it is undecided.
 """
 
 import math
@@ -44,15 +46,15 @@ from cltools.tidy import COLUMNS, not_told_apart, setting
 UNTESTED = "not tested here"
 VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)
 NO_ROWS = "no such rows"
-# Correlations have their spread over seeds on Fisher's scale, where it does not shrink near 1.
+# Correlations are compared on Fisher's scale (artanh). On it, their spread does not shrink near 1.
 ALMOST_1 = 1 - 1e-12
-# There and back; of a number or an array.
+# A function of a number or an array, and its inverse.
 Scale = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 SCALES: dict[str, Scale] = {
     "correlation": (lambda r: np.arctanh(np.clip(r, -ALMOST_1, ALMOST_1)), np.tanh)
 }
 PLAIN: Scale = (lambda x: x, lambda x: x)
-# Columns that follow from the number of classes.
+# Factor -> columns whose values follow from it.
 DEPENDENT = {"classes": ("train_images",)}
 SCHEMA = {
     "claim": pl.String,
@@ -67,13 +69,13 @@ SCHEMA = {
     "statistic": pl.String,
     "claimed": pl.String,
     "unit": pl.String,
-    "effect": pl.Float64,  # mean over seeds; of a bound, the least room left
+    "effect": pl.Float64,  # mean over seeds; for a bound, the smallest distance to it
     "low": pl.Float64,
     "high": pl.Float64,
-    "level": pl.Float64,  # at which the interval covers, by itself
+    "level": pl.Float64,  # coverage of this interval, considered alone
     "seeds": pl.Int64,
     "rows": pl.Int64,
-    "violations": pl.Int64,  # of a bound
+    "violations": pl.Int64,  # for a bound only
     "p": pl.Float64,  # of the claim in this arm
     "p_holm": pl.Float64,
     "statement": pl.String,
@@ -84,7 +86,7 @@ SCHEMA = {
 
 
 class Arm(NamedTuple):
-    """Cells that differ in the seed, and in the factor of a sweep, alone."""
+    """Rows of cells that differ only in the seed and in the factor of a sweep."""
 
     dataset: str
     sweep: str
@@ -98,7 +100,7 @@ class Arm(NamedTuple):
 
 @dataclass
 class Part:
-    """What one test finds in one arm: evidence over seeds, or counts of a bound, or neither."""
+    """The result of one test in one arm: evidence over seeds, counts of a bound, or neither."""
 
     test: Test
     evidence: Evidence | None = None
@@ -126,11 +128,16 @@ class Trial:
 
 
 def evaluate(claims: Claims, tables: Mapping[str, pl.DataFrame], sweeps: Sweeps) -> pl.DataFrame:
-    """One row for each part of each claim in each arm, columns as in SCHEMA.
+    """The verdicts: one row for each part of each claim in each arm, with the columns of SCHEMA.
 
-    `tables` by their names (`measures`, `theory`, …); any may be missing. `sweeps` as in the plan.
-    Raises InputError where a test does not fit its table, and where cells of an arm that have one
-    seed cannot be told apart.
+    Args:
+        claims: as `load_claims` returns them.
+        tables: name (`measures`, `theory`, …) -> table; any may be missing.
+        sweeps: as in the plan.
+
+    Raises:
+        InputError: a test does not fit its table, or two cells of an arm have the same seed and
+            differ in something that no column shows.
     """
     arms = _Arms(tables, sweeps)
     trials = [trial for claim in claims.claims for trial in _trials(claim, arms)]
@@ -144,7 +151,7 @@ def evaluate(claims: Claims, tables: Mapping[str, pl.DataFrame], sweeps: Sweeps)
 
 
 def over_parts(verdicts: Iterable[str]) -> str:
-    """The verdict of a claim in an arm from those of its parts, which must all hold."""
+    """The verdict of a claim in an arm, from the verdicts of its parts, which must all hold."""
     found = set(verdicts)
     if FAILS in found:
         return FAILS
@@ -152,13 +159,13 @@ def over_parts(verdicts: Iterable[str]) -> str:
 
 
 def over_arms(verdicts: Iterable[str]) -> str:
-    """The verdict of a claim from those of its arms."""
+    """The verdict of a claim, from its verdicts in the arms."""
     found = set(verdicts)
     return next((one for one in (FAILS, HOLDS, UNDECIDED) if one in found), UNTESTED)
 
 
 class _Arms:
-    """The arms of each table and factor, each made once."""
+    """The arms of each table and factor; each is computed once."""
 
     def __init__(self, tables: Mapping[str, pl.DataFrame], sweeps: Sweeps) -> None:
         self.tables, self.sweeps = tables, sweeps
@@ -204,16 +211,16 @@ class _Arms:
 
 
 def _check_told_apart(arm: pl.DataFrame, factor: str | None) -> None:
-    """Raise InputError where cells of one seed differ in something that no column tells."""
+    """Raise InputError when cells of one seed differ in something that no column shows."""
     if alike := not_told_apart(arm.unique("cell"), [factor] if factor else []):
         raise InputError(
-            f"claims cannot tell {' and '.join(alike[:2])} apart: give what they differ in a sweep "
-            "of its own"
+            f"the claims cannot tell cells {' and '.join(alike[:2])} apart: vary the setting in "
+            "which they differ in a sweep of its own"
         )
 
 
 def _trials(claim: Claim, arms: _Arms) -> list[Trial]:
-    """The claim in every arm where a part of it can be tested, or in one where it cannot."""
+    """The claim in every arm where a part of it can be tested, or one trial with the reason."""
     by_arm: dict[tuple[str, str, str], list[Part]] = {}
     for test in claim.tests:
         for arm in arms.of(test):
@@ -238,7 +245,7 @@ def _part(test: Test, arm: Arm) -> Part:
     part = Part(test, rows=found.rows)
     epochs = float(rows["epoch"].to_numpy().max()) if "epoch" in rows.columns else math.inf
     if not len(found.values):
-        # With one side of a comparison there is nothing to compare.
+        # No effect, although there are enough values of x: one side of the comparison is missing.
         enough = found.levels >= test.needs.get("levels", 0)
         part.rows, part.reason = (0, NO_ROWS) if enough else (found.rows, _too_few(test, found))
     elif epochs < test.needs.get("epochs", 0):
@@ -262,7 +269,7 @@ def _too_few(test: Test, found: Effects) -> str:
 
 
 def _decide(trials: list[Trial], error_rate: float) -> None:
-    """Set the verdicts of parts and trials; those by seeds are one family."""
+    """Set the verdicts of parts and trials. All tests over seeds are one family."""
     family = [trial for trial in trials if trial.deciding]
     for trial in family:
         trial.p = p_of_all(trial.deciding, len(trial.deciding) == len(trial.parts))
@@ -284,7 +291,7 @@ def _decide(trials: list[Trial], error_rate: float) -> None:
 
 
 def _error_of(part: Evidence, level: float, parts: int) -> float:
-    """The chance that `interval` misses the mean."""
+    """The probability that `interval` does not contain the mean."""
     return level if part.mean in part.region else level / (parts * part.region.sides)
 
 

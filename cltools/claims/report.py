@@ -1,4 +1,4 @@
-"""The table of claims as Markdown: one line a claim, then what each verdict rests on."""
+"""The table of claims as Markdown: one line per claim, then the results behind each verdict."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,25 +8,26 @@ import polars as pl
 from cltools.claims.evaluate import UNTESTED, VERDICTS
 
 HOW = """\
-A claim **holds** or **does not hold** where an interval over seeds says so: it lies wholly on one
-side of what is claimed, at a level that allows for the {family} tests over seeds of this experiment
-(Holm; the chance of any wrong decision among them is at most {error:.0%}). It is **undecided**
-where the interval has both sides in it, or where there are fewer seeds than the test needs. A bound
-is checked in every row: one violation refutes it, and no seeds are needed for what is proved. **Not
-tested here**: the experiment has no such rows, or is smaller than the test needs. All parts of a
-claim must hold, in every sweep that decides it."""
+A claim **holds** if an interval over seeds lies completely inside the claimed range, and it
+**does not hold** if the interval lies completely outside. The level of the interval is
+corrected for the {family} tests over seeds in this experiment (Holm; the chance of any wrong
+decision among them is at most {error:.0%}). A claim is **undecided** if the interval contains
+values inside and outside, or if there are fewer seeds than the test needs. A bound is checked
+in every row: one violation refutes it. A proved bound needs no minimum number of seeds. **Not
+tested here** means that the experiment has no such rows, or is smaller than the test needs. All
+parts of a claim must hold, in every sweep that decides it."""
 SUMMARY = ("claim", "verdict", "because", "the papers", "source", "our figure")
 DETAILS = (
     "claim", "sweep", "part", "verdict", "claimed", "effect", "seeds", "rows", "p", "p, Holm",
 )  # fmt: skip
 RESTS = """\
-Effect: mean over seeds, with its interval and the level at which that covers by itself; of a bound,
-the least room between a value and its bound. p: of the whole claim in that sweep, before and after
-Holm's correction."""
+Effect: the mean over seeds, with its interval and the coverage of this interval considered
+alone; for a bound, the smallest distance of a value to its bound. p: the p value of the whole
+claim in that sweep, before and after Holm's correction."""
 
 
 def markdown(name: str, table: pl.DataFrame, error_rate: float) -> str:
-    """The report of experiment `name`; `table` as `evaluate` returns it."""
+    """The claims of experiment `name` as Markdown; `table` is the result of `evaluate`."""
     claims = table.unique("claim", keep="first", maintain_order=True)
     counts = dict(claims["verdict"].value_counts().iter_rows())
     summary = ", ".join(f"{counts.get(v, 0)} {v}" for v in VERDICTS)
@@ -44,7 +45,7 @@ def markdown(name: str, table: pl.DataFrame, error_rate: float) -> str:
             (_claim(table.filter(claim=claim["claim"])) for claim in claims.iter_rows(named=True)),
         ),
         "",
-        "## What the verdicts rest on",
+        "## Results behind the verdicts",
         "",
         *RESTS.splitlines(),
         "",
@@ -79,7 +80,7 @@ def _claim(rows: pl.DataFrame) -> tuple[str, ...]:
 
 
 def because(rows: pl.DataFrame) -> str:
-    """What decided: of the arms that have the claim's verdict the parts that have it."""
+    """The reason for a claim's verdict: the parts and arms that have this verdict."""
     verdict = rows["verdict"][0]
     arms = rows.select("dataset", "sweep", "cells", "arm_verdict").unique(maintain_order=True)
     said = []
@@ -99,13 +100,13 @@ def because(rows: pl.DataFrame) -> str:
 
 
 def _found(row: dict[str, Any]) -> str:
-    """One part in words: what it is, its effect and interval, or its counts."""
+    """One part in words: its name, then its effect and interval, or its counts."""
     part = f"{row['part']}: " if row["part"] else ""
     if row["violations"] is not None:
         cases = f"{row['violations']:,} violations in {row['rows']:,} cases"
         if row["reason"]:
             return f"{part}{cases}, {row['reason']}"
-        return f"{part}{cases}, least room {_number(row['effect'])}"
+        return f"{part}{cases}, smallest distance {_number(row['effect'])}"
     return f"{part}{effect(row)}" + (f", {row['reason']}" if row["reason"] else "")
 
 
@@ -130,12 +131,12 @@ def _part(row: dict[str, Any]) -> tuple[str, ...]:
 def effect(row: dict[str, Any]) -> str:
     """The effect of one part with its interval, or its violations."""
     if row["violations"] is not None:
-        return f"{row['violations']:,} violations, room {_number(row['effect'])}"
+        return f"{row['violations']:,} violations, smallest distance {_number(row['effect'])}"
     return " ".join(filter(None, (_number(row["effect"]), _limits(row))))
 
 
 def _limits(row: dict[str, Any]) -> str:
-    """An interval and the level at which it covers by itself; empty where there is none."""
+    """An interval and its coverage, considered alone; empty where there is none."""
     if row["low"] is None or row["level"] is None:
         return ""
     return f"[{_number(row['low'])}, {_number(row['high'])}] at {100 * row['level']:.3g} %"

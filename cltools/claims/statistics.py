@@ -1,9 +1,9 @@
-"""One number a seed from the rows of a table: the kinds of statistic that decide claims.
+"""The statistics that decide claims: one number per seed, from the rows of a table.
 
-Each function takes the rows of one arm (cells that differ in the seed, and in what is swept), and
-returns an `Effects`. A seed's rows are averaged before they are compared: over draws of classes,
-over checkpoints where several are asked for, over settings of a grid. A seed that lacks one side of
-a comparison is left out.
+Each function takes the rows of one arm, whose cells differ in the seed and in the factor of a sweep
+only. It returns an `Effects`. The rows of each seed are averaged before they are compared: over
+draws of classes, over checkpoints where a test reads several, and over the settings of a grid. A
+seed for which one side of a comparison is missing is left out.
 """
 
 import math
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from cltools.claims import EXPRESSIONS, Test, Where
 from cltools.runtime.errors import InputError
 
-LEAST_POINTS = 3  # of a correlation: two points always have ±1
+LEAST_POINTS = 3  # for a correlation, since that of two points is always ±1
 ROUNDING = 1e-6  # relative; features are stored in float32
 
-# What makes a run of a table, and the column that counts its steps.
+# Table -> the columns that identify a run, and the column that counts its steps.
 RUNS = {
     "measures": (("cell",), "step"),
     "theory": (("cell",), "step"),
@@ -32,9 +32,10 @@ RUNS = {
 
 
 class Effects(NamedTuple):
-    """Effects (n,), ascending by seed.
+    """Effects (n,) of n seeds, in ascending order of seeds.
 
-    `levels` is how many values of x, or points, they rest on, `rows` how many rows were read.
+    `levels` is the number of values of x, or of points of a correlation. `rows` is the number of
+    rows that were read.
     """
 
     values: NDArray[np.float64]
@@ -43,9 +44,9 @@ class Effects(NamedTuple):
 
 
 class Violations(NamedTuple):
-    """How many of `rows` rows violate a bound, in how many seeds, and the least room that is left.
+    """How many of `rows` rows, from `seeds` seeds, violate a bound.
 
-    `margin` is the smallest distance of a value to its bound, negative where one is violated, NaN
+    `margin` is the smallest distance of a value to its bound: negative if a bound is violated, NaN
     without rows.
     """
 
@@ -56,10 +57,12 @@ class Violations(NamedTuple):
 
 
 def select(table: pl.DataFrame, test: Test) -> pl.DataFrame:
-    """The rows of a table that a test reads, but for what its terms ask.
+    """The rows of a table that a test reads, before the conditions of its terms.
 
-    The last step of a run is that of all its rows up to `until_epoch`, before others are dropped.
-    Raises InputError for columns that the table lacks and for expressions that are not SQL.
+    The last step of a run is the largest in its rows between `from_epoch` and `until_epoch`,
+    whatever the other conditions.
+
+    Raises InputError when the table lacks a column, or an expression is not valid SQL.
     """
     keys, clock = RUNS[test.table]
     if "epoch" in table.columns:
@@ -77,7 +80,10 @@ def select(table: pl.DataFrame, test: Test) -> pl.DataFrame:
 
 
 def matching(rows: pl.DataFrame, where: Where) -> pl.DataFrame:
-    """The rows whose columns have these values, or one of these. Raises InputError."""
+    """The rows whose columns have the given value, or one of the given values.
+
+    Raises InputError when the table lacks such a column.
+    """
     for column, value in where.items():
         if column in EXPRESSIONS:
             continue
@@ -97,14 +103,14 @@ def level(rows: pl.DataFrame, test: Test) -> Effects:
 
 
 def difference(rows: pl.DataFrame, test: Test) -> Effects:
-    """Mean value of the first term less that of the second, by seed."""
+    """Mean value of the first term minus that of the second, for each seed."""
     sides = [_values(rows, test, term) for term in test.terms]
     both = _by_seed(sides[0]).join(_by_seed(sides[1], "other"), on="seed")
     return _effects(both.select("seed", y=pl.col("y") - pl.col("other")), 1, *sides)
 
 
 def change(rows: pl.DataFrame, test: Test) -> Effects:
-    """Value at a run's last step less that at its start (step 0), by seed."""
+    """Value at the last step of a run minus its value at step 0, for each seed."""
     keys, clock = RUNS[test.table]
     last = pl.col(clock) == pl.col(clock).max().over(keys)
     parts = rows.filter(last, pl.col(clock) > 0), rows.filter(pl.col(clock) == 0)
@@ -114,9 +120,9 @@ def change(rows: pl.DataFrame, test: Test) -> Effects:
 
 
 def trend(rows: pl.DataFrame, test: Test) -> Effects:
-    """Slope of the value for a doubling of x, by seed: least squares over log2(x).
+    """How much the value changes when x doubles, for each seed: least-squares slope over log2(x).
 
-    A seed needs two values of x at least; not all seeds need the same.
+    A seed needs at least two values of x. These may be different for each seed.
     """
     column = test.named("x")
     rows = _values(rows, test)
@@ -132,9 +138,9 @@ def trend(rows: pl.DataFrame, test: Test) -> Effects:
 
 
 def correlation(rows: pl.DataFrame, test: Test) -> Effects:
-    """Pearson correlation of the two terms over the values of `along`, by seed.
+    """Pearson correlation of the two terms over the values of `along`, for each seed.
 
-    A seed needs three values at least. One that has no spread in a term is left out.
+    A seed needs at least three values. It is left out if one of the terms is constant.
     """
     along = test.named("along")
     sides = []
@@ -152,11 +158,13 @@ def correlation(rows: pl.DataFrame, test: Test) -> Effects:
 
 
 def halving(rows: pl.DataFrame, test: Test) -> Effects:
-    """log10 of how many times later the first term's column is below half of its start, by seed.
+    """log10 of the ratio of two halving times, the first term's over the second's, for each seed.
 
-    The two are compared at equal settings (those columns of a run that the terms do not name and
-    that both have), and these are averaged. A run that never gets there counts as if it did at its
-    last time, so that differences are understated.
+    The halving time of a run is the first time at which its `column` is below half of its first
+    value. The terms are compared at equal settings, and the results are averaged over settings.
+    Settings are the columns that identify a run, without tau and those that the terms name. A run
+    that does not reach half counts as if it did at its last time, so that differences come out too
+    small.
     """
     keys, clock = RUNS[test.table]
     falling, elapsed = pl.col(test.named("column")), pl.col(test.named("clock"))
@@ -175,7 +183,10 @@ def halving(rows: pl.DataFrame, test: Test) -> Effects:
 
 
 def violations(rows: pl.DataFrame, test: Test) -> Violations:
-    """Rows whose value lies outside its bounds, up to rounding; NaN and null claim nothing."""
+    """Count the rows whose value violates its bounds by more than rounding.
+
+    Rows where a distance to a bound is NaN or null are not counted at all.
+    """
 
     def margins() -> pl.DataFrame:
         value = pl.sql_expr(test.value).cast(pl.Float64)
@@ -184,7 +195,7 @@ def violations(rows: pl.DataFrame, test: Test) -> Violations:
             room.append(value - pl.sql_expr(test.lower))
         if test.upper is not None:
             room.append(pl.sql_expr(test.upper) - value)
-        # The logarithm of a distance of 0 is infinite, which is no reason for slack.
+        # Values may be logarithms of 0. These are infinite and must not make the slack infinite.
         size = pl.when(value.is_finite()).then(value.abs()).otherwise(1.0)
         slack = ROUNDING * pl.max_horizontal(1.0, size)
         table = rows.with_columns(
@@ -212,7 +223,7 @@ STATISTICS = {
 
 
 def _values(rows: pl.DataFrame, test: Test, term: Where | None = None) -> pl.DataFrame:
-    """The rows of a term with `y`, its value, where that is finite."""
+    """The rows of a term where its value is finite, with this value as the column `y`."""
     term = term or {}
     y = pl.sql_expr(term.get("value", test.value)).cast(pl.Float64).alias("y")
     found = matching(rows, term)
@@ -237,12 +248,12 @@ def _spread(points: pl.DataFrame) -> bool:
 
 
 def _evaluated(made: Callable[[], pl.DataFrame], test: Test) -> pl.DataFrame:
-    """What `made` returns; what polars cannot make of the test's expressions is an InputError."""
+    """The result of `made`. Raises InputError for expressions that polars cannot evaluate."""
     try:
         return made()
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"the claim's {test.kind} test on table {test.table} cannot be worked out ({reason}): "
+            f"the claim's {test.kind} test on table {test.table} cannot be evaluated ({reason}): "
             "correct its value, lower, upper or only"
         ) from None

@@ -1,7 +1,7 @@
-"""Every figure of an experiment, by name: what it shows and which experiments can draw it.
+"""All figures by name: what each shows, and which experiments have the cells and tables for it.
 
-This registry imports neither matplotlib nor polars, so that the Snakefile can list its targets in
-no time; `draw` imports the module that draws.
+This registry imports neither matplotlib nor polars, so that the Snakefile lists its targets
+quickly. `draw` imports the module of a figure.
 """
 
 from collections.abc import Collection
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure: the function named like it in `cltools.figures.<module>` draws it.
+    """One figure. The function of the same name in `cltools.figures.<module>` draws it.
 
-    `factors`: a sweep must vary one of them; none stand for the base sweep, which a figure without
-    a table of cells does not need. `classes`: one of those sweeps must have cells of so many
-    classes, as the figure shows no others. `stages`: further stages of the config whose work it
-    shows. `optional`: tables that it shows beside where they are. `papers`: files of the papers'
-    numbers (`config/paper/expected`) that it shows beside cells of the same data set.
+    factors: a sweep must vary one of these. Without factors, the figure shows the base sweep, or
+        no cells at all.
+    classes: one of these sweeps must have cells with this number of classes, the only ones shown.
+    tables: the tables that the figure needs.
+    stages: stages that the config must ask for, since the figure shows their results.
+    optional: tables that it shows too, if they exist.
+    papers: files with numbers of the papers (`config/paper/expected`) that it shows next to cells
+        of the same data set.
     """
 
     description: str
@@ -51,12 +54,12 @@ class FigureSpec:
         return not set(self.tables) & set(OF_CELLS) or base_sweep(sweeps) is not None
 
     def needs(self, sweeps: Sweeps, stages: Collection[str] = ()) -> bool:
-        """Whether an experiment with these sweeps and further stages has all that it needs."""
+        """Whether an experiment with these sweeps and further stages can draw the figure."""
         further = {*self.stages, *self.tables} - set(OF_CELLS)
         return further <= set(stages) and self.swept(sweeps)
 
     def tables_of(self, stages: Collection[str]) -> list[str]:
-        """The tables that it is drawn from in an experiment with these further stages."""
+        """The tables from which it is drawn in an experiment with these further stages."""
         return [*self.tables, *(table for table in self.optional if table in stages)]
 
 
@@ -83,13 +86,13 @@ FIGURES: dict[str, FigureSpec] = {
         factors=("tau",),
     ),
     "alignment_batch_size": FigureSpec(
-        "CKA and RSA with DCL at the end of training against the batch size, per learning-rate "
-        "rule.",
+        "CKA and RSA with DCL at the end of training against the batch size, for each "
+        "learning-rate rule.",
         "alignment",
         factors=("batch_size",),
     ),
     "alignment_coupling": FigureSpec(
-        "Alignment with DCL at the end of training by what randomness the objectives share.",
+        "Alignment with DCL at the end of training, by the kinds of randomness that are shared.",
         "coupling",
         factors=("coupling",),
     ),
@@ -100,11 +103,11 @@ FIGURES: dict[str, FigureSpec] = {
         papers=("p2_architectures",),
     ),
     "residual_alignment": FigureSpec(
-        "Alignment with DCL beside what is left without class means, and without anything else.",
+        "Alignment with DCL: of whole features, without class means, and of class means alone.",
         "residual",
     ),
     "losses_training": FigureSpec(
-        "DCL and NSCL loss during training beside the bound on their gap.",
+        "DCL and NSCL loss during training, and the bound on their gap.",
         "losses",
         tables=("log",),
     ),
@@ -114,27 +117,27 @@ FIGURES: dict[str, FigureSpec] = {
         papers=("p1_nscl_loss",),
     ),
     "gap_classes": FigureSpec(
-        "Loss gap DCL − NSCL against the number of classes beside its bound.",
+        "Loss gap DCL − NSCL against the number of classes, and its bound.",
         "losses",
         factors=("classes",),
     ),
     "cdnv_training": FigureSpec(
-        "Variance within classes over the distance between them, CDNV, during training.",
+        "CDNV, the variance within classes relative to the distance between them, during training.",
         "collapse",
         papers=("p1_cdnv", "p2_cdnv"),
     ),
     "weights_representations": FigureSpec(
-        "How far weights and representations of every objective drift from those of DCL.",
+        "Distance of the weights and representations of every objective from those of DCL.",
         "weights",
         papers=("p2_weights",),
     ),
     "bound_tightness": FigureSpec(
-        "How far each bound of the papers lies from what it bounds, and how often it is violated.",
+        "How far the bounds are from measured values, and how often they are violated.",
         "bounds",
         tables=("theory",),
     ),
     "downstream": FigureSpec(
-        "Accuracy of the nearest class centre and of a linear probe for every objective.",
+        "Accuracy of the nearest class center and of a linear probe for every objective.",
         "downstream",
         papers=("p2_downstream",),
     ),
@@ -149,30 +152,30 @@ FIGURES: dict[str, FigureSpec] = {
         stages=("merge",),
     ),
     "umap_grid": FigureSpec(
-        "What every objective makes of the same images, in the plane, checkpoint by checkpoint.",
+        "Features of the same images in two dimensions, for every objective and checkpoint.",
         "pictures",
         tables=("measures", "project"),
     ),
     "surrogate_drift": FigureSpec(
-        "Drift of similarity descent with CL and NSCL beside the bound on it, and of networks.",
+        "Drift between CL and NSCL in similarity descent, with its bound, and between networks.",
         "surrogate",
         tables=("surrogate",),
         optional=("regularity",),
     ),
     "collapse_geometry": FigureSpec(
-        "How near class means come to a simplex and images to class means: networks, and free "
-        "embeddings.",
+        "How close class means are to a simplex, and images to their class means, for networks "
+        "and free embeddings.",
         "collapse",
         optional=("minimise",),
     ),
     "class_means_space": FigureSpec(
-        "The class means of four classes in space, checkpoint by checkpoint, and the simplex.",
+        "The means of four classes in three dimensions at several checkpoints, and the simplex.",
         "simplex",
         factors=("classes",),
         classes=4,
     ),
     "collapse_order": FigureSpec(
-        "How soon each objective gathers free embeddings by class.",
+        "How soon the free embeddings of a class come together with each objective.",
         "order",
         tables=("minimise",),
     ),
@@ -180,13 +183,16 @@ FIGURES: dict[str, FigureSpec] = {
 
 
 def figures_of(experiment: "Experiment") -> list[str]:
-    """The figures that an experiment has cells and stages for."""
+    """The figures for which an experiment has the cells and stages."""
     needs = (experiment.sweeps, experiment.further_stages)
     return [name for name, spec in FIGURES.items() if spec.needs(*needs)]
 
 
 def draw(name: str, experiment: "ExperimentTables") -> tuple["Figure", "pl.DataFrame"]:
-    """Draw figure `name`; returns it with exactly the numbers that it shows."""
+    """Draw figure `name`; returns it and a table of exactly the numbers that it shows.
+
+    Raises InputError for an unknown name, or when no sweep has the cells that it shows.
+    """
     if name not in FIGURES:
         raise InputError(f"no figure is called {name!r}: choose one of {', '.join(FIGURES)}")
     spec = FIGURES[name]

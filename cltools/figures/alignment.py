@@ -1,4 +1,4 @@
-"""Alignment with DCL: during training, and at its end against C, τ and B."""
+"""Alignment with DCL: during training, and at the end of training against C, τ and B."""
 
 import textwrap
 from typing import Any
@@ -15,22 +15,23 @@ from cltools.figures import style, tables
 from cltools.figures.tables import ExperimentTables
 
 PAPER, DEBIASED, RSA = "cosine_biased", "cosine_debiased", "pearson_cosine"
-# Panels: metric -> title. The last is the control for "barely trained".
+# Panels: metric -> title. The last one is a control: is the network still near its start?
 PANELS = {
     "cka": "CKA with DCL",
     "rsa": "RSA with DCL",
     "cka_to_init": "CKA with own initial weights",
 }
-LABEL_WIDTH = 26  # characters of an arm's name that a panel is high
+LABEL_WIDTH = 26  # characters per line of an arm's name, so that a line fits the panel's height
 CONTROL_NOTE = (
-    "CKA with own initial weights: near 1, the network has hardly moved, and alignment says little."
+    "CKA with own initial weights: if it is near 1, the network has hardly changed, and alignment "
+    "says little."
 )
 
 
 def alignments(measures: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
-    """CKA and RSA of every objective with DCL on h, and the control, one row a value.
+    """CKA and RSA of every objective with DCL on h, and the control; one row per value.
 
-    The control is the CKA of every network, DCL's too, with its own initial weights.
+    The control is the CKA of every network, DCL included, with itself at its initial weights.
     """
     wanted["features"] = "h"
     others = tidy.against_dcl(measures)
@@ -44,7 +45,7 @@ def alignments(measures: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
 
 
 def _draw(ax: Axes, table: pl.DataFrame, x: str, metric: str, *, bars: bool) -> None:
-    """One panel: a curve for every objective."""
+    """One panel with a curve for every objective."""
     drawn = table.filter(pl.col("metric") == metric)
     for name in style.ordered(drawn["objective"]):
         look = style.OBJECTIVES[name]
@@ -56,7 +57,7 @@ def _handles(table: pl.DataFrame) -> list[Line2D]:
 
 
 def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows CKA, RSA and the control, columns training and test images; the base sweep."""
+    """Rows: CKA, RSA and the control; columns: training and test images; for the base sweep."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
     cells = alignments(measures, split=splits)
@@ -96,8 +97,8 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
         [*_handles(plotted), thin, *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CKA: cosine similarities, biased estimator "
-        f"(the paper’s); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}"
-        + " P2’s drawn CKA is of raw features."
+        f"(as in the paper); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}"
+        + " The CKA in P2’s figures is of raw features."
         * (not papers.is_empty()),
     )
     return figure, tables.with_papers(plotted, papers)
@@ -106,13 +107,13 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
 def _against(
     experiment: ExperimentTables, factor: str, label: str, title: str, note: str = ""
 ) -> tuple[Figure, pl.DataFrame]:
-    """Columns CKA, RSA and control, one row per arm of the sweeps over `factor`, at the end."""
+    """Columns: CKA, RSA and control at the end; rows: the arms of the sweeps over `factor`."""
     ended = tidy.last_step(experiment.measures)
     cells = alignments(experiment.over(ended, factor), split="test")
     by = ["panel", "arm", "metric", "variant", "split", "objective", factor]
     plotted = tidy.spread(cells, by)
 
-    # What the axis or the panel titles say, the footnote need not repeat.
+    # The footnote does not repeat what an axis or the panel titles show.
     leave_out = [factor, "lr_rule"] if factor == "batch_size" else [factor]
     arms = plotted["arm"].unique(maintain_order=True)
     figure, axes = style.panels(len(arms), len(PANELS), sharex=True, sharey=True)
@@ -138,8 +139,8 @@ def alignment_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
     """One row of panels per sweep over the number of classes."""
     title = "Alignment of each objective with DCL against the number of classes"
     note = (
-        " With more classes an epoch has more images and so more steps: at equal epochs, C and the "
-        "length of training grow together."
+        " With more classes an epoch has more images and more steps, so that training for the same "
+        "number of epochs is longer."
     )
     return _against(experiment, "classes", "Number of classes C", title, note)
 
@@ -159,7 +160,7 @@ def alignment_batch_size(experiment: ExperimentTables) -> tuple[Figure, pl.DataF
 def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Heat maps number of classes × epoch of CKA(DCL, NSCL), one row per sweep over C.
 
-    Where the runs of a sweep are equally long in steps and not in epochs, it is C × step.
+    If the runs of a sweep have the same number of steps, not of epochs, the axes are C × step.
     """
     splits = ["train", "test"]
     wanted = {"metric": "cka", "objective": "nscl", "features": "h", "split": splits}
@@ -196,7 +197,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
         "CKA of NSCL with DCL by number of classes and epoch",
         [],
         f"{tidy.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
-        f"estimator. Means over {_seed_range(plotted)}. White: no checkpoint there.",
+        f"estimator. Means over {_seed_range(plotted)}. White: no checkpoint.",
     )
     return figure, tables.with_papers(plotted.drop("panel"), papers)
 
@@ -210,14 +211,14 @@ def _clock(arm: pl.DataFrame) -> tuple[str, str]:
 
 
 def _comparable(arm: pl.DataFrame, clock: str) -> pl.DataFrame:
-    """The checkpoints that more than one number of classes has, if there is more than one."""
+    """The checkpoints that at least two numbers of classes have; all if there is only one."""
     return arm.filter(
         (pl.col("classes").n_unique().over(clock) > 1) | (pl.col("classes").n_unique() == 1)
     )
 
 
 def _heat_map(ax: Axes, part: pl.DataFrame, clock: str) -> AxesImage:
-    """Means as coloured and numbered fields."""
+    """Draw the means as colors and numbers."""
     part = part.unique(["classes", clock]).sort("classes", clock)
     classes, times = (part[column].unique().sort().to_list() for column in ("classes", clock))
     field = np.full((len(classes), len(times)), np.nan)

@@ -1,4 +1,4 @@
-"""Is alignment a matter of the data set or of the architecture?"""
+"""Alignment by data set and architecture."""
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ CELLS = ("dataset", "architecture")
 
 
 def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows CKA and RSA; a group of bars per data set and architecture, at the end of training."""
+    """Rows: CKA and RSA at the end; a group of bars for each data set and architecture."""
     cells = _cells(experiment)
     plotted = tidy.spread(cells, ["metric", "variant", *CELLS, "split", "objective"])
     papers = tables.papers_rows(experiment, cells, metric=list(PANELS), reference="dcl")
@@ -50,14 +50,14 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         ],
         f"{tidy.setting(cells, CELLS)}. Test images, encoder features h, each run at its last "
         f"step. {tables.seeds_note(plotted, cells)} {CONTROL_NOTE}"
-        + " Papers: two versions of one table, CKA of raw features."
+        + " Papers: two versions of the same table, CKA of raw features."
         * (not papers.is_empty()),
     )
     return figure, tables.with_papers(plotted, papers)
 
 
 def _cells(experiment: ExperimentTables) -> pl.DataFrame:
-    """The rows at the end of training; a cell that two sweeps share counts once."""
+    """The rows at the end of training. A cell that belongs to two sweeps counts once."""
     ended = tidy.last_step(experiment.measures)
     cells = alignments(experiment.over(ended, "architecture", "dataset"), split="test")
     return cells.unique(["cell", "metric", "objective"], maintain_order=True)
@@ -66,7 +66,7 @@ def _cells(experiment: ExperimentTables) -> pl.DataFrame:
 def _bar(
     ax: Axes, one: pl.DataFrame, theirs: pl.Series, x: float, width: float, look: Look
 ) -> None:
-    """One objective on one data set and architecture, with the papers' numbers as dotted lines."""
+    """The bar of one objective in one group, with the papers' numbers as dotted lines."""
     if not one.is_empty():
         ax.bar(
             x, one["mean"][0], 0.92 * width, yerr=one["sd"][0] or 0.0, color=look.colour,
@@ -80,7 +80,7 @@ def _bar(
 
 
 def _controls(ax: Axes, plotted: pl.DataFrame, groups: list[tuple[str, str]]) -> None:
-    """CKA of DCL with its own initial weights, a line across each group of bars."""
+    """CKA of DCL with its own initial weights, as a line across each group of bars."""
     for x, group in enumerate(groups):
         about = dict(zip(CELLS, group, strict=True))
         start = plotted.filter(metric="cka_to_init", objective="dcl", **about)

@@ -1,4 +1,4 @@
-"""How tight the papers' bounds are, and whether they hold."""
+"""How tight the bounds of the papers are, and whether they hold."""
 
 import polars as pl
 from matplotlib import rcParams
@@ -9,7 +9,7 @@ from cltools.figures.tables import ExperimentTables
 
 KINDS = {
     "bound": style.Look("proved for any network", "#0072B2", "o"),
-    "network": style.Look("proved for similarity descent, beside a network", "#D55E00", "s"),
+    "network": style.Look("proved for similarity descent, measured on a network", "#D55E00", "s"),
     "estimate": style.Look("constants estimated", "#7A7A7A", "D"),
 }
 NAMES = {
@@ -26,7 +26,7 @@ NAMES = {
     "batch_composition": "Class fraction in a batch",
     "reweighting": "Reweighting lemma",
     "smoothness_of_gradient": "Smoothness lemma",
-    "centring": "Centring lemma",
+    "centring": "Centering lemma",
     "weight_distance": "Distance of weights",
 }
 VARIANTS = {
@@ -47,11 +47,11 @@ VARIANTS = {
 
 
 def tightness(theory: pl.DataFrame) -> pl.DataFrame:
-    """One row a bound: in how many cases it claims something, is violated, and how far off it is.
+    """One row per bound: the numbers of cases, claims and violations, and its distance in orders.
 
-    `orders` are log10(bound / measured), for lower bounds of similarities
-    log10((1 - bound) / (1 - measured)): 0 for an exact bound, below 0 where it is violated. They
-    are left out where either side is 0.
+    Orders of magnitude are log10(bound / measured), or for lower bounds of similarities
+    log10((1 - bound) / (1 - measured)). They are 0 for an exact bound and negative for a violated
+    one. Cases where a numerator or denominator is 0 have none.
     """
     lower = pl.col("side") == "lower"
     bound = pl.when(lower).then(1 - pl.col("bound")).otherwise(pl.col("bound"))
@@ -82,9 +82,9 @@ def tightness(theory: pl.DataFrame) -> pl.DataFrame:
 
 
 def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """How far each bound lies from what it bounds, over all cells of the experiment."""
+    """How far each bound is from the measured value, over all cells of the experiment."""
     table = tightness(experiment.theory)
-    # That the gap is not negative, which is exact at 0, has no place on the axis.
+    # The lower bound 0 of the loss gap cannot be drawn on this axis.
     shown = table.filter(
         pl.col("median_orders").is_not_null(), ~pl.col("quantity").str.starts_with("gap")
         | (pl.col("side") == "upper"), ~((pl.col("quantity") == "batch_gap")
@@ -114,7 +114,8 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     dots.tick_params(axis="y", length=0)
     dots.grid(axis="y", visible=False)
     dots.axvline(0, color=style.THEORY, linewidth=0.9, linestyle=":", zorder=1)
-    # A few orders are drawn to scale; what lies hundreds of orders off is squeezed in beside them.
+    # Up to three orders the axis is linear. Beyond, it is logarithmic, for bounds that are hundreds
+    # of orders away.
     dots.set_xscale("symlog", linthresh=3, linscale=2)
     dots.set_xticks([-3, -2, -1, 0, 1, 2, 3, 10, 100, 1000])
     dots.set_xticklabels(["-3", "-2", "-1", "0", "1", "2", "3", "10", "100", "1000"])
@@ -127,9 +128,9 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         figure,
         "How tight the bounds are, and whether they hold",
         [style.handle(look) for look in KINDS.values()],
-        "All cells, checkpoints and splits; dot: median, line: all cases. Left of 0 the bound is "
-        "violated. For CKA and RSA, bounded from below, 1 − bound is set against 1 − value. "
-        "Claimed: cases where the bound says anything; vacuous: those where it allows more than "
-        "what is possible at all. Sources are in the table beside this figure.",
+        "All cells, checkpoints and splits; dot: median, line: range of all cases. Left of 0 the "
+        "bound is violated. CKA and RSA have lower bounds: here 1 − bound is compared with 1 − "
+        "value. Claimed: cases where the bound is defined. Vacuous: those where it allows every "
+        "possible value. The sources are in the table that belongs to this figure.",
     )
     return figure, table

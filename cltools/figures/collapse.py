@@ -1,4 +1,4 @@
-"""Collapse onto class means and a simplex: of networks, and of embeddings that are free to move."""
+"""Collapse onto class means and a simplex, for networks and for free embeddings."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ CDNV = {"pairs": "CDNV", "directional": "Directional CDNV"}
 
 
 def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows CDNV and directional CDNV, columns training and test images; the base sweep."""
+    """Rows: CDNV and directional CDNV; columns: training and test images; for the base sweep."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
     wanted = {"metric": "cdnv", "variant": list(CDNV), "split": splits}
@@ -39,19 +39,20 @@ def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         row[0].set_ylabel(f"{title}\n(log scale)")
     style.finish(
         figure,
-        "Variance within classes over the distance between them during training",
+        "Variance within classes relative to the distance between them, during training",
         [*(style.handle(style.OBJECTIVES[o]) for o in objectives), *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CDNV: mean over pairs of classes of (v + v′) "
-        "/ (2 d²), v being a class’s variance and d the distance of the two means; 0 is collapse. "
-        "Directional: the variance along the line between the two means only."
+        "/ (2 d²), where v and v′ are the variances of the two classes and d is the distance of "
+        "their means; 0 is collapse. Directional: only the variance along the line between the two "
+        "means counts."
         + " P1 does not say whether its CDNV is of h or z."
         * ("P1 CDNV" in papers["figure"]),
     )
     return figure, tables.with_papers(plotted, papers)
 
 
-# Panels on networks and on free embeddings: (metric, variant) or column -> title.
+# Panels for networks, (metric, variant) -> title, and for free embeddings, column -> title.
 OF_NETWORKS = {
     ("etf_deviation", "gram"): "Deviation from a simplex",
     ("within_class_spread", "share"): "Spread within classes",
@@ -62,16 +63,16 @@ OF_FREE = {
     "within_class_spread": "Spread within classes",
     "view_distance": "Distance of views",
 }
-ANGLES = ["smallest", "largest"]  # their mean is that of a simplex, but for means of unlike norm
-COLLAPSED = 1e-4  # what is below has no place on the axes of free embeddings
+ANGLES = ["smallest", "largest"]  # both are needed: only in a simplex are they equal
+COLLAPSED = 1e-4  # the lower end of the axes of free embeddings
 
 
 def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """How near class means are to a simplex ETF, and images to their class means.
+    """How close class means are to a simplex (ETF), and images to their class means.
 
-    First row: the networks of the base sweep on training images. With the table of stage
-    `minimise`, a second row: free embeddings with the most classes and dimensions of its grid, at
-    the temperature of its grid that is nearest to the networks'.
+    The first row shows the networks of the base sweep on training images. If the table of stage
+    `minimise` exists, a second row shows free embeddings. They are those of its grid with the most
+    classes and dimensions, and with the temperature that is nearest to that of the networks.
     """
     measures = experiment.base(experiment.measures)
     cells = _geometry(measures)
@@ -96,15 +97,15 @@ def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
             ),
         ],
         f"Networks: {tidy.setting(cells)}; training images, encoder features h. "
-        f"{tables.seeds_note(networks, cells, 'band')} Deviation: ‖G − "
-        "G_ETF‖ / ‖G_ETF‖, G the cosines of the centred class means. Angles between these: the "
-        f"smallest, and dotted the largest, over pairs of classes.{note}",
+        f"{tables.seeds_note(networks, cells, 'band')} Deviation: ‖G − G_ETF‖ / ‖G_ETF‖, where G "
+        "are the cosines of the centered class means. Angles between these means: the smallest "
+        f"and, dotted, the largest of all pairs of classes.{note}",
     )
     return figure, plotted
 
 
 def _geometry(measures: pl.DataFrame) -> pl.DataFrame:
-    """The rows of all panels of networks on training images."""
+    """The rows for all panels of networks, on training images."""
     return pl.concat(
         [
             tidy.rows(
@@ -120,7 +121,7 @@ def _geometry(measures: pl.DataFrame) -> pl.DataFrame:
 
 
 def _draw_networks(row: Sequence[Axes], networks: pl.DataFrame, classes: pl.Series) -> None:
-    """The panels of networks, with the angle of the simplex of so many `classes`."""
+    """The panels of networks, with the angle of a simplex for each number in `classes`."""
     for ax, ((metric, variant), title) in zip(row, OF_NETWORKS.items(), strict=True):
         for name in style.ordered(networks["objective"]):
             look = style.OBJECTIVES[name]
@@ -142,7 +143,7 @@ def _draw_networks(row: Sequence[Axes], networks: pl.DataFrame, classes: pl.Seri
 
 
 def _free(table: pl.DataFrame, tau: float) -> pl.DataFrame:
-    """The runs of one setting of the grid; CE, which has no τ, among them."""
+    """The runs of one setting of the grid, including those of CE, which has no τ."""
     table = table.filter(pl.col("classes") == pl.col("classes").max())
     table = table.filter(pl.col("dimension") == pl.col("dimension").max())
     taus = table["tau"].drop_nulls().unique().sort().to_list()
@@ -153,7 +154,7 @@ def _free(table: pl.DataFrame, tau: float) -> pl.DataFrame:
 
 
 def _draw_free(row: Sequence[Axes], free: pl.DataFrame) -> str:
-    """The panels of free embeddings, a line a run; returns what the footnote says of them."""
+    """The panels of free embeddings, one line per run; returns their part of the footnote."""
     newton = free.filter(phase="newton")["iteration"].min()
     for ax, (column, title) in zip(row, OF_FREE.items(), strict=True):
         for run in free.partition_by("objective", "seed", maintain_order=True):
@@ -170,7 +171,7 @@ def _draw_free(row: Sequence[Axes], free: pl.DataFrame) -> str:
     tau = f", τ = {one['tau']:g}" if one["tau"] else ""
     return (
         f" Free embeddings: C = {one['classes']}, {one['per_class']} images each, d = "
-        f"{one['dimension']}{tau}, {free['seed'].n_unique()} seed(s), a line a run; gradient "
-        "descent up to the dotted line, then a quasi-Newton method; what leaves a panel at the "
-        "bottom has collapsed."
+        f"{one['dimension']}{tau}, {free['seed'].n_unique()} seed(s), one line per run; gradient "
+        "descent up to the dotted line, then a quasi-Newton method. A line that leaves its panel "
+        "at the bottom has collapsed."
     )

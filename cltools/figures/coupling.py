@@ -1,4 +1,4 @@
-"""What do shared weights, batches and views each contribute to alignment?"""
+"""What shared initial weights, batches and views each contribute to alignment."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from cltools.figures import style, tables
 from cltools.figures.alignment import CONTROL_NOTE, PAPER, RSA
 from cltools.figures.tables import ExperimentTables
 
-# From the papers' protocol down to independent runs; the names of `stages.collect`.
+# From the papers' protocol to independent runs, with the names that `stages.collect` gives them.
 LEVELS = (
     "init + batches + views",
     "init + batches",
@@ -32,7 +32,7 @@ PANELS = {
 
 
 def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """One line per level of sharing, a dot per objective, at the end of training."""
+    """One line per level of sharing and one dot per objective, at the end of training."""
     cells = _cells(experiment)
     by = ["panel", "arm", "coupling", "metric", "variant", "split", "objective"]
     plotted = tidy.spread(cells, by)
@@ -59,15 +59,16 @@ def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
         "What sharing initial weights, batches and views contributes to alignment",
         [style.handle(style.OBJECTIVES[name], linestyle="") for name in objectives],
         f"{tidy.setting(cells, ['coupling'])}. Test images, encoder features h, each run at its "
-        f"last step. {tables.seeds_note(plotted, cells)} What is not shared is each "
-        "model’s own. Second DCL: another model with DCL’s loss, as far from DCL as those draws "
-        f"alone put it: the ceiling for NSCL. {CONTROL_NOTE}",
+        f"last step. {tables.seeds_note(plotted, cells)} What is not shared is drawn "
+        "separately for each model. Second DCL: another model with DCL’s loss, which differs from "
+        "DCL by these draws only; NSCL can hardly be more aligned with DCL than this one. "
+        f"{CONTROL_NOTE}",
     )
     return figure, plotted.drop("panel")
 
 
 def _cells(experiment: ExperimentTables) -> pl.DataFrame:
-    """The rows of all panels at the end of training."""
+    """The rows for all panels, at the end of training."""
     ended = tidy.last_step(experiment.over(experiment.measures, "coupling"))
     others = tidy.against_dcl(ended)
     where = {"features": "h", "split": "test"}
@@ -79,7 +80,7 @@ def _cells(experiment: ExperimentTables) -> pl.DataFrame:
 
 
 def _dots(ax: Axes, panel: pl.DataFrame, objectives: list[str], levels: list[str]) -> None:
-    """Mean ± s.d. and single runs: a row per level, the objectives one below the other in it."""
+    """Mean ± standard deviation and single runs; a row per level, with objectives below others."""
     for number, name in enumerate(objectives):
         look = style.OBJECTIVES[name]
         shift = 0.5 * (number / max(1, len(objectives) - 1) - 0.5)
@@ -96,9 +97,9 @@ def _dots(ax: Axes, panel: pl.DataFrame, objectives: list[str], levels: list[str
 
 
 def _limit(axes: Iterable[Axes], plotted: pl.DataFrame, *, control: bool) -> None:
-    """One x axis for all panels of alignment, one for the control.
+    """Set the x limits of some panels, from all values of alignment or of the control.
 
-    The levels lie close together, so the axis begins at the tenth below all of them.
+    The levels are close together. So the axis begins at the largest multiple of 0.1 below all.
     """
     shown = plotted.filter((pl.col("metric") == "cka_to_init") == control)
     lowest = float((shown["mean"] - shown["sd"].fill_null(0.0)).min())

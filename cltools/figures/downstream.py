@@ -1,4 +1,4 @@
-"""What the features are good for: nearest class centre and linear probe."""
+"""Accuracy of two classifiers on features: nearest class center and linear probe."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.tables import ExperimentTables
 
-PROBES = {"nccc": "Nearest class centre", "linear_probe": "Linear probe"}
-COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers and where they end
-# A number of a paper, in the line of its objective.
+PROBES = {"nccc": "Nearest class center", "linear_probe": "Linear probe"}
+COLUMNS = {"test": 0.48, "train": 1.0}  # the two columns of numbers, and their right ends
+# The mark of a paper's number, in the row of its objective.
 THEIRS = {"linestyle": "", "marker": "|", "markersize": 10, "color": style.THEORY, "alpha": 0.6}
 
 
 def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """One row per probe and objective: dots on the left, the same numbers on the right."""
+    """One row per probe and objective: dots on the left, their numbers on the right."""
     ended = tidy.last_step(experiment.base(experiment.measures))
     cells = pl.concat(
         [
@@ -31,7 +31,7 @@ def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     papers = papers.filter(pl.col("epoch") == cells["epoch"].max())
     objectives = style.ordered(plotted["objective"])
 
-    # One line for each probe's name and one for each of its objectives, from the top down.
+    # From the top: for each probe, a line with its name and a line for each objective.
     lines = [(probe, name) for probe in PROBES for name in (None, *objectives)]
     figure, (row,) = style.panels(
         1, 2, height=0.19 * len(lines) + 0.6, width_ratios=[2.4, 1], sharey=True
@@ -85,7 +85,7 @@ def _draw(
 
 
 def _dot(dots: Axes, one: pl.DataFrame, y: float, look: style.Look, *, filled: bool) -> None:
-    """Mean ± s.d. in percent at height `y`; training images as an open marker."""
+    """Mean ± standard deviation in percent at height `y`; training images have an open marker."""
     if one.is_empty():
         return
     mean, sd = 100 * one["mean"][0], 100 * (one["sd"][0] or 0.0)

@@ -1,4 +1,4 @@
-"""Error of classifiers that see few labels, and P1's bound on it."""
+"""Error of classifiers that are trained with few labels, and P1's bound on it."""
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -10,10 +10,10 @@ from cltools.figures.style import THEORY, Look
 from cltools.figures.tables import ExperimentTables
 
 WAYS = {"all_way": "all classes", "two_way": "two classes"}
-PROBES = {"few_shot_nccc": "Nearest class centre", "few_shot_linear_probe": "Linear probe"}
+PROBES = {"few_shot_nccc": "Nearest class center", "few_shot_linear_probe": "Linear probe"}
 SHOTS = pl.col("variant").str.extract(r"shots_(\d+)$").cast(pl.Int64)
 ERROR, BOUND, LIMIT = "error", "bound", "bound, limit"
-# How far above the largest error the axis reaches; a bound beyond has no place on it.
+# The axis ends at this multiple of the largest error. Bounds above it are not visible.
 ROOM = 40.0
 
 
@@ -29,9 +29,9 @@ def _errors(ended: pl.DataFrame) -> pl.DataFrame:
 
 
 def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
-    """P1's Proposition 1 with its best constant, and 4 (C' - 1) times the directional CDNV.
+    """P1's Proposition 1 with its best constant, and its limit for many shots.
 
-    The second is its limit for many shots. Both are of the nearest class centre.
+    The limit is 4 (C' - 1) times the directional CDNV. Both are for the nearest class center.
     """
     columns = ["cell", "class_draw", "seed", "objective", "quantity", "probe", "ways", "shots",
                "value"]  # fmt: skip
@@ -63,9 +63,10 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
 
 
 def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows: all classes, two of them; columns: nearest class centre with its bound, linear probe.
+    """Rows: all classes and two classes; columns: nearest class center and linear probe.
 
-    The base sweep at its last step, test images.
+    It shows the base sweep at its last step on test images. The bound is for the nearest class
+    center only.
     """
     ended = tidy.last_step(experiment.base(experiment.measures))
     cells = _errors(ended)
@@ -84,11 +85,11 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
                 _draw(ax, panel.filter(objective=name), style.OBJECTIVES[name])
             ax.set_title(f"{title}, {classes}")
             shots = plotted["shots"].drop_nulls()
-            style.factor_axis(ax, shots, "Labelled images per class")
+            style.factor_axis(ax, shots, "Labeled images per class")
             ax.label_outer()
         errors = plotted.filter(ways=ways, quantity=ERROR)["mean"]
         above_0 = errors.filter(errors > 0)
-        if not above_0.is_empty():  # else no error has a place on a logarithmic axis
+        if not above_0.is_empty():  # an error of 0 cannot be drawn on a logarithmic axis
             row[0].set_ylim(above_0.min() / 2, min(ROOM, ROOM * above_0.max()))
         style.log_axis(row[0])
         row[0].axhspan(1, 1e9, color="#F0F0F0", zorder=0, linewidth=0)
@@ -96,7 +97,7 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     grey = Look("", THEORY, "")
     style.finish(
         figure,
-        "Few-shot error of each objective beside the bound of P1",
+        "Few-shot error of each objective, and the bound of P1",
         [
             *(style.handle(style.OBJECTIVES[name]) for name in objectives),
             style.handle(grey, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
@@ -104,9 +105,10 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         ],
         f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
         f"{tables.seeds_note(plotted.filter(quantity=ERROR), cells)} Errors: means over draws of "
-        "the labelled images (and of the two classes). The bound is of the nearest class centre, "
-        "with its best constant and the variances of the test images; in the grey region, above "
-        "1, it says nothing. Limit: 4 (C′ − 1) × directional CDNV, C′ classes at a time.",
+        "the labeled images (and of the two classes). The bound is for the nearest class center, "
+        "with its best constant and the variances of the test images. In the gray region, above "
+        "1, it says nothing. Limit: 4 (C′ − 1) × directional CDNV, where C′ is the number of "
+        "classes to choose from.",
     )
     return figure, plotted
 

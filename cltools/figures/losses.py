@@ -14,21 +14,26 @@ from cltools.figures.style import OBJECTIVES, THEORY, Look
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
-POINTS = 400  # a curve of more points is no clearer, only a larger file
+POINTS = 400  # more points per curve would make the file larger, but the curve no clearer
 BOUND = Look("NSCL loss + bound on the gap", THEORY, "")
-# A bound beyond this many ranges of the losses would squeeze the curves into one line.
+# A bound is not drawn if it is higher above the losses than this multiple of their range. With such
+# a bound in the panel, the curves would look like one line.
 FAR = 4.0
 
 
 def _smoothed(log: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """The log with running means of the losses, thinned to `POINTS` rows a run, and the window."""
+    """The log with running means of the losses, and the width of the means in steps.
+
+    Only about `POINTS` rows per run are kept.
+    """
     run = ["cell", "model"]
     length = log.group_by(run).len()["len"].max()
-    window = length // 25 | 1  # odd, so that it is centred
+    window = length // 25 | 1  # odd, so that it is centered
     losses = ["dcl", "nscl", "gap_bound"]
     means = pl.col(losses).fill_nan(None).rolling_mean(window, min_samples=1, center=True)
     row = pl.int_range(pl.len()).over(run, order_by="step")
-    # The end of the longest run: the mean at the end of a shorter one would be of that run alone.
+    # The last step of the longest run is kept too. Those of shorter runs are not: other runs may
+    # have no row there, and the mean over runs would be of one run only.
     last = pl.col("step") == log["step"].max()
     smooth = log.with_columns(means.over(run, order_by="step"))
     return smooth.filter((row % max(1, length // POINTS) == 0) | last), window
@@ -53,7 +58,7 @@ def losses_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     plotted = tidy.spread(finite, by).unique(by, keep="first", maintain_order=True)
     plotted = plotted.drop("seed", "value")
     for model, quantity in wanted:
-        # A bound that is undefined throughout (batches of one class) just cannot be drawn.
+        # A bound that is never defined (batches of one class) is not drawn.
         missing = plotted.filter(model=model, quantity=quantity).is_empty()
         if missing and "bound" not in quantity:
             raise InputError(
@@ -82,7 +87,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
         left.append(("nscl loss + bound", BOUND, BOUND.label, "--"))
     elif not bound.is_empty():
         least = bound["mean"].min()
-        note = f" NSCL loss + bound lies above the left panel (at least {least:.3g})."
+        note = f" NSCL loss + bound is above the left panel (at least {least:.3g})."
     for quantity, look, label, dash in left:
         line = {"label": label, "linestyle": dash}
         style.curve(row[0], one("dcl", quantity), "epoch", look, **line, **plain)
@@ -95,7 +100,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
     row[1].set_title("NSCL loss of two networks")
     row[0].set_ylabel("Loss of a batch (nats)")
     row[1].set_ylabel("NSCL loss of a batch (nats)")
-    last = math.ceil(plotted["epoch"].max())  # the last step begins just before that epoch
+    last = math.ceil(plotted["epoch"].max())  # the last step begins shortly before this epoch
     decades = [m * 10.0**k for k in range(6) for m in (1, 2, 5)]
     for ax in row:
         style.epoch_axis(ax, [0, *(e for e in decades if e < last), last])
@@ -111,7 +116,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
 
 
 GAP_VARIANTS = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
-# Quantity -> look and dash.
+# Quantity -> look and line style.
 GAP_LOOKS = {
     "bound": (Look("bound log(1 + n_max exp(2/τ) / (N − n_max))", THEORY, ""), "-"),
     "gap, trained": (OBJECTIVES["dcl"], "-"),
@@ -120,7 +125,7 @@ GAP_LOOKS = {
 
 
 def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Gap of the DCL network, untrained and trained, and its bound; one row a sweep over C."""
+    """Gap of the DCL network, untrained and trained, and its bound; a row per sweep over C."""
     cells = _gaps(experiment)
     by = ["panel", "arm", "variant", "quantity", "classes"]
     plotted = tidy.spread(cells, by)
@@ -149,7 +154,7 @@ def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
 
 
 def _gaps(experiment: ExperimentTables) -> pl.DataFrame:
-    """Gaps at the start and at the end of training, and the bound, told apart by `quantity`."""
+    """Gaps at the start and at the end of training, and the bound; `quantity` says which."""
     wanted = {"variant": list(GAP_VARIANTS), "objective": "dcl", "split": "train"}
     measures = experiment.over(experiment.measures, "classes")
     ended, untrained = tidy.last_step(measures), measures.filter(step=0)
@@ -166,7 +171,7 @@ def _gaps(experiment: ExperimentTables) -> pl.DataFrame:
 
 
 def _draw_gaps(ax: Axes, panel: pl.DataFrame, classes: pl.Series) -> None:
-    """One panel; `classes` are the numbers of classes in all panels."""
+    """One panel. `classes` are the numbers of classes in all panels."""
     at = np.geomspace(classes.min(), classes.max(), 200)
     ax.plot(at, np.log(at / (at - 1)), ":", color="#7A7A7A", linewidth=1.1)
     for quantity, (look, dash) in GAP_LOOKS.items():
@@ -185,14 +190,14 @@ def _draw_gaps(ax: Axes, panel: pl.DataFrame, classes: pl.Series) -> None:
 def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """NSCL loss of the DCL-trained and of the NSCL-trained network at every checkpoint.
 
-    Rows: of the whole set at the training τ, and as the authors evaluate it; columns: training and
-    test images; the base sweep.
+    Rows: the loss of the whole set at the training τ, and the loss as the authors compute it;
+    columns: training and test images; for the base sweep.
     """
     measures = experiment.base(experiment.measures)
     models, splits = ["dcl", "nscl"], ["train", "test"]
     losses = {
         ("nscl_loss", "training_tau"): "Whole set",
-        ("authors_nscl_loss", "tau_1"): "Authors’ way",
+        ("authors_nscl_loss", "tau_1"): "As the authors",
     }
     about = {"features": "z", "split": splits}
     cells = pl.concat(
@@ -232,14 +237,14 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         [*handles, *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} r: Pearson "
         "correlation of the two curves over the checkpoints. Whole set: all images are negatives, "
-        "τ as in training. Authors’ way: positive in the denominator, τ = 1, an augmented and a "
+        "τ as in training. As the authors: positive in the denominator, τ = 1, an augmented and a "
         "plain view, batches of the training size.",
     )
     return figure, tables.with_papers(plotted, papers)
 
 
 def _correlation(panel: pl.DataFrame) -> str:
-    """ ", r = 0.99" for two curves of at least three checkpoints, which of fewer says nothing."""
+    """ ", r = 0.99", the correlation of the two curves; empty for fewer than three checkpoints."""
     curves = panel.unique(["objective", "epoch"]).pivot("objective", index="epoch", values="mean")
     curves = curves.drop_nulls()
     if len(curves) < 3 or not all(curves[model].std() for model in ("dcl", "nscl")):

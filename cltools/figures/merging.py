@@ -1,4 +1,4 @@
-"""Networks on the line between the weights of DCL and of another objective."""
+"""Networks whose weights are interpolated between those of DCL and of another objective."""
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -10,7 +10,7 @@ from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
 PANELS = {
-    "merged_nccc": "Nearest class centre",
+    "merged_nccc": "Nearest class center",
     "merged_linear_probe": "Linear probe",
     "merged_cka": "CKA with DCL",
 }
@@ -52,7 +52,7 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             style.handle(grey, "training images", linestyle=":", markerfacecolor="white"),
         ],
         f"{tidy.setting(cells)}. Weights (1 − λ) · DCL + λ · other, each run at its last step; "
-        "batch statistics worked out anew from training images all along the line. Encoder "
+        "BatchNorm statistics computed again from training images for every λ. Encoder "
         f"features h. {tables.seeds_note(plotted, cells, 'band')}",
     )
     return figure, plotted

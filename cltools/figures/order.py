@@ -1,4 +1,4 @@
-"""Which objective collapses first? Free embeddings under gradient descent."""
+"""The order in which objectives collapse, for free embeddings in gradient descent."""
 
 import numpy as np
 import polars as pl
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from cltools.figures import style
 from cltools.figures.tables import ExperimentTables
 
-REACHED = 1e-3  # a run whose etf_deviation and within_class_spread end below this
+REACHED = 1e-3  # a run is collapsed if etf_deviation and within_class_spread end below this
 CONDITIONS = ("etf_deviation", "within_class_spread", "view_distance")
 SETTINGS = ("objective", "classes", "dimension", "tau")
 
@@ -16,8 +16,8 @@ SETTINGS = ("objective", "classes", "dimension", "tau")
 def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Spread within classes of free embeddings against the time of gradient descent.
 
-    Rows: numbers of classes, with the most dimensions of the grid; columns: temperatures. A marker
-    where the spread is below half of its start, in the median of the runs.
+    Rows: numbers of classes, each with the most dimensions of the grid; columns: temperatures. A
+    marker shows the median time at which the spread has fallen below half of its start.
     """
     plotted = _spreads(experiment.minimise)
     classes = plotted["classes"].unique().sort().to_list()
@@ -37,20 +37,20 @@ def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         row[0].set_ylabel("Spread / start")
     style.finish(
         figure,
-        "Order of collapse: how soon free embeddings gather by class",
+        "Order of collapse: how soon the free embeddings of a class come together",
         [style.handle(style.OBJECTIVES[name]) for name in objectives],
-        f"Free embeddings under gradient descent from the same start, "
-        f"{experiment.minimise['per_class'][0]} images a class, {plotted['seed'].n_unique()} "
-        "seed(s), a line a run. Time: sum of learning rates. Spread within classes: their share of "
-        "the variance. Marker and title: where it is below half of its start, objectives in that "
-        "order; those that never get there are not named. CE has no τ and is the same in all "
-        "columns.",
+        f"Free embeddings in gradient descent from the same start, "
+        f"{experiment.minimise['per_class'][0]} images per class, {plotted['seed'].n_unique()} "
+        "seed(s), one line per run. Time: sum of learning rates. Spread: the share of the variance "
+        "that is within classes. Markers: when it has fallen below half of its start. Titles: the "
+        "objectives in this order, without those that never reach half. CE has no τ and is the "
+        "same in all columns.",
     )
     return figure, plotted
 
 
 def _spreads(table: pl.DataFrame) -> pl.DataFrame:
-    """Spread within classes over its start, by run and time, and when its median is halved."""
+    """Spread within classes relative to its start, by run and time, and its halving time."""
     table = table.filter(
         pl.col("dimension") == pl.col("dimension").max().over("classes"),
         pl.col("phase") != "newton",
@@ -69,7 +69,7 @@ def _spreads(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:
-    """A line for each run, a marker at each halving; returns the objectives in that order."""
+    """A line for each run, a marker at each halving; returns the objectives in this order."""
     for line in panel.filter(pl.col("time") > 0).partition_by("objective", "seed"):
         look = style.OBJECTIVES[line["objective"][0]]
         ax.plot(line["time"], line["value"], color=look.colour, linewidth=1.1)
@@ -82,22 +82,24 @@ def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:
 
 
 def summary(table: pl.DataFrame) -> pl.DataFrame:
-    """How the runs of each objective, classes, dimension and tau ended.
+    """How the runs ended, for each setting (objective, classes, dimension and tau).
 
     Args:
-        table: of stage `minimise`.
+        table: the table of stage `minimise`.
 
     Returns:
-        A row for each of these four, in the table's order, with columns after them:
+        A row for each setting, in the order of the table, with these columns after it:
 
-        runs: their number (seeds).
+        runs: number of runs (seeds).
         reached: share of runs that end with etf_deviation and within_class_spread below 1e-3. With
-            two classes only the second says anything.
+            two classes, only the second is meaningful.
         etf_deviation, within_class_spread, view_distance: medians at the end.
-        worst_excess: largest loss above minimum_loss at the end; null where that is unknown.
-        halved_iteration, halved_time: of the first descent step after which within_class_spread is
-            below half of its start, median over all runs; null unless more than half got there.
-            An iteration is as long as its learning rate: only times compare CE and other tau.
+        worst_excess: largest difference of loss and minimum_loss at the end; null where the latter
+            is unknown.
+        halved_iteration, halved_time: the first descent step after which within_class_spread is
+            below half of its start, as a median over all runs; null unless more than half of the
+            runs reach it. To compare CE and different tau, use the time, which is the sum of
+            learning rates: iterations have different learning rates.
     """
     spread = pl.col("within_class_spread")
     halved = (pl.col("phase") == "descent") & (spread < spread.first() / 2)
@@ -112,7 +114,7 @@ def summary(table: pl.DataFrame) -> pl.DataFrame:
         )
     )
     reached = (pl.col("etf_deviation") < REACHED) & (spread < REACHED)
-    # A run that never got there counts as later than all others.
+    # A run that never reaches half counts as later than all others.
     halvings = pl.col("halved_iteration", "halved_time").fill_null(np.inf).median()
     return runs.group_by(*SETTINGS, maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("runs"),

@@ -1,4 +1,4 @@
-"""Pictures of features: the same images under every objective, checkpoint by checkpoint."""
+"""Features of the same images in two dimensions, for every objective and checkpoint."""
 
 import numpy as np
 import polars as pl
@@ -11,8 +11,8 @@ from cltools.figures import style
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
-MOST_EPOCHS = 6  # more columns would be too small to tell anything
-# Ten of Tol's and Tableau's colours: classes are not objectives and have none of their meaning.
+MOST_EPOCHS = 6  # with more columns, panels would be too small
+# Ten colors of Tol and Tableau, other ones than those of the objectives.
 CLASSES = (
     "#4E79A7", "#F28E2B", "#59A14F", "#E15759", "#B07AA1", "#9C755F", "#FF9DA7", "#76B7B2",
     "#EDC948", "#79706E",
@@ -20,16 +20,18 @@ CLASSES = (
 METHODS = {"pca": "Two principal components", "umap": "UMAP"}
 HOW = {
     "pca": "principal components (percent: their share of the variance)",
-    "umap": "UMAP of standardised features",
+    "umap": "UMAP of standardized features",
 }
 
 
 def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows objectives, columns checkpoints; a point an image, a colour a class."""
+    """Rows: objectives; columns: checkpoints; points: images; colors: classes."""
     pictures = experiment.project.sort("objective", "step", "sample")
     cell = experiment.base(experiment.measures).filter(pl.col("cell") == pictures["cell"][0])
     if cell.is_empty():
-        raise InputError("the pictures are of a cell without measures: run `cltools project` again")
+        raise InputError(
+            "the cell of the projected features has no measures: run `cltools project` again"
+        )
     epochs = tidy.evenly(pictures["epoch"], MOST_EPOCHS)
     plotted = pictures.filter(pl.col("epoch").is_in(epochs)).select(
         "objective", "epoch", "method", "share", "sample", "class", "x", "y"
@@ -68,7 +70,8 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         handles if len(classes) <= len(CLASSES) else [],
         f"{tidy.setting(cell)}, seed {cell['seed'][0]}. {plotted['sample'].n_unique()} "
         f"{'training' if split == 'train' else 'test'} images, features {features}. Each panel has "
-        f"its own {HOW[method]}, brought to one size and turned or mirrored: in the first row onto "
-        "the next panel, in the others onto the first row. Axes have no meaning of their own.",
+        f"its own {HOW[method]}, scaled to the same size and rotated or mirrored to match another "
+        "panel: in the first row the next panel, in other rows the first row. The axes have no "
+        "meaning.",
     )
     return figure, plotted

@@ -1,4 +1,4 @@
-"""How much of the alignment is more than a clustering into the same classes?"""
+"""How much of the alignment remains when class means are removed."""
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from cltools.figures.alignment import PAPER, RSA
 from cltools.figures.style import Look
 from cltools.figures.tables import ExperimentTables
 
-# What stands beside the alignment itself, and how: name -> label, marker, filled, height in a row.
+# Kinds of alignment: name -> label, marker, whether it is filled, and height within a row.
 KINDS = {
     "plain": ("alignment with DCL", "o", True, -0.22),
     "null": ("class means alone (images shuffled within classes)", "|", True, -0.22),
@@ -34,7 +34,7 @@ SPLITS = {"test": "test images", "train": "training images"}
 
 
 def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows training and test images, columns CKA and RSA, a line per objective; the base sweep."""
+    """Rows: test and training images; columns: CKA and RSA; for the base sweep."""
     cells = _cells(experiment)
     plotted = tidy.spread(cells, ["measure", "split", "objective", "kind"])
     objectives = style.ordered(plotted["objective"])
@@ -68,15 +68,15 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             for label, marker, filled, _ in KINDS.values()
         ],
         f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
-        f"{tables.seeds_note(plotted, cells)} Class means removed: CKA and RSA of each image’s "
-        "difference from the mean of its class. Shuffled: the mean over random orders of the "
-        "images within every class, which keep class means and break all else.",
+        f"{tables.seeds_note(plotted, cells)} Class means removed: CKA and RSA of the "
+        "differences between each image and the mean of its class. Shuffled: the mean over random "
+        "orders of the images within each class, which change everything but the class means.",
     )
     return figure, plotted
 
 
 def _cells(experiment: ExperimentTables) -> pl.DataFrame:
-    """The rows of all measures and kinds at the end of training."""
+    """The rows for all measures and kinds, at the end of training."""
     others = tidy.against_dcl(tidy.last_step(experiment.base(experiment.measures)))
     return pl.concat(
         [
@@ -90,7 +90,7 @@ def _cells(experiment: ExperimentTables) -> pl.DataFrame:
 
 
 def _line(ax: Axes, plotted: pl.DataFrame, y: int, name: str) -> None:
-    """One objective: its kinds around the height y."""
+    """One objective, with all kinds around the height y."""
     colour = style.OBJECTIVES[name].colour
     for kind, (_, marker, filled, shift) in KINDS.items():
         one = plotted.filter(kind=kind)

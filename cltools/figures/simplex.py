@@ -1,4 +1,4 @@
-"""Class means in space: the four directions of C = 4, which three dimensions hold in full."""
+"""The directions of the means of four classes, which can be drawn exactly in three dimensions."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -14,19 +14,20 @@ from cltools.figures.tables import ExperimentTables
 
 CLASSES = 4
 MOST_EPOCHS = 4
-# The unit vertices of a regular tetrahedron, any two at a cosine of -1/3.
+# The vertices of a regular tetrahedron: unit vectors, each two with a cosine of -1/3.
 VERTICES = (
     np.array([[0, 0, 3], [8**0.5, 0, -1], [-(2**0.5), 6**0.5, -1], [-(2**0.5), -(6**0.5), -1]]) / 3
 )
 COLOURS = ("#4E79A7", "#F28E2B", "#59A14F", "#E15759")
-VIEW = {"elev": 12, "azim": 25}  # from where no two vertices hide each other
+VIEW = {"elev": 12, "azim": 25}  # in this view no vertex hides another one
 
 
 def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows objectives, columns checkpoints: the directions of four centred class means.
+    """The directions of four centered class means. Rows: objectives; columns: checkpoints.
 
-    The four sum to zero where classes are balanced, so three dimensions hold their cosines without
-    loss. Of the cells with C = 4, the one with the most checkpoints is shown; training images.
+    If classes are balanced, the four means sum to zero. Three dimensions are then enough to show
+    their cosines exactly. The figure shows training images, in the cell with C = 4 that has the
+    most checkpoints.
     """
     cosines, deviation = _cosines(experiment)
     objectives = style.ordered(cosines["objective"])
@@ -64,18 +65,18 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
     simplex = style.handle(style.Look("simplex", style.THEORY, ""), linestyle=":", linewidth=0.9)
     style.finish(
         figure,
-        "Four class means on their way to the simplex",
+        "How four class means approach the simplex",
         [*(style.handle(look) for look in looks), simplex],
-        f"{tidy.setting(cosines)}, seed {cosines['seed'][0]}. Directions of the centred class "
-        "means of h on training images, turned (or mirrored) as one onto the tetrahedron, whose "
-        "corners are the simplex. Numbers: ‖G − G_ETF‖ / ‖G_ETF‖, G the cosines of the four; 0 is "
-        "the simplex.",
+        f"{tidy.setting(cosines)}, seed {cosines['seed'][0]}. Directions of the centered class "
+        "means of h on training images. Together they are rotated (or mirrored) to match the "
+        "tetrahedron, whose corners are the simplex. Numbers: ‖G − G_ETF‖ / ‖G_ETF‖, where G are "
+        "the cosines of the four; 0 is the simplex.",
     )
     return figure, plotted
 
 
 def _cosines(experiment: ExperimentTables) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Cosines of class means, and their deviation from a simplex, of the cell that is shown."""
+    """Cosines of class means, and their deviation from a simplex, in the cell that is shown."""
     cells = experiment.over(experiment.measures, "classes").filter(
         classes=CLASSES, features="h", split="train"
     )
@@ -83,12 +84,12 @@ def _cosines(experiment: ExperimentTables) -> tuple[pl.DataFrame, pl.DataFrame]:
     checkpoints = cosines.group_by("cell").agg(pl.col("step").n_unique())
     chosen = checkpoints.sort("step", "cell", descending=[True, False])["cell"][0]
     deviation = cells.filter(cell=chosen, metric="etf_deviation", variant="gram")
-    # A cell that two sweeps share stands here twice.
+    # A cell that belongs to two sweeps is here twice.
     return cosines.filter(cell=chosen).unique(["objective", "epoch", "variant"]), deviation
 
 
 def _directions(cosines: pl.DataFrame) -> pl.DataFrame:
-    """Rows class, x, y and z, from the six cosines of the pairs of classes."""
+    """A table with columns class, x, y and z, from the cosines of the six pairs of classes."""
     gram = np.eye(CLASSES)
     for variant, value in cosines.select("variant", "value").iter_rows():
         i, j = map(int, variant.split("_")[1:])

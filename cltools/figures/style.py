@@ -1,4 +1,4 @@
-"""How every figure looks: palette, axes, curves, legend, footnote, and how it is saved."""
+"""The look of all figures: palette, axes, curves, legend and footnote; and saving a figure."""
 
 import math
 import textwrap
@@ -31,15 +31,15 @@ from cltools.runtime.files import whole_file
 
 @dataclass(frozen=True)
 class Look:
-    """Name, colour and marker of one series."""
+    """Name, color and marker of one series."""
 
     label: str
     colour: str
     marker: str
 
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart, without its yellow, which
-# is too faint for lines, and two of Tol's. Figures show objectives in this order.
+# The palette of Okabe and Ito, which is safe for color-blind readers, and two colors of Tol. Yellow
+# is left out because it is too faint for lines. Figures show objectives in this order.
 OBJECTIVES: dict[str, Look] = {
     "dcl": Look("DCL", "#0072B2", "o"),
     "nscl": Look("NSCL", "#D55E00", "s"),
@@ -54,19 +54,19 @@ NEUTRAL = Look("", "#7A7A7A", "x")
 THEORY = "#222222"
 FOOTNOTE = "#6B6B6B"
 SEED = {"markersize": 2, "alpha": 0.4, "markeredgewidth": 0, "zorder": 2}  # the point of one seed
-# The numbers of a paper beside ours.
+# The look of numbers from a paper.
 PAPER = {
     "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "marker": ".", "markersize": 3, "alpha": 0.45,
     "zorder": 1.5,
 }  # fmt: skip
 
 DEFAULTS: dict[str, float] = {"dpi": 150, "font_size": 8, "width_scale": 1}
-TEXT_WIDTH = 7.0  # inches: two columns of a paper
-CHARACTER = 0.56  # mean width of a character of DejaVu Sans, of its size
+TEXT_WIDTH = 7.0  # inches, the width of two columns of a paper
+CHARACTER = 0.56  # mean width of a character of DejaVu Sans, relative to the font size
 
 
 def parameters(style: Mapping[str, float]) -> dict[RcKeyType, Any]:
-    """The matplotlib settings for a figure style; keys left out take their `DEFAULTS`.
+    """The matplotlib settings for a figure style. Missing keys have the values of `DEFAULTS`.
 
     Raises InputError on an unknown key or a value that is not a positive number.
     """
@@ -87,7 +87,7 @@ def parameters(style: Mapping[str, float]) -> dict[RcKeyType, Any]:
         "xtick.labelsize": 0.9 * size,
         "ytick.labelsize": 0.9 * size,
         "legend.fontsize": size,
-        "pdf.fonttype": 42,  # text stays text, which publishers ask for
+        "pdf.fonttype": 42,  # TrueType fonts, which publishers ask for
         "axes.titlelocation": "left",
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -107,18 +107,18 @@ def parameters(style: Mapping[str, float]) -> dict[RcKeyType, Any]:
 
 
 def panels(rows: int, columns: int, height: float = 2.1, **subplots: Any) -> tuple[Figure, Any]:
-    """A figure as wide as the style says, and its axes as a (rows, columns) array."""
-    # Without pyplot: nothing global is kept, and the canvas is Agg whatever the machine has.
+    """A figure with the width of the style, and its axes as a (rows, columns) array."""
+    # Without pyplot there is no global list of figures, and the backend is Agg on every machine.
     figure = Figure((rcParams["figure.figsize"][0], 0.9 + height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
 
 def ordered(objectives: Iterable[str]) -> list[str]:
-    """Objectives without repeats, in the order of `OBJECTIVES`."""
+    """The distinct objectives, in the order of `OBJECTIVES`. Raises InputError for others."""
     present = set(objectives)
     if unknown := present - OBJECTIVES.keys():
         raise InputError(
-            f"no colour is set for objective {min(unknown)!r}: add it to cltools/figures/style.py"
+            f"no color is set for objective {min(unknown)!r}: add it to cltools/figures/style.py"
         )
     return [name for name in OBJECTIVES if name in present]
 
@@ -133,9 +133,9 @@ def curve(
     points: bool = True,
     **line: Any,
 ) -> None:
-    """Draw one series of `tidy.spread`: mean as a line, seeds as faint points, ± one s.d.
+    """Draw one series of `tidy.spread`: the mean as a line, single runs as faint points.
 
-    The deviation is a band, or error bars where the x values are few and far between.
+    ± one standard deviation is drawn as a band, or as error bars if `bars`.
     """
     means = table.unique(x, keep="first").sort(x)
     at, mean = means[x].to_numpy(), means["mean"].to_numpy()
@@ -153,14 +153,14 @@ def curve(
 
 
 def paper_curve(ax: Axes, table: pl.DataFrame, x: str, look: Look) -> None:
-    """A paper's numbers, faint, beside the curve of the same look."""
+    """Draw a paper's numbers as a faint curve in the color of the same objective."""
     if not table.is_empty():
         table = table.sort(x)
         ax.plot(table[x], table["value"], color=look.colour, **PAPER)
 
 
 def paper_handles(papers: pl.DataFrame, **line: Any) -> list[Line2D]:
-    """A legend entry that names the figures and networks of a paper's numbers; none for none."""
+    """A legend entry with the figures and networks of a paper's numbers; empty without numbers."""
     if papers.is_empty():
         return []
     names = papers.select("figure", "architecture").unique(maintain_order=True).iter_rows()
@@ -169,13 +169,16 @@ def paper_handles(papers: pl.DataFrame, **line: Any) -> list[Line2D]:
 
 
 def handle(look: Look, label: str | None = None, **line: Any) -> Line2D:
-    """A legend entry in the look of a series."""
+    """A legend entry with the look of a series."""
     line = {"marker": look.marker, "color": look.colour} | line
     return Line2D([], [], label=label or look.label, **line)
 
 
 def _thinned(places: np.ndarray, apart: float) -> list[int]:
-    """Indices of ascending `places` in [0, 1] at least `apart` from one another, ends included."""
+    """Indices of some of the ascending `places` in [0, 1], including the first and the last.
+
+    Neighbors are at least `apart` from each other.
+    """
     last = len(places) - 1
     kept = [0]
     for index in range(1, last):
@@ -193,7 +196,7 @@ def _ticks(ax: Axes, values: Sequence[float], places: np.ndarray, apart: float) 
 
 
 def epoch_axis(ax: Axes, epochs: Iterable[float]) -> None:
-    """An x axis logarithmic in epoch + 1, so that epoch 0 has a place; ticks at `epochs`."""
+    """An x axis that is logarithmic in epoch + 1, so that it includes 0; ticks at `epochs`."""
     values = sorted(set(epochs))
     ax.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.9)), np.expm1))
     _ticks(ax, values, np.log1p(values), apart=0.09)
@@ -201,7 +204,7 @@ def epoch_axis(ax: Axes, epochs: Iterable[float]) -> None:
 
 
 def factor_axis(ax: Axes, values: Iterable[float], label: str) -> None:
-    """A logarithmic x axis with ticks at the values that a sweep visits."""
+    """A logarithmic x axis with ticks at the values of a sweep."""
     values = sorted(set(values))
     ax.set_xscale("log", base=2)
     _ticks(ax, values, np.log2(values), apart=0.06)
@@ -210,7 +213,7 @@ def factor_axis(ax: Axes, values: Iterable[float], label: str) -> None:
 
 
 def log_axis(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 of every decade, if there are few."""
+    """A logarithmic y axis. If it has at most four decades, its numbers have no exponents."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     decades = math.log10(high / low)
@@ -222,7 +225,7 @@ def log_axis(ax: Axes) -> None:
 
 
 def alignment_axis(ax: Axes, values: pl.Series) -> None:
-    """The y axis of a similarity: from 0 to 1 always, lower only where values are negative."""
+    """The y axis of a similarity: from 0 to 1, or from a lower number if values are negative."""
     lowest = min(0.0, float(values.min()))
     ax.set_ylim(lowest - 0.05 if lowest < 0 else 0.0, 1.03)
     ax.set_yticks(np.arange(np.floor(lowest * 5) / 5, 1.01, 0.2).round(1))
@@ -232,11 +235,11 @@ def finish(figure: Figure, title: str, handles: Sequence[Artist], footnote: str)
     """Put the title and the legend above the panels and the footnote below them."""
     size = rcParams["font.size"]
     width = figure.get_size_inches()[0]
-    # The title is the legend's title: the layout then gives both their place, without overlap.
+    # The title is set as the title of the legend, so that the layout avoids overlap of the two.
     line = sum(CHARACTER * size * (len(h.get_label()) + 8) / 72 for h in handles)
     columns = max(1, math.ceil(len(handles) / max(1, math.ceil(line / width))))
     figure.legend(
-        # A legend is filled column by column, but is read row by row.
+        # matplotlib fills a legend column by column, but it is read row by row.
         handles=[h for column in range(columns) for h in handles[column::columns]],
         loc="outside upper left",
         ncols=columns,
@@ -253,9 +256,9 @@ def finish(figure: Figure, title: str, handles: Sequence[Artist], footnote: str)
 
 
 def save(figure: Figure, table: pl.DataFrame, stem: Path) -> None:
-    """Write `<stem>.pdf`, `.png` and `.csv`; the same figure gives the same bytes.
+    """Write `<stem>.pdf`, `.png` and `.csv`. The same figure gives the same bytes.
 
-    None of the three is put in its place before all of them are written.
+    The three files get their names only when all of them are completely written.
     """
     with ExitStack() as stack:
         pdf, png, csv = (

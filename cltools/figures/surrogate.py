@@ -1,4 +1,4 @@
-"""How far similarity descent with two losses comes apart, and what P2's Theorem 1 allows."""
+"""How far similarity descent with two losses drifts apart, and the bound of P2's Theorem 1."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from cltools.figures import style
 from cltools.figures.style import OBJECTIVES, THEORY, Look
 from cltools.figures.tables import ExperimentTables
 
-# Of batches, smallest first: none of the objectives' colours.
+# Colors of batch sizes, from small to large. They differ from those of the objectives.
 SIZES = ("#440154", "#21918C", "#8FD744", "#31688E", "#35B779")
 NETWORK = Look("two networks under plain SGD", THEORY, "")
 OWN = Look("their surrogates", style.FOOTNOTE, "")
@@ -21,15 +21,16 @@ MOVED = "distance from the start"
 DASHES = {DISTANCE: "-", REALISED: "--", STATED: ":"}
 RUN = ["classes", "tau", "batch_size", "total_lr", "images", "seed"]
 COLUMNS = ["of", *RUN, "objective", "quantity", "step", "sum_lr", "value"]
-# Orders of magnitude of a bound beyond what is possible that still have a place.
+# The axis ends at this many orders of magnitude above the largest possible distance.
 BEYOND = 3.0
 
 
 def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """A panel per number of classes and τ: distance and bounds against Ση, a colour per B.
+    """Distance and bounds against Ση, with a panel per number of classes and τ and a color per B.
 
-    With the table of stage `regularity`, a last row on two networks under plain SGD: their distance
-    and how far each has moved, beside their surrogates. All values are log10 of distances.
+    If the table of stage `regularity` exists, a last row shows two networks trained by plain SGD,
+    and their surrogates: their distance, and how far each has moved. All values are log10 of
+    distances.
     """
     runs = _drifts(experiment.surrogate, "distance", "surrogate")
     parts = [runs]
@@ -49,14 +50,12 @@ def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         _draw_networks(axes[-1], parts[1])
     style.finish(
         figure,
-        "Drift of similarity descent with CL and NSCL beside Theorem 1 of P2",
+        "Drift between CL and NSCL in similarity descent, and Theorem 1 of P2",
         [
             *(style.handle(look) for look in looks.values()),
             style.handle(Look("distance", THEORY, "")),
             style.handle(Look("bound as stated", THEORY, ""), linestyle=":"),
-            style.handle(
-                Look("bound with the batches’ real fractions", THEORY, ""), linestyle="--"
-            ),
+            style.handle(Look("bound with the real class fractions", THEORY, ""), linestyle="--"),
             *[style.handle(look) for look in (NETWORK, OWN) if networks],
             *[
                 style.handle(OBJECTIVES[name], f"network trained with {OBJECTIVES[name].label}")
@@ -65,18 +64,18 @@ def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
             ],
         ],
         f"Distance: ‖Σ_CL − Σ_NSCL‖ of the similarities of {_listed(runs['images'])} images, one "
-        f"line a run: Ση = {_listed(runs['total_lr'])} in {runs['step'].max()} steps, "
-        f"{runs['seed'].n_unique()} seed{'s' * (runs['seed'].n_unique() > 1)}. Grey: more than "
-        "any two matrices of cosines can differ. Where the stated bound is not drawn, it claims "
-        "nothing (class fraction + ε ≥ 1) or lies above the panel."
-        + " Networks: DCL and NSCL from one start, on the same batches and views of "
+        f"line per run: Ση = {_listed(runs['total_lr'])} in {runs['step'].max()} steps, "
+        f"{runs['seed'].n_unique()} seed{'s' * (runs['seed'].n_unique() > 1)}. Gray: more than "
+        "the largest possible distance of two matrices of cosines. Where the stated bound is not "
+        "drawn, it says nothing (class fraction + ε ≥ 1) or is above the panel."
+        + " Networks: DCL and NSCL from the same start, on the same batches and views of "
         f"{parts[-1]['images'][0]} images; the theorem is about their surrogates." * networks,
     )
     return figure, plotted
 
 
 def _drifts(table: pl.DataFrame, distance: str, of: str) -> pl.DataFrame:
-    """log10 of the distance and of both bounds, one below the other; infinite ones left out."""
+    """Rows with log10 of the distance and of both bounds, without infinite values."""
     values = {
         DISTANCE: pl.col(distance).log10(),
         REALISED: pl.col("log10_bound_realised"),
@@ -91,7 +90,7 @@ def _drifts(table: pl.DataFrame, distance: str, of: str) -> pl.DataFrame:
 
 
 def _followed(table: pl.DataFrame) -> pl.DataFrame:
-    """The same of networks (`of` network) and their surrogates, and both of their movements."""
+    """The same for networks and for their surrogates, and the distance that each has moved."""
     table = table.with_columns(classes=pl.lit(None, pl.Int64), total_lr=pl.col("sum_lr").max())
     once = table.filter(objective="dcl")
     drifts = [
@@ -117,7 +116,7 @@ def _lines(ax: Axes, run: pl.DataFrame, colour: str) -> None:
 
 
 def _distance_axes(row: Sequence[Axes], shown: pl.DataFrame) -> None:
-    """Logarithmic x; y in powers of ten, with what is impossible in grey."""
+    """A logarithmic x axis, and a y axis in powers of ten with impossible distances in gray."""
     possible = math.log10(2 * math.sqrt(2) * shown["images"].max())  # entries are in [-1, 1]
     highest = min(shown["value"].max(), possible + BEYOND)
     for ax in row:
@@ -133,7 +132,7 @@ def _distance_axes(row: Sequence[Axes], shown: pl.DataFrame) -> None:
 def _draw_runs(
     row: Sequence[Axes], shown: pl.DataFrame, classes: list[int], looks: Mapping[int, Look]
 ) -> None:
-    """The panels of one temperature, one for each number of classes, and `looks` by batch size."""
+    """The panels of one temperature, one per number of classes; `looks` are by batch size."""
     for ax, count in zip(row, classes, strict=False):
         panel = shown.filter(classes=count)
         for run in panel.partition_by("batch_size", "total_lr", "seed", maintain_order=True):

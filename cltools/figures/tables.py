@@ -1,4 +1,4 @@
-"""From tidy tables to what a figure plots: rows of a sweep, last steps, spread over seeds."""
+"""The tables from which figures are drawn: rows of sweeps, and numbers of the papers."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ import polars as pl
 from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
 from cltools.tidy import COLUMNS, in_sweep, in_words
 
-# The papers' numbers, none of them (config/paper/expected/README.md says what they are).
+# An empty table for numbers of the papers; config/paper/expected/README.md explains its columns.
 NUMBERS = ("value", "tolerance")
 TEXTS = (
     "figure", "dataset", "architecture", "objective", "reference", "metric", "variant", "split",
@@ -36,10 +36,11 @@ class ExperimentTables:
         return in_sweep(table, base_sweep(self.sweeps))
 
     def over(self, table: pl.DataFrame, *factors: str) -> pl.DataFrame:
-        """The rows of every sweep over `factors`, with columns `panel` (rank) and `arm` (title).
+        """The rows of every sweep over `factors`, with the columns `panel` and `arm`.
 
-        An arm is one line of a sweep: cells that differ in `factors` and in the seed alone. A
-        sweep that varies more than that has one arm for each value of the rest.
+        An arm is a set of cells that differ only in `factors` and in the seed. A sweep that varies
+        other settings too has one arm for each of their values. `panel` is the number of the arm
+        and `arm` its title.
         """
         arms = []
         names = sweeps_over(self.sweeps, *factors)
@@ -47,7 +48,7 @@ class ExperimentTables:
             varied = self.sweeps[name]["factors"]
             rest = [c for c in COLUMNS if c in varied and c not in factors]
             if "batch_size" in factors and "lr_rule" not in rest:
-                rest.append("lr_rule")  # what B does depends on the rule, so every panel says it
+                rest.append("lr_rule")  # the effect of B depends on the rule, so all panels name it
             cells = in_sweep(table, name)
             parts = cells.sort(rest).partition_by(rest, maintain_order=True) if rest else [cells]
             for part in parts:
@@ -62,10 +63,11 @@ class ExperimentTables:
 def papers_rows(
     experiment: ExperimentTables, cells: pl.DataFrame, factor: str | None = None, **wanted: Any
 ) -> pl.DataFrame:
-    """The papers' numbers that `cells` can be set beside; `wanted` as in `rows`.
+    """The numbers of the papers that can be compared with `cells`; `wanted` as in `tidy.rows`.
 
-    They are of the cells' data set, architecture, framework and epochs, which are numbers here, and
-    of the papers' base setting, or differ from it in `factor` alone. Often there are none.
+    They have the data set, architecture and framework of the cells, and epochs up to their last
+    one. Other settings are the base setting of the papers, except `factor`. Often there are none.
+    The column `epoch` is numeric in the result.
     """
     last = cells["epoch"].max()
     other = pl.col("factor") == "framework"
@@ -87,7 +89,7 @@ def papers_rows(
 
 
 def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
-    """The plotted numbers and, below them, those of the papers, told apart by `figure`."""
+    """The plotted numbers, followed by those of the papers, where `figure` is not null."""
     if papers.is_empty():
         return plotted
     shared = [column for column in ("figure", *plotted.columns) if column in papers.columns]
@@ -97,7 +99,10 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
 def seeds_note(
     plotted: pl.DataFrame, cells: pl.DataFrame, spread_as: str = "bars", points: bool = True
 ) -> str:
-    """One sentence on what the drawn spread is: `plotted` is `spread` of (a part of) `cells`."""
+    """One sentence that explains the drawn spread.
+
+    `plotted` is the result of `tidy.spread` for `cells` or a part of them.
+    """
     low, high = plotted["seeds"].min(), plotted["seeds"].max()
     if high == 1:
         return "One seed: no spread drawn."

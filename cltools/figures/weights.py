@@ -1,4 +1,4 @@
-"""Do representations stay together while weights drift apart?"""
+"""Distance of the objectives from DCL, in weights and in representations."""
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -10,7 +10,7 @@ from cltools.figures.tables import ExperimentTables
 
 
 def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Weight gap and representation gap (1 − CKA) with DCL against the epoch; the base sweep."""
+    """Weight gap and 1 − CKA with DCL against the epoch, for the base sweep."""
     measures = experiment.base(experiment.measures)
     others = tidy.against_dcl(measures)
     weights = tidy.rows(others, metric="weight_gap", variant="mean_layer")
@@ -43,7 +43,7 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
             *style.paper_handles(papers),
         ],
         f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "
-        f"‖W − W′‖ over the mean of ‖W‖ and ‖W′‖, mean over layers; two independent random layers "
-        f"have √2. CKA: encoder features h, cosine similarities, biased estimator.",
+        f"‖W − W′‖ / mean of ‖W‖ and ‖W′‖, averaged over layers; it is √2 for two independent "
+        f"random layers. CKA: encoder features h, cosine similarities, biased estimator.",
     )
     return figure, tables.with_papers(plotted, papers)

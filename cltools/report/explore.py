@@ -1,4 +1,4 @@
-"""What the interactive parts of a report draw, from the tidy table of measures."""
+"""The data for the interactive parts of a report, from the tidy table of measures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from cltools.config.sweeps import base_or_first
 from cltools.figures.style import OBJECTIVES
 from cltools.tidy import with_setting
 
-# Measures of alignment to choose from: name -> metric, variant.
+# The measures of alignment that a reader can choose: name -> metric, variant.
 ALIGNMENT = {
     "CKA": ("cka", "cosine_biased"),
     "CKA, debiased": ("cka", "cosine_debiased"),
@@ -21,13 +21,15 @@ ALIGNMENT = {
 
 
 def exploration(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows for the page, as JSON has them. `sweeps`: as in the plan.
+    """The data of the page, as a mapping for JSON. `sweeps` is as in the plan.
 
-    gap: whole-set gaps of the DCL network on test images, by sweep, C, τ, what else a sweep varies,
-    and epoch. alignment: of every pair of objectives by sweep and what it varies, the sweep of the
-    seed alone first. Both over seeds; what is not finite is left out. geometry: cosines between
-    class means in the cells of the first seed, for up to ten classes, those of the same sweep
-    first.
+    objectives: their labels and colors.
+    gap: whole-set gaps of the DCL network on test images, by sweep, C, τ, other settings that the
+        sweep varies, and epoch; means over seeds of the finite values.
+    alignment: of every pair of objectives, by sweep and its settings; means over seeds of the
+        finite values. The base sweep comes first.
+    geometry: cosines between class means in the cells of the first seed, for up to ten classes.
+        The cells of the base sweep come first.
     """
     base = base_or_first(sweeps)
     known = measures["objective"].unique().to_list()
@@ -65,7 +67,7 @@ def _gaps(measures: pl.DataFrame, sweep: Mapping[str, Any]) -> list[dict[str, An
 
 
 def _titled(label: str) -> pl.Expr:
-    """The name of a sweep, and behind it the setting where there is one."""
+    """The name of a sweep, followed by the setting if there is one."""
     titled = pl.format("{}: {}", pl.lit(label), "setting")
     return pl.when(pl.col("setting") == "").then(pl.lit(label)).otherwise(titled)
 
@@ -109,5 +111,5 @@ def _geometry(measures: pl.DataFrame, base: Mapping[str, Any]) -> list[dict[str,
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Five digits are more than a plot shows, and half the bytes."""
+    """The row with six digits per number. A plot shows fewer, and the page becomes smaller."""
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}

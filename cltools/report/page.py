@@ -1,7 +1,7 @@
-"""An experiment's report as one HTML page: claims, things to play with, figures, tables, origins.
+"""An experiment's report as one HTML page: claims, interactive plots, figures, tables, sources.
 
-The page holds all that it shows, the plotting library included, and forbids the browser to load
-anything else.
+The page contains everything that it shows, including the plotting library. It forbids the browser
+to load anything else.
 """
 
 import base64
@@ -25,7 +25,7 @@ from cltools.tidy import last_step, with_setting
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as it was drawn: what it shows, the PNG and the plotted numbers."""
+    """A figure: its description, the PNG file and the CSV file of the plotted numbers."""
 
     name: str
     description: str
@@ -35,9 +35,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Material:
-    """All that a report is made of; tables as in `results/<experiment>/`.
+    """Everything that a report is made from; tables are those of `results/<experiment>/`.
 
-    `cells` are manifests of trained cells by id, `made` and `jobs` lines of the last section.
+    `cells` maps ids of trained cells to their manifests. `made` and `jobs` are the lines of the
+    section “How it was made”.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Material:
     jobs: Sequence[tuple[str, int, str, str, str]] = field(default=())
 
 
-# Table at the end of training: heading -> metric, variant, features.
+# Columns of the table about the end of training: heading -> metric, variant, features.
 SUMMARY = {
     "CKA with DCL": ("cka", "cosine_biased", "h"),
     "RSA with DCL": ("rsa", "pearson_cosine", "h"),
@@ -66,7 +67,7 @@ CELL_COLUMNS = ("cell", "C", "τ", "B", "rule", "seed", "objectives", "images", 
 
 
 def page(material: Material) -> str:
-    """The page. Raises jinja2.UndefinedError when the template asks for what is not there."""
+    """The HTML. Raises jinja2.UndefinedError when the template uses a name that is not defined."""
     explore = exploration(material.measures, material.plan["sweeps"])
     files = resources.files("cltools.report")
     environment = jinja2.Environment(
@@ -80,7 +81,7 @@ def page(material: Material) -> str:
         css=Markup((files / "report.css").read_text()),
         script=Markup((files / "report.js").read_text()),
         plotly=Markup(get_plotlyjs()),
-        # "</" would end the script that holds it.
+        # "</" would end the script element that contains the data.
         data=Markup(json.dumps(explore, allow_nan=False).replace("</", "<\\/")),
         explore=explore,
         counts=_counts(material.claims),
@@ -101,7 +102,7 @@ def _counts(claims: pl.DataFrame) -> list[tuple[str, int]]:
 
 
 def _claims(claims: pl.DataFrame, drawn: set[str]) -> list[dict[str, Any]]:
-    """Claims for the page: those that were tested first, in the order of their list."""
+    """The claims in the order of their list, but those that were not tested at the end."""
     found = []
     for _, rows in claims.group_by("claim", maintain_order=True):
         first = rows.row(0, named=True)
@@ -132,7 +133,10 @@ def _encoded(figure: Drawn) -> dict[str, str]:
 
 
 def summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over seeds ± one standard deviation, test images, end of training, first sweep."""
+    """A table of means ± standard deviations over seeds, on test images at the end of training.
+
+    It shows the base sweep, or the first sweep if there is no base sweep.
+    """
     sweep = base_or_first(sweeps)
     rows = measures.filter(pl.col("sweeps").list.contains(sweep["name"]), split="test")
     rows = with_setting(last_step(rows))

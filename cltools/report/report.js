@@ -1,4 +1,4 @@
-// The interactive parts. Each `widget` reads its controls and draws itself again when one moves.
+// The interactive parts. Each `widget` reads its controls and is drawn again when one changes.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -15,7 +15,8 @@ const number = (value, digits = 3) =>
 const unique = (values) => [...new Set(values)];
 const ascending = (values) => unique(values).sort((a, b) => a - b);
 
-// draw(controls, show, say): show(traces, layout) plots, say(text) puts the reading into words.
+// draw(controls, show, say, value): show(traces, layout) plots, say(text) sets the sentence above
+// the plot, value(name, text) sets the text next to a control.
 function widget(id, prepare, draw) {
   const box = document.getElementById(id);
   if (!box) return;
@@ -38,7 +39,7 @@ function steps(slider, values, at) {
   slider.value = at ?? values.length - 1;
 }
 
-// Which negatives the two losses see.
+// Which negatives the two losses use.
 widget("denominator", () => {}, ({ classes, images }, show, say, value) => {
   const C = Number(classes.value), n = Number(images.value), all = C * n;
   value("classes", C);
@@ -55,12 +56,12 @@ widget("denominator", () => {}, ({ classes, images }, show, say, value) => {
   }], layout({
     xaxis: { title: title("image"), constrain: "domain", showgrid: false }, yaxis: { title: title("anchor"), autorange: "reversed", scaleanchor: "x", showgrid: false },
   }));
-  say(`Of the ${all - 1} other images, DCL takes all for negatives and NSCL ${all - n}: ${n - 1} share the anchor's `
-    + `class, ${number(100 * (n - 1) / Math.max(1, all - 1))} % of DCL's. Before training the gap is `
+  say(`Of the ${all - 1} other images, DCL uses all as negatives and NSCL uses ${all - n}. The other ${n - 1} `
+    + `(${number(100 * (n - 1) / Math.max(1, all - 1))} %) are in the anchor's class. Before training the gap is `
     + `${all - n ? number(Math.log((all - 1) / (all - n))) : "undefined"} nats.`);
 });
 
-// The loss gap and its bound: sliders run over logarithms of C and τ.
+// The loss gap and its bound. The sliders are logarithmic in C and τ.
 const bound = (C, tau) => Math.log1p(Math.exp(2 / tau) / (C - 1));
 const classesAt = (slider) => Math.round(2 * 500 ** (slider.value / 100));
 const tauAt = (slider) => 0.05 * 40 ** (slider.value / 100);
@@ -101,7 +102,7 @@ widget("gap", ({ epoch }) => steps(epoch, gapEpochs), ({ classes, tau, epoch }, 
     + `${number(bound(C, t) / most)} times what it is before training (${number(most)}).`);
 });
 
-// Class means on their way to the simplex.
+// How class means approach the simplex.
 widget("geometry", ({ cell, split }) => {
   choices(cell, unique(data.geometry.map((row) => row.cell)));
   choices(split, unique(data.geometry.map((row) => row.split)));

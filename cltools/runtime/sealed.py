@@ -121,20 +121,22 @@ def read_table(path: Path, remedy: str, of: Of) -> "pl.DataFrame":
         raise InputError(f"{path} {error}: {remedy}") from None
 
 
-def read_any_table(path: Path, remedy: str, of: Of) -> "pl.DataFrame":
+def read_any_table(path: Path, made_by: str, of: Of) -> "pl.DataFrame":
     """The same, but a table that bears no trace of cltools is taken as it is.
 
-    People draw figures from tables that they filtered or made themselves.
+    People draw figures from tables that they filtered or made themselves. `made_by` is the command
+    that makes the table.
     """
     import polars as pl
 
+    remedy = _again(made_by)
     try:
         if METADATA.encode() not in Path(path).read_bytes():
             return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, IsADirectoryError):
         raise InputError(f"{path} is damaged or is no parquet file: {remedy}") from None
     except FileNotFoundError:
-        pass
+        remedy = f"run `{made_by}` first"
     return read_table(path, remedy, of)
 
 

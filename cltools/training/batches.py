@@ -1,7 +1,8 @@
-"""The batches of a training run: which images a step takes, and the views it makes of them.
+"""The batches of a training run: the images of each step, and their views.
 
-Both are functions of the cell and the step alone (see `randomness`). The cell's `coupling` says
-which of them all models share; of the rest every model but DCL has its own.
+Both depend on the cell and the step only (see `cltools.maths.randomness`). The cell's `coupling`
+says whether all models share the batches and the views. What they do not share is drawn separately
+for each model.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ from cltools.training.distributed import Ranks
 
 
 def owner(cell: dict[str, Any], model: str, source: str) -> str | None:
-    """Whose draws a model takes of a source (init, batches or views): None where they are shared.
+    """The name that seeds a model's draws of a source (init, batches or views).
 
-    DCL, which all others are measured against, always has the shared ones.
+    None stands for the shared draws. DCL, the reference model, always takes these.
     """
     return None if model == REFERENCE or source in cell["coupling"] else model
 
@@ -30,7 +31,7 @@ def owner(cell: dict[str, Any], model: str, source: str) -> str | None:
 def batches_of_models(
     cell: dict[str, Any], data: ImageSet, device: torch.device, ranks: Ranks
 ) -> dict[str, "Batches"]:
-    """The batches of every objective of a cell; objectives that share all share the object."""
+    """Objective -> its batches; one object for all objectives that share batches and views."""
     shared = Batches(cell, data, device, ranks=ranks)
     found = {}
     for model in cell["objectives"]:
@@ -40,10 +41,13 @@ def batches_of_models(
 
 
 class Batches:
-    """The batches of one cell, by step; of a model that shares not all with DCL, when it is named.
+    """The batches of one cell, by step.
 
-    Of several ranks, each makes the views of its share. Raises InputError when the batch is larger
-    than the training set or cannot be shared evenly.
+    `model` matters only where a model does not share everything with DCL. With several ranks, each
+    makes the views of its part of the batch.
+
+    Raises InputError when the batch is larger than the training set, or when the number of ranks
+    does not divide it.
     """
 
     def __init__(
@@ -75,10 +79,12 @@ class Batches:
         self._orders: dict[int, Tensor] = {}
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """What `step` trains on: standardised views, view-major (K*B, c, H, W), labels (B,).
+        """Views and labels of `step`.
 
-        Views are on the device and of this rank's share of the batch, labels on the CPU and of the
-        whole batch.
+        Returns:
+            views (K*B, c, H, W), standardized, first all first views, then all second ones; only
+            those of this rank's part of the batch; on the device.
+            labels (B,) of the whole batch, on the CPU.
         """
         wanted = range(step, step + 1 + self.data.ahead)
         epochs = {later // self.steps_per_epoch for later in wanted}
@@ -88,11 +94,11 @@ class Batches:
         return self.data.normalise(views()), self.data.labels[positions]
 
     def close(self) -> None:
-        """Call off the batches that were begun ahead."""
+        """Drop the batches that were started in advance."""
         self._begun.clear()
 
     def _begin(self, step: int) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Positions (B,) of the images of `step`, and what gives their views once they are made."""
+        """Positions (B,) of the images of `step`, and a function that waits for their views."""
         order, views = self.epoch_of(step)
         positions = order[step % self.steps_per_epoch]
         own = self.ranks.share(positions)
@@ -113,7 +119,7 @@ class Batches:
         return self.data.labels[torch.cat(orders)[:steps]]
 
     def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
-        """The digests of batches and views with the epoch of `step` folded in."""
+        """The digests of batches and views, updated by the epoch of `step`."""
         order, drawn = self.epoch_of(step)
         of = "" if not any(self.owners.values()) else f"/{self.model}"
         batches = hashlib.sha256(digests.get(f"batches{of}", "").encode())

@@ -1,7 +1,7 @@
-"""Batch normalisation by the statistics of the global batch when its images lie on several ranks.
+"""Batch normalization over the whole batch, when several ranks hold parts of it.
 
-torch's SyncBatchNorm trains on CUDA only, so that no test without GPUs could tell whether several
-ranks compute what one process does. This one asks the ranks for nothing but a gather and a sum.
+torch's SyncBatchNorm trains on CUDA only. Without GPUs, no test could then check that several ranks
+compute the same as one process. The version here works on CPUs too: it needs a gather and a sum.
 """
 
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ Norm = nn.modules.batchnorm._BatchNorm
 
 
 class Together(Protocol):
-    """What batch normalization asks of the ranks (see `distributed.SeveralRanks`)."""
+    """The communication that batch normalization needs (see `distributed.SeveralRanks`)."""
 
     @property
     def size(self) -> int:
@@ -28,10 +28,10 @@ class Together(Protocol):
 
 
 class GlobalBatchNorm(Norm):
-    """A BatchNorm of one network's replicas: in training all ranks' values (n, c, ...) count.
+    """A BatchNorm whose training statistics are those of the inputs (n, c, ...) of all ranks.
 
-    Takes over the parameters and buffers of `norm`, which must be affine with running statistics
-    of a fixed momentum. Every rank must come with the same number of values.
+    It takes over the parameters and buffers of `norm`, which must be affine and have running
+    statistics with a fixed momentum. All ranks must have the same number of values.
     """
 
     momentum: float
@@ -47,7 +47,7 @@ class GlobalBatchNorm(Norm):
             setattr(self, name, buffer)
 
     def _check_input_dim(self, x: Tensor) -> None:
-        """Any number of dimensions: the layers that are replaced are for 2 and for 4."""
+        """Allow any number of dimensions, since BatchNorm1d and BatchNorm2d are both replaced."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -66,10 +66,10 @@ class GlobalBatchNorm(Norm):
 
 
 def global_moments(x: Tensor, ranks: Together) -> tuple[Tensor, Tensor]:
-    """Biased variance and mean (c,) of x (n, c, ...) over all ranks, in float32 at least.
+    """Biased variance and mean (c,) of x (n, c, ...) over all ranks, in float32 or float64.
 
-    Of each rank's own variance and mean, by Chan's formula: E[x²] - E[x]² would lose the variance
-    of a channel whose mean is large beside it.
+    They are combined from each rank's variance and mean by Chan's formula. E[x²] - E[x]² would be
+    inaccurate for channels whose mean is much larger than their standard deviation.
     """
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
@@ -79,11 +79,11 @@ def global_moments(x: Tensor, ranks: Together) -> tuple[Tensor, Tensor]:
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) * scale * weight + bias, with the derivative of mean and scale in x.
+    """(x - mean) * scale * weight + bias; mean and scale = 1 / std are those of x on all ranks.
 
-    x (n, c, ...), all others (c,); mean and scale = 1 / std are those of x on all ranks. The
-    gradient in x is that of the loss of all ranks; those in weight and bias are this rank's part,
-    to be summed like every parameter's.
+    x has shape (n, c, ...), everything else (c,). The gradient in x is complete: it includes that
+    mean and scale depend on x. The gradients in weight and bias are this rank's part, to be summed
+    over ranks as for all parameters.
     """
 
     @staticmethod
@@ -104,8 +104,8 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        # With y = (x - mean) * scale: dx = weight * scale * (g - mean(g) - y * mean(g * y)), the
-        # means over all N values of the channel on all ranks.
+        # With y = (x - mean) * scale: dx = weight * scale * (g - mean(g) - y * mean(g * y)), where
+        # the means are over all values of the channel on all ranks.
         x, weight, mean, scale = ctx.saved_tensors
         y = (x - _along(x, mean)).mul_(_along(x, scale))
         over = _all_but_channels(x)
@@ -121,12 +121,12 @@ def _all_but_channels(x: Tensor) -> list[int]:
 
 
 def _along(x: Tensor, channels: Tensor) -> Tensor:
-    """`channels` (c,) in the shape that broadcasts over x (n, c, ...)."""
+    """`channels` (c,) reshaped so that it broadcasts over x (n, c, ...)."""
     return channels.view(-1, *[1] * (x.ndim - 2))
 
 
 def share_statistics(network: nn.Module, ranks: Together) -> None:
-    """Replace every BatchNorm of `network` by one whose statistics are of all ranks' values."""
+    """Replace every BatchNorm of `network` by a `GlobalBatchNorm`."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, Norm):

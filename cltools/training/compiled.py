@@ -1,4 +1,4 @@
-"""Networks compiled by torch: a faster step, equal to the plain one but for rounding."""
+"""Networks compiled by torch. Steps are faster, and equal to plain ones up to rounding."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from cltools.runtime.errors import InputError
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The network's forward pass, compiled at its first call; weights stay the network's own.
+    """The network's forward pass, compiled when it is first called. It uses the network's weights.
 
-    No choice between kernels is made by timing them: every run computes the same bytes. The call
-    raises InputError where the machine cannot compile.
+    Kernels are not chosen by timing them, so that every run computes the same bytes. A call raises
+    InputError if the machine cannot compile.
     """
-    # Imported here: it takes a second, and most cells are not compiled.
+    # Imported here because it takes a second, and most cells are not compiled.
     from torch._dynamo.exc import TorchDynamoException
 
     forward = torch.compile(network, fullgraph=True, dynamic=False, options={"deterministic": True})

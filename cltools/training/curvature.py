@@ -1,4 +1,4 @@
-"""How curved a training loss is where a network stands, without its Hessian."""
+"""The largest curvature of a training loss at a network's weights, without forming the Hessian."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,14 +14,15 @@ def largest_curvature(
 ) -> float:
     """Largest |eigenvalue| of a loss's Hessian, by power iteration on Hessian-vector products.
 
-    An estimate from below, of the smoothness β at one point: a loss is β-smooth when no point has
-    more. Power iteration converges slowly where eigenvalues of both signs are alike.
+    The result is a lower bound on the smoothness constant β: a loss is β-smooth if this value is at
+    most β everywhere. Power iteration gives slightly less than the largest |eigenvalue|. It
+    converges slowly if two eigenvalues have almost the same size and opposite signs.
 
     Args:
-        loss: evaluates the loss (a scalar) at the present parameters, the same at every call.
-        parameters: what the loss is differentiated in.
-        iterations: Hessian-vector products, 1 or more.
-        seed: draws the vector that the iteration starts from.
+        loss: computes the loss (a scalar) at the current parameters; repeated calls must agree.
+        parameters: the loss is differentiated in these.
+        iterations: number of Hessian-vector products, at least 1.
+        seed: draws the initial vector.
 
     Returns:
         ‖H v‖ for the last unit vector v; 0 where H v vanishes.

@@ -1,19 +1,19 @@
-"""One coupled run on several processes, the ranks, with a GPU each: `torchrun … cltools train …`.
+"""One coupled run on several processes, with one GPU each: `torchrun … cltools train …`.
 
-Every rank holds all networks whole and renders the views of its share of the batch. What makes W
-ranks compute what one process computes, up to the order of sums:
+These processes are called ranks. Each holds complete copies of all networks and makes the views of
+its part of the batch. Several ranks compute the same as one process, up to the order of sums:
 
-- Normalised projections are gathered, so that every rank computes the loss L of the global batch:
-  all negatives, all anchors, the same number everywhere.
-- The gradient of gathering is the rank's own slice of dL/dz. Nothing is missing from it, because
-  each rank's L counts every anchor. (Where a rank's loss is of its own anchors only, the slices
-  that the other ranks hold must be added: leaving them out is the usual mistake.)
-- BatchNorm counts the values of all ranks, in its derivative too (see `batchnorm`).
-- So a rank's gradient of the parameters is the part of dL that flows through its own images, and
-  their sum over ranks, not their mean, is the gradient.
+- Normalized projections z are gathered. Every rank then computes the loss L of the whole batch,
+  with all anchors and all negatives. So L is the same on all ranks.
+- The backward pass of the gathering returns the rank's own slice of dL/dz. This slice is complete,
+  because L on each rank contains all anchors. (If the loss of a rank had its own anchors only, the
+  slices from the other ranks would have to be added. This is often forgotten.)
+- BatchNorm uses the values of all ranks, in the backward pass too (see `batchnorm`).
+- The parameter gradient on a rank is therefore the part of dL that comes from its own images. The
+  full gradient is the sum over ranks, not the mean.
 
-Nothing is sent at the start: initial weights are a function of the seed, and a resumed run reads
-the same file on every rank. Rank 0 writes for all.
+Nothing is sent at the start: initial weights depend on the seed only, and a resumed run reads the
+same file on every rank. Only rank 0 writes files.
 """
 
 import os
@@ -30,7 +30,7 @@ from cltools.training.batchnorm import share_statistics
 
 
 class Ranks:
-    """A run of one process: rank 0 of 1, which has nobody to talk to."""
+    """A run of one process, where nothing is communicated: rank 0 of 1."""
 
     rank = 0
     size = 1
@@ -41,36 +41,36 @@ class Ranks:
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This rank's part of a batch (B, ...), which is in the order of ranks: (B/size, ...)."""
+        """This rank's part (B/size, ...) of a batch (B, ...); parts are in the order of ranks."""
         return batch
 
     def gather(self, own: Tensor) -> Tensor:
-        """(K, B, ...) of all ranks from each rank's (K, B/size, ...); differentiable.
+        """Join the parts (K, B/size, ...) of all ranks to (K, B, ...); differentiable.
 
-        The gradient is right where every rank computes the same loss of all that is gathered.
+        The gradient is correct if every rank computes the same loss from the result.
         """
         return own
 
     def couple(self, network: nn.Module) -> None:
-        """Make the replicas of `network` normalise by the statistics of the global batch."""
+        """Make every BatchNorm of `network` use the statistics of the whole batch."""
 
     def sum_gradients(self, network: nn.Module) -> None:
         """Replace every gradient by its sum over ranks."""
 
     def identical(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether all ranks hold the same bits; every rank gets the same answer."""
+        """Whether the tensors are equal on all ranks, bit by bit; all ranks get the same answer."""
         return True
 
     def largest(self, number: int) -> int:
-        """The largest of all ranks' numbers, which every rank gets."""
+        """The largest of the numbers that the ranks pass; all ranks get it."""
         return number
 
     def leave(self) -> None:
-        """End the communication: nothing is gathered or summed any more."""
+        """End the communication. Nothing can be gathered or summed afterwards."""
 
 
 class SeveralRanks(Ranks):
-    """One of `size` processes, after `torch.distributed` was initialised."""
+    """One of `size` processes, after `torch.distributed` was initialized."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -87,7 +87,7 @@ class SeveralRanks(Ranks):
 
     def sum_gradients(self, network: nn.Module) -> None:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        # One message: most tensors are so small that sending takes longer than what is sent.
+        # One message for all: most tensors are so small that the overhead of a message dominates.
         flat = self.sum(torch.cat([g.flatten() for g in gradients]))
         parts = torch.split(flat, [g.numel() for g in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
@@ -117,20 +117,23 @@ class SeveralRanks(Ranks):
         return torch.stack(parts)
 
     def sum(self, own: Tensor) -> Tensor:
-        """Sum over ranks, the same bits on all of them, without a gradient; `own` is kept."""
+        """Sum over ranks, bit for bit the same on all, without a gradient; `own` is kept."""
         total = own.clone()
         self._together(dist.all_reduce, total)
         return total
 
     def _together(self, collective: Callable[..., Any], *arguments: Any) -> None:
-        """Raises InputError when another rank is gone (gloo; nccl waits until it is ended)."""
+        """Run a collective operation; raises InputError when another rank has ended.
+
+        This works with gloo. With nccl the operation waits until torchrun ends this process.
+        """
         try:
             collective(*arguments)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"rank {self.rank} of {self.size} lost touch with the others ({reason}): "
-                "see what they say"
+                f"rank {self.rank} of {self.size} lost the connection to the other ranks "
+                f"({reason}): see their error messages"
             ) from error
 
 
@@ -149,11 +152,11 @@ class _Gather(torch.autograd.Function):
 
 
 def join_ranks(device_name: str) -> tuple[Ranks, torch.device]:
-    """The ranks that torchrun started this process among, and the device of this one.
+    """Connect to the other ranks that torchrun started; returns them and this rank's device.
 
-    With "auto" or "cuda" every rank takes the GPU of its number on its machine.
+    With "auto" or "cuda" every rank takes the GPU whose number is its local rank.
 
-    Raises InputError for a device that cannot be had, or not by every rank.
+    Raises InputError for a device that the machine does not have, or not for every rank.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -1,20 +1,19 @@
-"""What a training manifest says. Light: no numerical library is imported here."""
+"""Reading training manifests. The module imports quickly: it uses no numerical library."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from cltools.config.durations import Duration
 from cltools.config.schema import defaults
+from cltools.layout import belongs_at
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import read_json
 
-_CELL_FOLDER = re.compile(r".*-[0-9a-f]{10}")  # how `cell_id` ends
-_STEM = re.compile(r"trained-.*")  # how the workflow names manifests
-
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What `cltools train` wrote of a cell; settings that are younger have their defaults.
+    """The training manifest that `cltools train` wrote for a cell.
+
+    Settings that did not exist when it was written get their defaults.
 
     Raises InputError when it is missing or damaged, or lies where another cell's should.
     """
@@ -27,19 +26,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is no training manifest: give one that `cltools train` wrote"
         ) from None
-    named = {_CELL_FOLDER: (path.absolute().parent.name, identity),
-             _STEM: (path.stem, f"trained-{until}")}  # fmt: skip
-    for pattern, (name, own) in named.items():
-        if pattern.fullmatch(name) and name != own:
-            raise InputError(
-                f"{path} is the manifest of {identity} trained to {manifest['until']}, which "
-                "belongs elsewhere: delete it and run `cltools train` again"
-            )
+    if not belongs_at(path, identity, until):
+        raise InputError(
+            f"{path} is the manifest of {identity} trained to {manifest['until']}, which belongs "
+            "elsewhere: delete it and run `cltools train` again"
+        )
     return manifest
 
 
 def saved_weights(manifest: dict[str, Any]) -> list[tuple[int, dict[str, str]]]:
-    """(step, objective -> hash of its weights) of every checkpoint, in order of both."""
+    """(step, objective -> hash of its weights) of every checkpoint, in the order of steps."""
     objectives = manifest["cell"]["objectives"]
     checkpoints = sorted(manifest["checkpoints"].items(), key=lambda entry: int(entry[0]))
     return [

@@ -1,4 +1,4 @@
-"""Networks between two networks: weights on the line from one to the other."""
+"""Interpolation between the weights of two networks."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,10 @@ from torch import Tensor
 def interpolate(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], weight: float
 ) -> dict[str, Tensor]:
-    """(1 - weight)·a + weight·b of every floating tensor; the others are those of `a`.
+    """(1 - weight)·a + weight·b for floating-point tensors; all other tensors are those of `a`.
 
-    Exactly `a` at weight 0 and exactly `b` at weight 1; what is equal in both stays exactly so.
+    The result is exactly `a` at weight 0 and exactly `b` at weight 1. Values that are equal in both
+    do not change.
 
     Raises:
         ValueError: `a` and `b` differ in names or shapes.

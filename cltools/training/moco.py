@@ -1,13 +1,14 @@
-"""MoCo (He et al. 2020): keys from a network that follows the trained one, and a queue of them.
+"""MoCo (He et al. 2020): a second network computes keys, and a queue holds them.
 
-The trained network embeds the first view of a batch, the queries; a second one, whose weights are
-an exponential mean of the first one's, embeds the second view without a gradient, the keys. A
-query's positive is the key of its own image; its negatives are keys of this batch and of those
-before it, as many as the queue holds: those of other images for DCL, of other classes for NSCL.
+The trained network embeds the first views of a batch; these embeddings are the queries. The second
+network embeds the second views, without a gradient; these are the keys. Its weights are an
+exponential moving average of the trained ones. The positive of a query is the key of the same
+image. Its negatives are other keys of this batch and of earlier batches in the queue: those of
+other images for DCL, those of other classes for NSCL.
 
-MoCo's queue holds past keys only, and its authors shuffle images between GPUs so that batch
-statistics do not tell the positive from the rest. Here statistics are of the whole batch, and its
-other keys, which share them, stand among the negatives, as they do in SimCLR and in MoCo v3.
+The original queue holds earlier keys only. There the authors shuffle images between GPUs, so that
+batch statistics do not reveal which key is the positive. Here, statistics are those of the whole
+batch, and the other keys of the batch are negatives too, as in SimCLR and MoCo v3.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ from cltools.training.networks import Network
 
 
 class KeyQueue:
-    """The keys of one objective: the network that makes them, and the queue (batches, B, d).
+    """The keys of one objective: the network that computes them, and the queue (batches, B, d).
 
-    `network` starts as the trained one does; batch t is kept in place t mod batches.
+    `network` must have the initial weights of the trained network. The keys of step t are stored at
+    index t mod batches.
     """
 
     def __init__(self, network: Network, cell: dict[str, Any]) -> None:
@@ -40,34 +42,37 @@ class KeyQueue:
         self.keys = next(network.parameters()).new_zeros(shape)
 
     def follow(self, trained: Network) -> None:
-        """Move the weights towards the trained ones. Batch statistics are the network's own."""
+        """Move the weights towards the trained ones. BatchNorm statistics are not changed."""
         self._follow(list(self.network.parameters()), list(trained.parameters()), None)
 
     def put(self, step: int, keys: Tensor) -> None:
-        """Keys (B, d) of `step`'s batch take the place of the oldest."""
+        """Store the keys (B, d) of `step` in place of the oldest ones."""
         self.keys[step % len(self.keys)] = keys
 
     def until(self, step: int) -> Tensor:
-        """(M, d) keys in the queue when those of `step` are there, of `queued_positions`."""
+        """All keys (M, d) in the queue once those of `step` are stored.
+
+        Their images are `queued_positions`, in this order.
+        """
         return self.keys[: step + 1].flatten(0, 1)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Tensors by name: all that a resumed run needs."""
+        """Names and tensors of everything that a resumed run needs."""
         yield "queue", self.keys
         for name, tensor in self.network.state_dict().items():
             yield f"network/{name}", tensor
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `state` gave; raises KeyError or RuntimeError if it does not fit."""
+        """Set the tensors that `state` gave; raises KeyError or RuntimeError if they do not fit."""
         self.keys.copy_(tensors["queue"])
         weights = {k.removeprefix("network/"): v for k, v in tensors.items() if k != "queue"}
         self.network.load_state_dict(weights)
 
 
 def queued_positions(batches: Batches, step: int, length: int) -> Tensor:
-    """(M,) positions of the images whose keys a queue of `length` batches holds at `step`.
+    """Positions (M,) of the images whose keys a queue of `length` batches holds at `step`.
 
-    Those of `step` itself are there; places are those of `KeyQueue`.
+    The images of `step` itself are included. The order is that of `KeyQueue.until`.
     """
     places = range(min(step + 1, length))
     steps = [step - (step - place) % length for place in places]
@@ -79,8 +84,9 @@ def key_masks(
 ) -> KeyMasks:
     """Which keys are negatives of the queries of a batch, on the device.
 
-    queued: (M,) `queued_positions`; those of the batch are `size` from number `own` on. labels: of
-    all images.
+    Args:
+        queued: `queued_positions` (M,); those from index `own` to `own + size` are the batch.
+        labels: of all images of the training set.
     """
     anchors = queued[own : own + size]
     ids = [to_device(positions, device) for positions in (anchors, queued)]

@@ -1,12 +1,12 @@
 """Encoders, the projector of the papers and the linear head of CE.
 
-One residual network serves every size: with the published blocks its modules carry torchvision's
-names and it computes what torchvision's ResNet computes (tested). It is written here because
-torchvision's has no width multiplier that widens the whole network, no small variant and no CIFAR
-stem, and because importing torchvision takes longer than training a small cell.
+One class builds residual networks of all sizes. With the published blocks, its modules have the
+names of torchvision's, and it computes the same as torchvision's ResNet (tested). torchvision's
+class is not used because it has no multiplier for the width of the whole network, no small variant
+and no CIFAR stem. Importing torchvision also takes longer than training a small cell.
 
-Vision transformers are timm's. With the same weights they compute what torchvision's, which the
-authors train, compute (tested): GELU is exact and LayerNorm's epsilon is 1e-6 in both.
+Vision transformers come from timm. The authors train those of torchvision. With the same weights,
+both compute the same (tested): GELU is exact and the epsilon of LayerNorm is 1e-6 in both.
 """
 
 import math
@@ -40,7 +40,10 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Transformer:
-    """Layers, attention heads per layer, and features of each token; an MLP has 4 times as many."""
+    """Layers, attention heads per layer, and features of each token.
+
+    The hidden layer of each MLP has 4 times as many features.
+    """
 
     layers: int
     heads: int
@@ -54,8 +57,9 @@ TRANSFORMERS = {
     "vit_small": Transformer(12, 12, 384),
     "vit_base": Transformer(12, 12, 768),
 }
-# Patches for images of up to so many pixels a side: the papers' for CIFAR and Tiny-ImageNet, half
-# of CIFAR's for images half as large, and beyond them ImageNet's.
+# Largest side of the images, in pixels -> side of the patches. 32 (CIFAR) and 64 (Tiny-ImageNet)
+# are as in the papers. Images of up to 16 pixels have half the patches of CIFAR. Images of more
+# than 64 pixels have those of ImageNet.
 PATCHES = {16: 2, 32: 4, 64: 8}
 LARGEST_PATCH = 16
 
@@ -111,10 +115,10 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class EveryOther(nn.Conv2d):
-    """A 1 x 1 convolution with a stride, whose pixels are picked first.
+    """A 1 x 1 convolution with a stride, as a convolution with stride 1 of every stride-th pixel.
 
-    torch 2.14 corrupts memory on a CPU in the backward pass of such a convolution with stride 2
-    from 8 to 16 channels in channels_last layout, at 64 pixels and more.
+    On a CPU, torch 2.14 corrupts memory in the backward pass of a 1 x 1 convolution with stride 2
+    from 8 to 16 channels, in channels_last layout and for 64 or more pixels.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -128,8 +132,9 @@ class EveryOther(nn.Conv2d):
 class ResNet(nn.Module):
     """Images (n, c, h, w) to features h (n, features).
 
-    stem "imagenet": 7x7 convolution with stride 2 and max pooling; "cifar": 3x3 with stride 1 and
-    no pooling. `width` multiplies every stage's channels (2048 features of ResNet-50 become 4096).
+    stem "imagenet" is a 7x7 convolution with stride 2 and max pooling, "cifar" a 3x3 convolution
+    with stride 1 and no pooling. `width` multiplies the channels of every stage: with width 2,
+    ResNet-50 has 4096 features instead of 2048.
     """
 
     def __init__(self, architecture: Architecture, stem: str, width: int, image_channels: int):
@@ -162,13 +167,13 @@ class ResNet(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images (n, c, h, w) to features h (n, features): the class token after the last LayerNorm.
+    """Images (n, c, h, w) to features h (n, features), the class token after the last LayerNorm.
 
-    image_shape: (h, w, c), sides that `patch` divides.
+    image_shape is (h, w, c); `patch` must divide h and w.
     """
 
     def __init__(self, transformer: Transformer, patch: int, image_shape: Sequence[int]):
-        # Imported here: timm takes seconds to import.
+        # Imported here because importing timm takes seconds.
         from timm.models import vision_transformer
 
         super().__init__()
@@ -185,7 +190,9 @@ class VisionTransformer(nn.Module):
 
 
 def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
-    """Pixels per side of a ViT's patches of images (h, w, c); None: as the papers choose them.
+    """Side in pixels of the patches of a ViT for images of shape (h, w, c).
+
+    This is `patch`, or the choice of the papers if `patch` is None.
 
     Raises InputError when the images cannot be cut into such patches.
     """
@@ -203,7 +210,10 @@ def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
 
 
 class Projector(nn.Sequential):
-    """Linear-BN-ReLU-Linear-BN, no linear biases, the last BN's shift fixed at 0 (papers' head)."""
+    """The projector of the papers: Linear-BN-ReLU-Linear-BN.
+
+    The linear layers have no bias, and the shift of the last BatchNorm is fixed at 0.
+    """
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__(
@@ -217,10 +227,10 @@ class Projector(nn.Sequential):
 
 
 class Network(nn.Module):
-    """Encoder, projector and, for CE, a linear head on the normalised projection.
+    """Encoder, projector and, for CE, a linear head on the normalized projection.
 
-    `forward` maps images (n, c, h, w) to (h, z): h (n, features) and z (n, projector_dim) of unit
-    norm in float32. `class_logits` maps z to (n, classes).
+    `forward` maps images (n, c, h, w) to features h (n, features) and projections z
+    (n, projector_dim). z has unit norm and is in float32. `class_logits` maps z to (n, classes).
     """
 
     def __init__(
@@ -245,10 +255,10 @@ class Network(nn.Module):
 def build_network(
     cell: Mapping[str, Any], image_shape: Sequence[int], classes: int, objective: str
 ) -> Network:
-    """The network of one objective of a cell, with uninitialised randomness (see `initialise`).
+    """The network of one objective of a cell; `initialise` then sets its weights from the seed.
 
-    image_shape: (h, w, c) of the images that it is given. Raises InputError where a ViT's patches
-    do not fit them.
+    image_shape is the (h, w, c) of its input. Raises InputError where the patches of a ViT do not
+    fit it.
     """
     return Network(
         _encoder(cell, image_shape),
@@ -259,7 +269,7 @@ def build_network(
 
 
 def on_device(network: Network, device: torch.device) -> Network:
-    """The network itself, moved to the device; its convolutions' weights are channels last."""
+    """Move the network to the device, with weights of convolutions in channels_last layout."""
     # torch's types lack a device together with a memory format.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

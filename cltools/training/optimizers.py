@@ -1,6 +1,6 @@
-"""Learning-rate rules and schedules, and the optimisers.
+"""Learning-rate rules and schedules, and the optimizers.
 
-The rate of every step is a closed form of the step, so that a resumed run needs no scheduler state.
+The learning rate is a formula of the step, so that a resumed run needs no state of a scheduler.
 """
 
 import math
@@ -12,21 +12,25 @@ from torch import Tensor, nn
 
 # Exponents p of eta = lr * (B / base_batch)^p.
 SCALING = {"linear": 1.0, "sqrt": 0.5, "fourth_root": 0.25, "constant": 0.0}
-# What the authors' script computes for p < 1: lr * B^p / base_batch, without scaling the base, so
-# that at lr = 0.3, base 256, B = 1024 the rate is 32 or 181 times below the linear rule's.
+# For p < 1 the authors' script computes lr * B^p / base_batch, where base_batch has no exponent. At
+# lr = 0.3, base_batch = 256 and B = 1024 this is 32 (p = 1/2) or 181 (p = 1/4) times less than the
+# linear rule.
 AUTHORS_SCALING = {"authors_sqrt": 0.5, "authors_fourth_root": 0.25}
 LR_RULES = (*SCALING, *AUTHORS_SCALING)
 
 
 def peak_lr(rule: str, lr: float, batch_size: int, base_batch: int) -> float:
-    """eta, the rate at the end of the warm-up, by the named rule (papers.md calls lr eta_0)."""
+    """eta, the learning rate at the end of the warm-up, by the named rule.
+
+    `lr` is eta_0 of papers.md.
+    """
     if rule in SCALING:
         return float(lr * (batch_size / base_batch) ** SCALING[rule])
     return float(lr * batch_size ** AUTHORS_SCALING[rule] / base_batch)
 
 
 def lr_at(step: int, peak: float, warmup_steps: int, horizon_steps: int) -> float:
-    """Linear warm-up (step 0 is not wasted), then a cosine that reaches 0 at the horizon."""
+    """Linear warm-up, where step 0 has a rate above 0; then a cosine, which is 0 at the horizon."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, horizon_steps - warmup_steps)
@@ -38,7 +42,7 @@ def lr_by_epoch(
 ) -> float:
     """The authors' schedule: a linear warm-up times a cosine, constant within each epoch.
 
-    In epoch e of T, warmed up in W: peak · min(1, (e + 1) / W) · (1 + cos(π e / T)) / 2.
+    In epoch e of T, with W epochs of warm-up: peak · min(1, (e + 1) / W) · (1 + cos(π e / T)) / 2.
     """
     first = step - step % steps_per_epoch
     warmed = min(1.0, (first + steps_per_epoch) / warmup_steps) if warmup_steps else 1.0
@@ -52,12 +56,15 @@ class AuthorsLars(torch.optim.Optimizer):
 
         v ← momentum · v + lr · trust · g,    w ← w - v,    trust = trust_coefficient · ‖w‖ / ‖g‖
 
-    for every tensor alike, biases and normalisation among them. Tensors of norm 0 have trust 0 and
-    stay 0 for ever: the shifts of all normalisation, and a ViT's class token and the biases of its
-    attention. Where g is 0, theirs is infinite or not a number; here trust is 0.
+    for all tensors, including biases and the parameters of normalization layers. Tensors that start
+    at 0 have trust 0 and never change. These are the shifts of normalization layers and, in a ViT,
+    the class token and the biases of attention. Where g is 0, the authors' code divides by 0; here
+    trust is 0.
 
-    Nothing waits for the device. Source: DLFundamentals/understanding-ssl-v2, utils/optimizer.py
-    (from Spijkervet/SimCLR) and models/model_config.py.
+    A step does not wait for the device.
+
+    Source: DLFundamentals/understanding-ssl-v2, utils/optimizer.py (from Spijkervet/SimCLR) and
+    models/model_config.py.
     """
 
     MAX_NORM = 1.0
@@ -93,7 +100,7 @@ class AuthorsLars(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        (group,) = self.param_groups  # the total norm is over all that is trained
+        (group,) = self.param_groups  # one group, since the total norm is over all parameters
         weights = [p for p in group["params"] if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(weights, self.MAX_NORM, foreach=True)
         gradients = torch._foreach_add(
@@ -116,14 +123,15 @@ class AuthorsLars(torch.optim.Optimizer):
 def build_optimizer(cell: Mapping[str, Any], network: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum, LARS (timm), or the authors' LARS.
 
-    The first two neither decay nor adapt biases, normalisation and a ViT's class token.
+    The first two have no weight decay and no trust ratio for biases, the parameters of
+    normalization layers and the class token of a ViT.
     """
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if cell["optimizer"] == "authors_lars":
         return AuthorsLars(
             trained.values(), cell["momentum"], cell["weight_decay"], cell["trust_coefficient"]
         )
-    # The class token starts at 0: a trust ratio, which goes with its norm, would keep it there.
+    # The class token starts at 0. The trust ratio is proportional to its norm, so it would stay 0.
     decayed = {name for name, p in trained.items() if p.ndim > 1 and not name.endswith("cls_token")}
     groups = [
         {
@@ -135,8 +143,8 @@ def build_optimizer(cell: Mapping[str, Any], network: nn.Module) -> torch.optim.
     if cell["optimizer"] == "lars":
         from timm.optim.lars import Lars  # imported here: timm takes seconds to import
 
-        # A group without weight decay gets no trust ratio either (timm's always_adapt=False), as
-        # in SimCLR; the authors' copy adapts it to 0 and so freezes every shift.
+        # With timm's default always_adapt=False, a group without weight decay has no trust ratio,
+        # as in SimCLR. In the authors' copy it has one, which is 0 for all shifts: they stay 0.
         return Lars(
             groups, lr=0.0, momentum=cell["momentum"], trust_coeff=cell["trust_coefficient"],
             foreach=True,

@@ -1,7 +1,7 @@
-"""Batch statistics worked out anew from plain training images.
+"""Recomputing the running statistics of BatchNorm from plain training images.
 
-The running statistics of early checkpoints still hold part of their initial values, and a network
-whose weights lie between those of two networks has the statistics of neither.
+In early checkpoints, running statistics still contain part of their initial values. In a network
+whose weights are interpolated between two networks, they fit neither of the two.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,22 @@ Moments = tuple[int, Tensor, Tensor]  # values per channel, their variance (c,),
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, data: ImageSet, block: int = 512) -> None:
-    """Set every BatchNorm's running statistics to those of `data`; leaves `network` in eval mode.
+    """Set the running statistics of every BatchNorm to those of `data`; ends in eval mode.
 
-    The images pass in train mode, plain and normalised, in the fewest blocks of at most `block`,
-    which differ by one image at most. The result is the mean and the unbiased variance of all
-    values that a layer saw (not the mean of the blocks' variances), whatever was there before.
+    The images pass through the network in train mode, normalized and without augmentation. They
+    are split into the smallest possible number of blocks of at most `block` images, of nearly equal
+    size. The new statistics of a layer are the mean and the unbiased variance of all values that it
+    received, not the mean of the variances of the blocks. Earlier statistics do not matter.
 
-    The first layer's are exact. A layer behind another one sees values that were normalised by
-    the statistics of their block, as in training: from statistics worked out layer after layer
-    over all images, its standard deviations differ by up to some 3e-3 with 512 images a block.
+    For the first layer this is exact. Later layers receive values that were normalized by the
+    statistics of their block, as in training. If each layer were instead recomputed over all images
+    before the next one, standard deviations would differ by up to about 3e-3, at 512 images per
+    block.
 
     Raises:
         ValueError: a block of one image, which has no variance.
     """
-    # In random order, because stores may hold their images class by class; the same every time.
+    # A random order, because stores may hold their images class by class. It is always the same.
     order = torch.randperm(len(data.labels), generator=generator("recalibrate"))
     seen: dict[Norm, list[Moments]] = {m: [] for m in network.modules() if isinstance(m, Norm)}
     hooks = [norm.register_forward_pre_hook(_collect(blocks)) for norm, blocks in seen.items()]
@@ -52,11 +54,12 @@ def recalibrate(network: nn.Module, data: ImageSet, block: int = 512) -> None:
 
 
 def _collect(blocks: list[Moments]) -> Callable[[Norm, tuple[Tensor]], None]:
-    """A hook that adds the moments of what a layer is given to `blocks`.
+    """A hook that appends the moments of a layer's input to `blocks`.
 
-    Torch's own batch statistics will not do: on the CPU it sums them in float32 one by one, so that
-    the variance of 3 million values (a channel of 3000 small images) is off by 2e-3. Its `mean`
-    sums in pairs, as exactly as `var_mean` and in a fifth of the time.
+    The statistics that BatchNorm computes itself are too inaccurate: on the CPU, torch sums them in
+    float32 one after the other, so that the variance of 3 million values (a channel of 3000 small
+    images) has an error of 2e-3. `mean` sums in pairs. It is as accurate as `var_mean` and takes a
+    fifth of its time.
     """
 
     def hook(norm: Norm, inputs: tuple[Tensor]) -> None:

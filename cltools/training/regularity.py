@@ -1,28 +1,28 @@
-"""Σ(w), the similarities of fixed views as a function of a network's weights, to first order.
+"""Σ(w), the similarities of fixed views as a function of a network's weights, and its Jacobian.
 
 P2's Theorem 1 (arXiv 2510.08852) is about similarity descent, Σ_{t+1} = Σ_t - η_t G_t (see
-`cltools.maths.surrogate`). A network moves its weights w, and with J = ∂Σ/∂w its similarities obey
+`cltools.maths.surrogate`). Training a network changes its weights w instead. With J = ∂Σ/∂w,
 
     Σ(w_{t+1}) = Σ(w_t) + J_t (w_{t+1} - w_t) + R_t,        w_{t+1} - w_t ≈ -η_t J_tᵀ G_t
 
-so that J_t J_tᵀ and Taylor's remainder R_t are what stands between the two. Here is what it takes
-to measure them: a reference set, a run on it, and Σ with its Jacobian.
+The two differ by the factor J_t J_tᵀ and by the remainder R_t of Taylor's formula. This module
+provides what is needed to measure these: a reference set, a run on it, and Σ with its Jacobian.
 
-The run is the one of `CoupledTrainer` on the reference set, so that all entries that a batch
-touches are entries of Σ, with the views of epoch 0 in every epoch, because an entry of Σ is of two
-views and not of two images.
+The run is a `CoupledTrainer` on the reference set, so that all similarities within a batch are
+entries of Σ. In every epoch, images have the views of epoch 0, because an entry of Σ belongs to two
+views, not to two images.
 
-Batch normalisation makes an image's embedding depend on the images beside it. Σ(w) normalises over
-the 2M reference views, as a training step does over its batch's: it is a function of w alone, and
-no running statistics enter it or change by it. A training step of B < M images sees other
-statistics, which is one reason why the second equation above is no equality. The other is that the
-objectives that are trained have both views as anchors, P2's G the first one only.
+With batch normalization, the embedding of an image depends on the other images of the batch. Σ(w)
+normalizes over all 2M reference views, in the way a training step does over its batch. It therefore
+depends on w only; running statistics are neither used nor changed. A training step of B < M images
+has other statistics. This is one reason why the second relation above is only approximate. The
+other is that the trained objectives have both views as anchors, while P2's G has only the first.
 
-Σ(w) is smooth between the kinks of the ReLUs only. There R is of second order in the step; a step
-across kinks leaves a remainder that is nearly of first order, down to very short steps.
+Σ(w) is smooth only where no ReLU switches on or off. There, R is of second order in the step. If
+some ReLUs switch during the step, R is nearly of first order, even for very short steps.
 
-Everything is in float64, whatever the run computes in: a remainder is a small difference of large
-numbers, below the rounding of float32 where the steps are short.
+Everything is in float64, whatever the precision of the run: a remainder is a small difference of
+large numbers. For short steps it is smaller than the rounding of float32.
 """
 
 import copy
@@ -45,10 +45,10 @@ from cltools.training.networks import Network
 
 
 def reference_set(data: ImageSet, images: int, seed: int) -> ImageSet:
-    """`images` of the images, in their order, from all classes as evenly as they allow.
+    """A subset of `images` images, in their order, with classes as equal in size as possible.
 
-    Which ones, the seed decides; where the number is no multiple of C, the first classes have one
-    more. Takes at most the len(data.labels) images there are.
+    The seed draws them. If C does not divide `images`, the first classes have one image more.
+    `images` is at most len(data.labels).
     """
     order = torch.randperm(len(data.labels), generator=generator("reference", seed))
     by_class = order[data.labels[order].argsort(stable=True)]
@@ -61,7 +61,7 @@ def reference_set(data: ImageSet, images: int, seed: int) -> ImageSet:
 class FixedViews(Batches):
     """The batches of a cell, but every image has the views of epoch 0 in every epoch.
 
-    views: (K, M, c, H, W) of all images, standardised, on the device.
+    views (K, M, c, H, W) holds those of all images, standardized, on the device.
     """
 
     def __init__(self, cell: dict[str, Any], data: ImageSet, device: torch.device) -> None:
@@ -79,15 +79,16 @@ class FixedViews(Batches):
         return views.contiguous(memory_format=torch.channels_last), self.data.labels[positions]
 
     def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
-        """Unchanged: the digests of a run that is not kept."""
+        """The digests, unchanged: this run is not saved, so that they are not needed."""
         return digests
 
 
 @dataclass(frozen=True)
 class Linearised:
-    """Σ at some weights: weights (P,), sigma (M, 2M) and its Jacobian J there, in float64.
+    """Σ and its Jacobian J at given weights, in float64.
 
-    jvp maps v (P,) to J v (M, 2M), vjp u (M, 2M) to Jᵀ u (P,).
+    weights (P,), sigma (M, 2M); jvp maps v (P,) to J v (M, 2M), and vjp maps u (M, 2M) to Jᵀ u
+    (P,).
     """
 
     weights: Tensor
@@ -97,13 +98,13 @@ class Linearised:
 
 
 class SimilarityMap:
-    """Σ(w) of two views of M images, for the weights w of all networks of one architecture.
+    """Σ(w) of two views of M images, for the weights w of any network of one architecture.
 
-    w (P,) holds the trained parameters of encoder and projector, one after another.
+    w (P,) is the concatenation of the trained parameters of encoder and projector.
 
     Args:
-        network: of the architecture; it is copied, and its weights do not matter.
-        views: (2, M, c, H, W), standardised.
+        network: sets the architecture; it is copied, and its weights do not matter.
+        views: (2, M, c, H, W), standardized.
     """
 
     def __init__(self, network: Network, views: Tensor) -> None:
@@ -123,7 +124,7 @@ class SimilarityMap:
         return torch.cat([parameters[name].detach().double().flatten() for name in self._shapes])
 
     def __call__(self, weights: Tensor) -> Tensor:
-        """Σ (M, 2M) as `cltools.maths.surrogate.similarities_of_views`, of weights (P,)."""
+        """Σ (M, 2M) at weights (P,), as `cltools.maths.surrogate.similarities_of_views`."""
         pieces = torch.split(weights, [shape.numel() for shape in self._shapes.values()])
         parameters = {
             name: piece.view(shape)
@@ -145,14 +146,14 @@ class SimilarityMap:
 
     def _jvp(self, weights: Tensor, direction: Tensor) -> Tensor:
         with warnings.catch_warnings():
-            # Torch's own rules for BatchNorm use, when they are first needed, what it deprecates.
+            # torch's derivative of BatchNorm uses a function of torch that is deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             change: Tensor = jvp(self, (weights,), (direction,))[1]
             return change
 
 
 class _Embedding(nn.Module):
-    """z (n, projector_dim) of images, by the modules of a network but in their own precision."""
+    """z (n, projector_dim) of images: a network's `forward` without its cast to float32."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -163,15 +164,16 @@ class _Embedding(nn.Module):
 
 
 def taylor_remainder(before: Linearised, after: Linearised) -> Tensor:
-    """R (M, 2M): Σ(w') - Σ(w) - J (w' - w), with J at the weights before."""
+    """R (M, 2M) = Σ(w') - Σ(w) - J (w' - w), with J at w, the weights of `before`."""
     return after.sigma - before.sigma - before.jvp(after.weights - before.weights)
 
 
 def spectral_norm(point: Linearised, iterations: int, seed: int) -> float:
     """‖J‖₂ by power iteration on JᵀJ, from a Gaussian direction that the seed draws.
 
-    An estimate from below, that each iteration (a product with J, one with Jᵀ) raises: with 5 it
-    was up to 7% below, with 10 up to 2%, for a small ResNet in its first steps.
+    The estimate is at most ‖J‖₂, and each iteration (one product with J and one with Jᵀ) raises it.
+    For a small ResNet in its first steps, it was up to 7% too low with 5 iterations and up to 2%
+    with 10.
 
     Raises ValueError for iterations below 1.
     """

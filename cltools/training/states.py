@@ -1,8 +1,9 @@
-"""The resume states of a run on disk: the latest, and while training goes on the one before it.
+"""The states on disk from which a run resumes: the latest and, during training, the one before it.
 
-Each appears whole and is checked bit by bit when it is read. Where the latest is damaged, training
-goes on from the one before and a warning says so. Where no state is intact, nothing is thrown away
-unasked: a run may stand for days of work, and a disk that reads badly may get over it.
+A state file is either complete or absent, and a checksum is verified when it is read. If the latest
+state is damaged, training resumes from the one before, with a warning. If no state is intact,
+training stops with an error and deletes nothing: a run may be days of work, and a read error of the
+disk may be temporary.
 """
 
 import logging
@@ -37,7 +38,7 @@ class States:
         found = [path for path in (self.latest, self.previous) if path.exists()]
         for path in found:
             try:
-                return load_checked(path, "going on from the state before it")
+                return load_checked(path, "training resumes from the state before it")
             except InputError as error:
                 if path != found[-1]:
                     log.warning("%s", error)
@@ -54,5 +55,5 @@ class States:
         self._keep_latest = True
 
     def drop_previous(self) -> None:
-        """Keep the latest alone."""
+        """Delete the state before the latest one."""
         self.previous.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a trained cell left: its images, its networks and their weights."""
+"""Loading the results of training: the networks of a cell and the images it was trained on."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from cltools.runtime.tensors import load_tensors
 from cltools.training.manifests import read_manifest
 from cltools.training.networks import Network, build_network, on_device
 
-# Images per forward pass. Of small images, twice as many take a CPU half as long again for each.
+# Images per forward pass. With twice as many small images, a CPU takes 1.5 times as long per image.
 BLOCK = 256
 
 
@@ -25,7 +25,7 @@ def load_network(
     path: Path, sha256: str, cell: dict[str, Any], data: ImageSet, objective: str,
     device: torch.device,
 ) -> Network:  # fmt: skip
-    """A trained network in evaluation mode. Raises InputError as `load_weights`."""
+    """A trained network in eval mode. Raises InputError as `load_weights`."""
     weights = load_weights(path, sha256)
     network = build_network(cell, data.image_shape, data.classes, objective)
     network.load_state_dict(weights)
@@ -33,7 +33,7 @@ def load_network(
 
 
 def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Weights by name. Raises InputError when the file is not the one that was saved."""
+    """Weights by name. Raises InputError when the file is missing or its hash is not `sha256`."""
     remedy = _train_again(path.parents[2])
     check_hash(path, sha256, remedy)
     return load_tensors(path, remedy)[0]
@@ -56,9 +56,9 @@ def _train_again(folder: Path) -> str:
 def with_stores(
     manifests: Iterable[Path], store_folders: Iterable[Path]
 ) -> Iterator[tuple[Path, ImageStore]]:
-    """Each training manifest's path with the store that carries the name of its data set.
+    """The path of each training manifest, with the store of its data set.
 
-    Raises InputError when there is none.
+    Raises InputError when no store has the name of that data set.
     """
     stores = {store.name: store for store in map(ImageStore.open, store_folders)}
     for path in manifests:
@@ -85,7 +85,7 @@ def trained_images(
     if store.content != manifest["store"]:
         raise InputError(
             f"the store {store.folder} holds other images than {manifest_path} was trained on: "
-            "prepare that data set again, or delete the cell's folder to train it anew"
+            "prepare that data set again, or delete the folder of the cell and train it again"
         )
     cell = manifest["cell"]
     return {split: image_set(store, cell, split, device, workers) for split in PER_CLASS}

@@ -1,12 +1,13 @@
-"""The coupled trainer: several objectives, the same start, the same views of the same batches.
+"""The coupled trainer: several objectives from the same initial weights, on the same batches.
 
-Each objective has its own network and optimiser; the step makes the views once and gives them to
-all, but for those that the cell's `coupling` gives batches or views of their own. Nothing draws
-random numbers here (see `randomness`), so objectives do not influence each other, and nothing waits
-for the device inside a step.
+Each objective has its own network and optimizer. A step makes the views of its batch once, for all
+objectives. The cell's `coupling` can give objectives initial weights, batches or views of their
+own. Random numbers are not drawn here (see `cltools.maths.randomness`), so that objectives do not
+influence each other. A step does not wait for the device.
 
-Several ranks (see `distributed`) train one run together: each passes its share of the batch through
-its replicas of the networks; losses, masks and labels are of the whole batch on every rank.
+Several ranks (see `distributed`) can train one run together. Each passes its part of the batch
+through its copies of the networks. Losses, masks and labels are those of the whole batch, on every
+rank.
 """
 
 import hashlib
@@ -44,23 +45,24 @@ from cltools.training.moco import KeyQueue, key_masks, queued_positions
 from cltools.training.networks import Network, build_network, on_device
 from cltools.training.optimizers import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
 
-# Rows of the log stay on the device until this many steps are done: one wait for all of them.
+# Rows of the log are copied from the device once in this many steps, since a copy has to wait.
 FLUSH_STEPS = 50
-# Tracked on every contrastive model whatever is trained: DCL, NSCL and their gap come for free.
+# Logged for every contrastive model, whatever it is trained with. This takes almost no time.
 ALWAYS_LOGGED = ("dcl", "nscl", "scl")
 
 
-# Features and normalized projections (h, z) of images.
+# From images to their features and normalized projections (h, z).
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """What models that share their batches train on: views (K*B, c, H, W) and labels (B,).
+    """One step's batch of models that share their batches: views (K*B, c, H, W), labels (B,).
 
-    `largest_class` and `classes` count the images among which the negatives are: the batch, or with
-    a queue all whose keys it holds. Of several ranks, the views are of one rank's share and all
-    else is of the whole batch.
+    `largest_class` is the size of the largest class, and `classes` the number of classes, among the
+    images from which negatives are taken. These are the batch or, with a queue, all images whose
+    keys it holds. With several ranks, the views are those of this rank's part of the batch.
+    Everything else is of the whole batch.
     """
 
     views: Tensor
@@ -71,13 +73,16 @@ class _Batch:
 
 
 def _no_lap(part: str) -> None:
-    """Default of `CoupledTrainer.lap`: nobody is timing."""
+    """Default of `CoupledTrainer.lap`, which does nothing."""
 
 
 class CoupledTrainer:
-    """The state of a coupled run, and its step.
+    """The state of a coupled run, and its training step.
 
-    Raises InputError when the batch is larger than the training set or cannot be shared evenly.
+    After each part of a step, it calls its attribute `lap` with the name of that part, for timing.
+
+    Raises InputError when the batch is larger than the training set, or when the number of ranks
+    does not divide it.
     """
 
     def __init__(
@@ -109,7 +114,7 @@ class CoupledTrainer:
         }
 
         self.step = 0
-        self.trained_by = {"0": self.ranks.size}  # from this step on, so many ranks
+        self.trained_by = {"0": self.ranks.size}  # first step -> number of ranks from there on
         self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
         self.lap: Callable[[str], None] = _no_lap
         self._pending: list[Tensor] = []
@@ -118,7 +123,7 @@ class CoupledTrainer:
         self._composition = torch.empty(0, len(self.networks), 2, dtype=torch.int64)
 
     def _network(self, objective: str) -> Network:
-        """The network of an objective as it is before the first step."""
+        """The network of an objective with its initial weights."""
         network = build_network(self.cell, self.data.image_shape, self.data.classes, objective)
         initialise(network, self.cell["seed"], owner(self.cell, objective, "init"))
         self.ranks.couple(network)
@@ -155,8 +160,8 @@ class CoupledTrainer:
             if objective in self.queues:
                 self._renew_keys(objective, batch)
             if objective in NEED_TWO_CLASSES and batch.classes < 2:
-                # No anchor of this batch has a negative: the model takes no step. The manifest
-                # counts these steps.
+                # No anchor of this batch has a negative, so that the model takes no step. The
+                # manifest counts these steps.
                 rows.append(batch.views.new_full((len(self.columns),), torch.nan))
                 continue
             rows.append(self._update(objective, network, batch, lr))
@@ -168,7 +173,7 @@ class CoupledTrainer:
         self.lap("logging")
 
     def _make(self, batches: Batches) -> _Batch:
-        """This step's batch; at the start of an epoch it enters the digests."""
+        """This step's batch. At the start of an epoch, this also updates the digests."""
         if self.step % self.steps_per_epoch == 0:
             self.digests = batches.chain_digests(self.step, self.digests)
             self.lap("epoch")
@@ -187,17 +192,17 @@ class CoupledTrainer:
         return _Batch(views, here, masks, int(counts.max()), int((counts > 0).sum()))
 
     def images_among(self, step: int) -> int:
-        """The images among which a step's negatives are: a batch's, or those with queued keys."""
+        """The number of images from which negatives are taken: the batch, or those in the queue."""
         images: int = self.cell["batch_size"] * max(1, min(step + 1, self.queued))
         return images
 
     def close(self) -> None:
-        """Call off what was begun for the steps to come."""
+        """Drop the batches that were started in advance."""
         for batches in self.batches.values():
             batches.close()
 
     def _update(self, objective: str, network: Network, batch: _Batch, lr: float) -> Tensor:
-        """Forward, backward and step of one objective; its row of the log."""
+        """Forward pass, backward pass and step of one objective; returns its row of the log."""
         optimizer = self.optimizers[objective]
         set_lr(optimizer, lr)
         optimizer.zero_grad(set_to_none=True)
@@ -211,8 +216,8 @@ class CoupledTrainer:
         z = torch.unflatten(z, 0, (passed, -1))
         own = loss_of(objective)
         if own == "ce":
-            # Class logits are gathered, not z: each rank's part of the head's gradient is then of
-            # its own images, as it is for all other weights.
+            # Class logits are gathered, not z. The head's gradient on a rank then comes from its
+            # own images only, as for all other weights, so that summing over ranks is correct.
             loss = cross_entropy(self.ranks.gather(network.class_logits(z)), batch.labels)
             others = {"ce": loss.detach()}
         else:
@@ -235,7 +240,7 @@ class CoupledTrainer:
         return torch.stack([grad_norm, *(others.get(name, undefined) for name in self.columns[1:])])
 
     def _losses(self, objective: str, z: Tensor, batch: _Batch) -> Callable[[str], Tensor]:
-        """What gives any contrastive loss by name, from the z (K, B, d) of the whole batch."""
+        """A function from names of contrastive losses to values, given z (K, B, d) of the batch."""
         masks = batch.masks
         if isinstance(masks, KeyMasks):
             keys = self.queues[objective].until(self.step)
@@ -245,7 +250,7 @@ class CoupledTrainer:
         return lambda name: contrastive_loss(name, logits, masks)
 
     def _defined(self, objective: str, batch: _Batch, but: str) -> list[str]:
-        """The losses beside `but` that the log has of this batch."""
+        """The losses to log for this batch, without `but`."""
         names = set(self.logged) - {but}
         if objective in self.queues:
             names &= set(QUEUE_OBJECTIVES)
@@ -254,7 +259,7 @@ class CoupledTrainer:
         return [name for name in self.logged if name in names]
 
     def _renew_keys(self, objective: str, batch: _Batch) -> None:
-        """Keys of the batch's second views, by the network that follows, join the queue."""
+        """Update the key network, and put its keys of the batch's second views into the queue."""
         queue = self.queues[objective]
         queue.follow(self.networks[objective])
         with torch.no_grad(), self._autocast():
@@ -267,15 +272,18 @@ class CoupledTrainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     def _project(self, network: Forward, views: Tensor) -> Tensor:
-        """z (K*B, d) of the views, in one pass or, each with batch statistics of its own, in K."""
+        """z (K*B, d) of the views.
+
+        They pass through the network together, or each separately with its own batch statistics.
+        """
         if self.cell["view_forward"] == "together":
             return network(views)[1]
         return torch.cat([network(view)[1] for view in views.chunk(self.cell["views"])])
 
     def flush(self) -> None:
-        """Bring the log's rows to the CPU; stop on a loss that is not finite.
+        """Copy the rows of the log to the CPU.
 
-        Raises InputError naming the step and the objective.
+        Raises InputError with step and objective when a loss is not finite.
         """
         if not self._pending:
             return
@@ -296,14 +304,14 @@ class CoupledTrainer:
                 )
 
     def skipped_steps(self, until: int) -> dict[str, int]:
-        """Steps below `until` that were not taken because the batch was of one class."""
+        """Objective -> steps before `until` that it skipped because the batch was of one class."""
         self.flush()
         one_class = (self._composition[:until, :, 1] == 1).sum(dim=0).tolist()
         found = dict(zip(self.networks, one_class, strict=True))
         return {o: count for o, count in found.items() if o in NEED_TWO_CLASSES}
 
     def log(self, until: int) -> dict[str, np.ndarray]:
-        """Columns of the training log, one row per step below `until` and model."""
+        """Columns of the training log, with one row per model and step before `until`."""
         self.flush()
         models = len(self.networks)
         steps = np.arange(until)
@@ -324,18 +332,18 @@ class CoupledTrainer:
         return log
 
     def check_replicas(self) -> None:
-        """Raises InputError when ranks stand at different steps or hold different weights."""
+        """Raises InputError when ranks are at different steps or hold different weights."""
         step = torch.tensor([self.step], device=self.device)
         for objective, network in self.networks.items():
             if not self.ranks.identical([step, *network.state_dict().values()]):
                 raise InputError(
                     f"the {self.ranks.size} ranks hold different weights of {objective} at step "
-                    f"{self.step}: start again to go on from the last saved state, and if this "
-                    "comes back, use ranks of one machine"
+                    f"{self.step}: start again to resume from the last saved state; if this "
+                    "happens again, use ranks on one machine only"
                 )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a resumed run needs: tensors by name, and a mapping for JSON."""
+        """All that a resumed run needs: tensors by name, and a mapping that is written as JSON."""
         self.flush()
         tensors = {"log/measured": self._measured, "log/composition": self._composition}
         for objective, network in self.networks.items():
@@ -353,7 +361,7 @@ class CoupledTrainer:
         return tensors, about
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """Take up a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
+        """Set a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
         self.step, self.digests = about["step"], dict(about["digests"])
         before = about.get("trained_by", {"0": 1})
         self.trained_by = {s: n for s, n in before.items() if int(s) < self.step}
@@ -361,7 +369,7 @@ class CoupledTrainer:
             self.trained_by[str(self.step)] = self.ranks.size
         self._measured = tensors["log/measured"]
         composition = tensors["log/composition"]
-        if composition.ndim == 2:  # written before models could have batches of their own
+        if composition.ndim == 2:  # states of versions where all models shared their batches
             composition = composition[:, None].expand(-1, len(self.networks), -1)
         self._composition = composition
         for objective, network in self.networks.items():
@@ -377,5 +385,5 @@ class CoupledTrainer:
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, named without it."""
+    """The tensors whose names begin with `prefix`, which is removed from the names."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -242,8 +242,8 @@ def test_rows_of_a_run_are_taken_before_others_are_dropped():
     ("spec", "sentence"),
     [
         ({"where": {"flavour": "a"}}, "asks for column flavour, which its table lacks"),
-        ({"value": "no_such"}, "level test on table measures cannot be worked out"),
-        ({"only": "no_such > 1"}, "level test on table measures cannot be worked out"),
+        ({"value": "no_such"}, "level test on table measures cannot be evaluated"),
+        ({"only": "no_such > 1"}, "level test on table measures cannot be evaluated"),
     ],
 )
 def test_a_claim_that_does_not_fit_its_table(spec, sentence):
@@ -766,7 +766,7 @@ def test_the_table_and_its_readable_form(folder, tmp_path):
     table = pl.read_parquet(tmp_path / "once/claims.parquet")
     assert list(table["claim"].unique(maintain_order=True)) == list(ALL)
     text = (tmp_path / "once/claims.md").read_text()
-    summary, details = text.split("## What the verdicts rest on")
+    summary, details = text.split("## Results behind the verdicts")
     for claim in ALL.values():
         (line,) = [one for one in summary.splitlines() if one.startswith(f"| {claim.statement}")]
         (verdict,) = set(table.filter(claim=claim.id)["verdict"])

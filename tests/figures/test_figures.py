@@ -516,8 +516,8 @@ def test_a_missing_network_is_named(inputs, tmp_path):
     ("change", "message"),
     [
         ({"name": "portrait"}, "no figure is called 'portrait'"),
-        ({"tables": {"measures": Path("nowhere.parquet")}}, "run `cltools measure` first"),
-        ({"tables": {}}, "needs the table of `cltools measure`: give it with --measures"),
+        ({"tables": {"measures": Path("nowhere.parquet")}}, "run `cltools collect` first"),
+        ({"tables": {}}, "needs the table of `cltools collect`: give it with --measures"),
         ({"sweeps": {}}, "needs a sweep that varies only the seed"),
         ({"sweeps": {"new": {"label": "", "factors": ["seed"]}}}, "no cell of sweep 'new'"),
         ({"style": {"colour": 1}}, "unknown figure style key 'colour'"),

@@ -33,7 +33,7 @@ from cltools.cluster.estimates import (
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.runtime.errors import InputError
-from cltools.runtime.sealed import write_json
+from cltools.runtime.sealed import read_json, write_json
 from cltools.stages import bench, train
 from cltools.stages.bench import Synthetic, bench_cell
 
@@ -73,7 +73,7 @@ def benched(digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("bench") / "bench.json"
     text = cltools("bench", "--cell", json.dumps(SETTINGS), "--store", digits, "--steps", 4,
                    "--device", "cpu", "--output", output)  # fmt: skip
-    return text, output, json.loads(output.read_text())
+    return text, output, read_json(output, made_by="cltools bench")
 
 
 def test_a_cell(benched):
@@ -133,7 +133,7 @@ def test_a_config_of_two_kinds(tmp_path):
     text = cltools("bench", path, "--store", tmp_path, "--synthetic", "--image-size", 8,
                    "--images", 200, "--classes", 10, "--channels", 1, "--steps", 2,
                    "--device", "cpu", "--output", output)  # fmt: skip
-    report = json.loads(output.read_text())
+    report = read_json(output, made_by="cltools bench")
     kinds = {entry["kind"]["batch_size"]: entry for entry in report["kinds"]}
     assert {size: entry["cells"] for size, entry in kinds.items()} == {50: 4, 25: 1}
     assert {size: e["costs"]["steps_per_epoch"] for size, e in kinds.items()} == {50: 3, 25: 6}
@@ -236,11 +236,11 @@ def test_preparing_photographs_takes_longer():
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", '{"kinds": 3}', '{"kinds": [{"kind": {}}]}', '{"kinds": [{"kind": {}, "costs": {}}]}'],
+    [{}, {"kinds": 3}, {"kinds": [{"kind": {}}]}, {"kinds": [{"kind": {}, "costs": {}}]}],
 )
 def test_another_file_is_no_bench(tmp_path, content):
     path = tmp_path / "bench.json"
-    path.write_text(content)
+    write_json(path, content)
     with pytest.raises(InputError, match=r"bench.json is not a file of `cltools bench`"):
         Bench(path)
 
@@ -248,7 +248,7 @@ def test_another_file_is_no_bench(tmp_path, content):
 def test_costs_that_are_none(benched, tmp_path):
     path = tmp_path / "bench.json"
     for name, value in (("memory_mb", "much"), ("seconds_per_step", -1), ("steps_per_epoch", 0)):
-        report = json.loads(benched[1].read_text())
+        report = read_json(benched[1], made_by="cltools bench")
         report["kinds"][0]["costs"][name] = value
         write_json(path, report)
         with pytest.raises(InputError, match="make it again"):

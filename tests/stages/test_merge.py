@@ -180,7 +180,7 @@ def test_table(manifest, digits, tmp_path):
         device="cpu",
     )
     listed = json.loads(done.read_text())
-    assert (listed["stage"], set(listed)) == ("merge", {"stage", "tables", "version"})
+    assert (listed["stage"], set(listed)) == ("merge", {"seal", "stage", "tables", "version"})
     table = pl.read_parquet(listed["tables"][str(manifest)])
     assert not table.select(KEYS).is_duplicated().any()
     assert len(table) == 2 * 5 * 2 * len(METRICS)  # objectives, points, splits

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 
 from cltools.config.cells import resolve_cell
 from cltools.config.experiment import load_experiment
-from cltools.data.embeddings import read_embeddings
+from cltools.data.embeddings import origin, read_embeddings
 from cltools.layout import CellFolder, Embeddings
 from cltools.maths.projection import principal_plane, turned, umap_plane
 from cltools.runtime.errors import InputError
@@ -132,7 +132,7 @@ def test_project(settings, recalibrate, manifest, digits, tmp_path):
     for step, hashes in saved_weights(about):
         made = Embeddings(recalibrated=recalibrate)
         file = CellFolder.of(manifest).embeddings(made).file(step)
-        stored = read_embeddings(file, about["store"], hashes, made)
+        stored = read_embeddings(file, origin(about, step, hashes, made), made)
         stored = stored.isel(sample=stored.split == split)
         for objective in OBJECTIVES:
             rows = table.filter(objective=objective, step=step)

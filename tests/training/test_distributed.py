@@ -435,7 +435,7 @@ def _failing_rank(store, folder, settings):
 
 def test_a_rank_that_fails_stops_the_others(digits, tmp_path):
     first, second = on_ranks(2, _failing_rank, digits, tmp_path, cell())
-    assert "rank 0 of 2 lost touch with the others" in first
+    assert "rank 0 of 2 lost the connection to the other ranks" in first
     assert second == "this one fails"
     assert not (tmp_path / "trained.json").exists()
 
