@@ -171,7 +171,7 @@ def test_jobs_ask_for_what_was_benched(finished):
     assert asked_for(first, "embed") == {(10 + 3, 2000), (10 + 9, 2000)}
     assert asked_for(bench(memory_mb=2000), "train") == {(12, 3500)}
     assert planned(finished, config) == {}
-    (finished / "bench.json").write_text("{}")
+    write_json(finished / "bench.json", {})
     message = snakemake(finished, "--dry-run", config=config, code=2)
     assert "Error: bench.json is not a file of `cltools bench`" in message
     assert "Traceback" not in message
