@@ -107,7 +107,7 @@ def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterat
         about: Where = {"split": split, "objective": objective, "features": features}
         images = value_of(values, split, objective, features, "images", "count")
         negatives = views * ((batch_size if metric == "batch_gap" else images) - 1)
-        orders = _orders(bound / math.log(negatives)) if negatives > 0 else math.nan
+        orders = math.log10(bound / math.log(negatives)) if negatives > 0 else math.nan
         yield inequality("P1 Theorem 1", metric, variant, bound, gap, vacuous_orders=orders,
                          **about)  # fmt: skip
         yield inequality("P1 Theorem 1", metric, variant, 0.0, gap, "lower", **about)
@@ -139,9 +139,10 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
 
     Measured: mean error on test images, over support sets drawn from the training images. Variances
     are those of the test images. `best` minimizes the bound over a (P1, Corollary 1); `displayed`
-    uses the paper's a. A bound above 1 is vacuous. It is 0 for collapsed classes, as with one test
-    image per class. There are no rows where two class means of the test images coincide, since the
-    variances are infinite then.
+    uses the paper's a. A bound above 1 is vacuous. It is NaN where no class of test images
+    varies, as with one image per class: such images do not show how far others lie from the class
+    means. There are no rows where the means of two classes coincide, since V~, V and V^s, the
+    variances over the distance, are infinite then.
     """
     for split, objective, features in groups(values, "few_shot_nccc_all_way"):
         value = partial(value_of, values, split, objective, features)
@@ -149,6 +150,8 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
         spread = value("cdnv", "directional"), value("cdnv", "pairs"), value("cdnv", "root")
         if not all(map(math.isfinite, spread)):
             continue
+        if not any(spread):
+            spread = math.nan, math.nan, math.nan
         for name, ways in (("all_way", classes), ("two_way", 2)):
             metric = f"few_shot_nccc_{name}"
             for key, accuracy in values.items():
@@ -161,7 +164,7 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
                 for which, bound in limits.items():
                     yield inequality(
                         "P1 Proposition 1", f"few_shot_error_{name}", f"{which}_{key[4]}",
-                        bound, 1 - accuracy, vacuous_orders=_orders(bound), **about,
+                        bound, 1 - accuracy, vacuous_orders=math.log10(bound), **about,
                     )  # fmt: skip
 
 
@@ -188,7 +191,7 @@ def lemma_rows(z: Mapping[str, np.ndarray], labels: np.ndarray, tau: float) -> I
         if tightest is not None:
             yield inequality(
                 "P2 Theorem 1, proof", "reweighting", "batch", tightest.right, tightest.left,
-                vacuous_orders=_orders(tightest.right / 2),
+                vacuous_orders=math.log10(tightest.right / 2) if tightest.right else None,
                 objective=name, features="z",
             )  # fmt: skip
     for name, negatives in (("dcl", other_image), ("nscl", other_class)):
@@ -201,11 +204,6 @@ def lemma_rows(z: Mapping[str, np.ndarray], labels: np.ndarray, tau: float) -> I
             "P2 Theorem 1, proof", "smoothness_of_gradient", f"{name}_gradient",
             found.right, found.left, features="z",
         )  # fmt: skip
-
-
-def _orders(ratio: float) -> float | None:
-    """Orders of magnitude of a bound relative to the largest value; None for a bound of 0."""
-    return math.log10(ratio) if ratio != 0 else None
 
 
 def value_of(

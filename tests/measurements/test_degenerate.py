@@ -65,7 +65,7 @@ KINDS = (
 
 @dataclass
 class Embedded:
-    """What `measure` has of one split, of every objective: h (n, 6), z (n, 4), z_views (2, n, 4)."""
+    """What `measure` has of one split: h and start (n, 6), z (n, 4), z_views (2, n, 4)."""
 
     labels: np.ndarray
     start: dict[str, np.ndarray]
@@ -204,7 +204,7 @@ def test_what_needs_no_second_class_is_measured_without_one(kind, labels):
 @pytest.mark.parametrize("name", OF_CLASSES)
 def test_what_needs_a_second_class_says_so(name):
     """Which no cell comes to, since training refuses a single class."""
-    with pytest.raises(ValueError, match="two|classes"):
+    with pytest.raises(ValueError, match="classes"):
         list(OF_CLASSES[name](embedded(constant, [0, 0]), []))
 
 
@@ -228,10 +228,9 @@ def test_collapsed_classes(labels):
     assert set(found(rows, "nccc", "accuracy")) == {1.0}
     assert np.isnan(found(rows, "cka", "residual_biased")).all()
     errors = [r for r in bounded(e, rows) if r["quantity"].startswith("few_shot_error")]
-    assert {(r["bound"], r["log10_bound"], r["vacuous_orders"]) for r in errors} == {
-        (0.0, None, None)
-    }
-    assert all(r["holds"] for r in errors)
+    assert errors
+    # These images do not show how far others lie from the class means: nothing is claimed.
+    assert all(math.isnan(r["bound"]) and r["holds"] is None for r in errors)
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
