@@ -326,5 +326,6 @@ def image_set(
         split_size=len(store.labels[split]),
         classes=len(subset.class_ids),
         mean=torch.tensor(store.mean, dtype=torch.float32, device=device),
-        std=torch.tensor(store.std, dtype=torch.float32, device=device),
+        # A channel with one value only is 0 everywhere once its mean is subtracted.
+        std=torch.tensor([s or 1.0 for s in store.std], dtype=torch.float32, device=device),
     )

@@ -251,11 +251,16 @@ def select(
     their order, number r keeps imbalance^(-r/(C-1)) of what the first has, at least one image;
     without `per_class`, the first has as many as the smallest class.
 
-    Raises InputError when the data set has fewer classes or images than asked for.
+    Raises InputError when the data set has fewer classes or images than asked for, or only one
+    class: nothing is measured within a single class.
     """
     available = len(class_names)
     if draw < 0:
         raise InputError(f"class_draw is {draw}: draws are numbered from 0")
+    if available < 2:
+        raise InputError(
+            f"the data set '{name}' has fewer than 2 classes: prepare one with 2 or more"
+        )
     if classes is None:
         chosen = np.arange(available)
     elif classes < 2:

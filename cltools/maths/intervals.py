@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cltools.maths.alignment import MEASURES, Measure, Pair, alignment
 
+FEWEST_IMAGES = 4  # a subsample draws two images and leaves two out
+
 
 class Interval(NamedTuple):
     """A statistic of all images and its interval: floats, or arrays if the statistic is one."""
@@ -58,12 +60,12 @@ def subsampling_interval(
 
     Returns:
         (value of all images, low, high). The limits are not clipped to the range of the statistic.
-        They are NaN where the statistic is NaN on any subsample.
+        They are NaN where the statistic is NaN or infinite on any subsample.
 
     Raises:
         ValueError: arguments outside these ranges.
     """
-    if n < 4 or draws < 2 or not 0 < level < 1 or not 0 < fraction < 1:
+    if n < FEWEST_IMAGES or draws < 2 or not 0 < level < 1 or not 0 < fraction < 1:
         raise ValueError(
             f"n ≥ 4, draws ≥ 2, level and fraction in (0, 1) are needed, not {n=}, {draws=},"
             f" {level=}, {fraction=}"
@@ -74,9 +76,10 @@ def subsampling_interval(
     drawn = np.array(
         [statistic(np.sort(rng.permutation(n)[:size])) for _ in range(draws)], dtype=np.float64
     )
-    deviations = np.sqrt(size / (n - size)) * (drawn - drawn.mean(axis=0))
     tails = [(1 + level) / 2, (1 - level) / 2]
-    low, high = value - np.quantile(deviations, tails, axis=0)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity: the limits become NaN
+        deviations = np.sqrt(size / (n - size)) * (drawn - drawn.mean(axis=0))
+        low, high = value - np.quantile(deviations, tails, axis=0)
     if value.ndim == 0:
         return Interval(float(value), float(low), float(high))
     return Interval(value, low, high)

@@ -5,6 +5,8 @@ DCL (decoupled contrastive loss) and NSCL (negatives-only supervised contrastive
 random labels, and for the labels that are worst for an embedding.
 """
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -31,12 +33,16 @@ def clustered_labels(features: ArrayLike, classes: int, seed: int = 0) -> NDArra
     """k-means clusters (n,) of features (n, d), so that the most similar images share a class.
 
     Negatives of the anchor's class are then very similar to it, which makes the gap between DCL and
-    NSCL large. Clusters may differ a lot in size.
+    NSCL large. Clusters may differ a lot in size. There are fewer of them than classes where fewer
+    features differ: a single one for constant features.
 
     Raises:
         ValueError: fewer images than classes.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    clusters = KMeans(classes, n_init=1, random_state=seed).fit_predict(features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than classes
+        clusters = KMeans(classes, n_init=1, random_state=seed).fit_predict(features)
     return np.asarray(clusters, dtype=np.int64)

@@ -40,7 +40,7 @@ def whole_set_losses(
 
     Args:
         z: (K, N, d), K ≥ 2 views of N images. Rows have norm 1, to 1e-2: they may have been stored
-            in half precision.
+            in half precision. A row of zeros has similarity 0 with all rows, as in training.
         labels: (N,) integer classes.
         taus: temperatures, at least 0.003.
         tile: rows and columns of one piece of the similarity matrix. Default 512 on a CPU, so that
@@ -67,7 +67,8 @@ def whole_set_losses(
         raise ValueError(f"temperatures must be at least {SMALLEST_TAU}, not {list(taus)}")
     underflow = any(2 / tau > 80 for tau in taus)
     z = z.to(torch.float64 if underflow or z.dtype == torch.float64 else torch.float32)
-    if not ((z.norm(dim=2) - 1).abs() < 1e-2).all():
+    norms = z.norm(dim=2)
+    if not (((norms - 1).abs() < 1e-2) | (norms == 0)).all():
         raise ValueError("rows of z must have norm 1: pass the L2-normalized projector output")
 
     # Images are sorted by class and views by image, so that each class is one block of rows.

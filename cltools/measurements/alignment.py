@@ -16,7 +16,7 @@ from cltools.maths.alignment import (
 )
 from cltools.maths.angles import feature_angle, similarity_angle
 from cltools.maths.bounds import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
-from cltools.maths.intervals import alignment_intervals
+from cltools.maths.intervals import FEWEST_IMAGES, alignment_intervals
 from cltools.maths.objectives import REFERENCE
 from cltools.measurements.table import Features, Row, others, rows_of
 
@@ -133,9 +133,12 @@ def rank_rows(arrays: Features, reference: str = REFERENCE) -> Iterator[Row]:
 
 
 def add_intervals(rows: list[Row], arrays: Features, reference: str = REFERENCE) -> None:
-    """Add 90 % intervals over images to the papers' measures of h against the reference."""
+    """Add 90 % intervals over images to the papers' measures of h against the reference.
+
+    None are added for fewer than four images, which are too few to draw subsamples from.
+    """
     pairs = [(reference, name) for name in others(arrays, reference)]
-    if not pairs:
+    if not pairs or len(arrays[reference]) < FEWEST_IMAGES:
         return
     table = alignment_intervals(arrays, pairs, PAPERS_MEASURES, draws=INTERVAL_DRAWS)
     for row in rows:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cltools.maths import collapse
-from cltools.maths.intervals import subsampling_interval
+from cltools.maths.intervals import FEWEST_IMAGES, subsampling_interval
 from cltools.measurements.table import Features, Row, rows_of
 
 INTERVAL_DRAWS = 100
@@ -87,7 +87,7 @@ def _intervals(h: np.ndarray, labels: np.ndarray) -> dict[tuple[str, str], dict[
         s = collapse.class_statistics(h[images], labels[images])
         return [function(s) for function in WITH_INTERVAL.values()]
 
-    if len(h) < 4:
+    if len(h) < FEWEST_IMAGES:
         return {}
     interval = subsampling_interval(values, len(h), draws=INTERVAL_DRAWS)
     low, high = np.asarray(interval.low), np.asarray(interval.high)

@@ -65,7 +65,7 @@ def inequality(
     """A row: the bounded quantity, its bound, and whether the inequality held.
 
     `holds` is None where the bound or the measured value is NaN, and where nothing was proved (kind
-    `estimate`).
+    `estimate`). `log10_bound` is None for a bound of 0, and for one below 0 or NaN.
     """
     known = not (math.isnan(bound) or math.isnan(measured)) and kind != "estimate"
     slack = ROUNDING * max(1.0, abs(measured))
@@ -91,7 +91,8 @@ def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterat
     """P1, Theorem 1: 0 ≤ DCL - NSCL ≤ bound, whole set and batches, for any labels.
 
     A bound is vacuous above log(K (N - 1)), the DCL loss of an encoder that maps all images to one
-    point. At τ = 0.1 it is.
+    point. At τ = 0.1 it is. Gap, bound and orders are NaN for a single image or class, which have
+    no negatives.
     """
     for (split, objective, features, metric, variant), gap in values.items():
         if metric == "gap" or (metric.startswith("gap_") and metric.endswith("_labels")):
@@ -106,7 +107,7 @@ def gap_rows(values: Mapping[Key, float], views: int, batch_size: int) -> Iterat
         about: Where = {"split": split, "objective": objective, "features": features}
         images = value_of(values, split, objective, features, "images", "count")
         negatives = views * ((batch_size if metric == "batch_gap" else images) - 1)
-        orders = math.log10(bound / math.log(negatives))
+        orders = math.log10(bound / math.log(negatives)) if negatives > 0 else math.nan
         yield inequality("P1 Theorem 1", metric, variant, bound, gap, vacuous_orders=orders,
                          **about)  # fmt: skip
         yield inequality("P1 Theorem 1", metric, variant, 0.0, gap, "lower", **about)
@@ -138,7 +139,10 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
 
     Measured: mean error on test images, over support sets drawn from the training images. Variances
     are those of the test images. `best` minimizes the bound over a (P1, Corollary 1); `displayed`
-    uses the paper's a. A bound above 1 is vacuous.
+    uses the paper's a. A bound above 1 is vacuous. It is NaN where no class of test images
+    varies, as with one image per class: such images do not show how far others lie from the class
+    means. There are no rows where the means of two classes coincide, since V~, V and V^s, the
+    variances over the distance, are infinite then.
     """
     for split, objective, features in groups(values, "few_shot_nccc_all_way"):
         value = partial(value_of, values, split, objective, features)
@@ -146,6 +150,8 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
         spread = value("cdnv", "directional"), value("cdnv", "pairs"), value("cdnv", "root")
         if not all(map(math.isfinite, spread)):
             continue
+        if not any(spread):
+            spread = math.nan, math.nan, math.nan
         for name, ways in (("all_way", classes), ("two_way", 2)):
             metric = f"few_shot_nccc_{name}"
             for key, accuracy in values.items():
@@ -166,8 +172,11 @@ def lemma_rows(z: Mapping[str, np.ndarray], labels: np.ndarray, tau: float) -> I
     """The three lemmas of P2's Theorem 1 on one batch: z (K, B, d) of "dcl" and "nscl".
 
     Only the first two of the K views are used, as in P2. For the reweighting lemma, the row is of
-    the anchor that comes closest to its bound.
+    the anchor that comes closest to its bound. There are no rows if an embedding has norm 0, since
+    it has no cosine, and none of a lemma that needs negatives which the batch does not have.
     """
+    if not all(views[:2].any(axis=2).all() for views in z.values()):
+        return
     sigma = {name: similarities_of_views(views[:2]) for name, views in z.items()}
     other_image = np.tile(~np.eye(len(labels), dtype=bool), 2)
     same_class = np.tile(labels[:, None] == labels, 2)

@@ -72,13 +72,15 @@ def run(
     last bits of sums. The manifest's `trained_by` says how many ranks there were, and from which
     step on.
 
-    Raises InputError for settings that do not fit the data or the ranks, for a store or a resume
+    Raises InputError for settings that do not fit the data or the ranks, for fewer than two classes
+    or a class without images in either split (no more is needed), for a store or a resume
     state of another cell, for a run that another process is training, for a loss that is not
     finite, and as `states` does. Raises Stopped after a signal.
     """
     torch.set_num_threads(cell["threads"])
     ranks, chosen = join_ranks(device)
     opened, folder = open_store(store, cell), RunFolder(run)
+    cell_subset(opened, cell, "test")  # fail now, not after training, if there are too few images
     images = image_set(opened, cell, "train", chosen, workers)
     slow = cell["precision"] == "bfloat16" and chosen.type == "cpu" and not has_bfloat16()
     if slow and ranks.first:

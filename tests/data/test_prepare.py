@@ -383,6 +383,11 @@ def test_a_class_without_images_is_refused():
         select(np.array([0, 1]), ["a", "b", "c"], split="test")
 
 
+def test_a_single_class_is_refused():
+    with pytest.raises(InputError, match="'flat' has fewer than 2 classes"):
+        select(np.array([0, 0]), ["a"], name="flat")
+
+
 # --- parquet ---------------------------------------------------------------------------------
 
 CELL = pl.Struct({"bytes": pl.Binary, "path": pl.String})

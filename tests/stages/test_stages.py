@@ -380,6 +380,7 @@ def test_another_store(made, tmp_path):
         ({"tau": 0}, "config key cell.tau is 0, but must be greater than 0"),
         ({"batch_size": 5000}, "batch_size is 5000, but the training set of this cell has 1438"),
         ({"classes": 11}, "has 10 classes"),
+        ({"test_images_per_class": 500}, "test images, but 500 per class are needed"),
     ],
 )
 def test_wrong_settings(digits, tmp_path, settings, sentence):
