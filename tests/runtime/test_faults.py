@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import redirect_stderr
@@ -117,20 +118,27 @@ def interrupted(monkeypatch, act, step=5):
 # Signals
 
 
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
 def handlers():
-    return [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    return [signal.getsignal(s) for s in HANDLED]
 
 
 @pytest.fixture
-def usual_handlers(monkeypatch):
-    """Ctrl-C as in a terminal, whatever started the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def usual_handlers():
+    """Ctrl-C and SIGHUP as in a terminal, whatever started the tests."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("usual_handlers")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_and_leaves(digits, tmp_path, whole, monkeypatch, name):
     number, before = signal.Signals[name], handlers()
     with monkeypatch.context() as patch:
@@ -168,7 +176,7 @@ def test_more_signals_change_nothing(digits, tmp_path, whole, monkeypatch):
 
 
 def test_other_threads_and_ignored_signals(digits, tmp_path, monkeypatch):
-    """Handlers are the main thread's, and a job in the background is deaf to Ctrl-C."""
+    """Handlers are the main thread's. In the background Ctrl-C is ignored, under nohup SIGHUP."""
     seen = []
     interrupted(monkeypatch, lambda: seen.append(handlers()))
     before = handlers()
@@ -176,12 +184,40 @@ def test_other_threads_and_ignored_signals(digits, tmp_path, monkeypatch):
     thread.start()
     thread.join()
     assert (tmp_path / "thread/trained.json").exists()
-    was = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignored = (signal.SIGINT, signal.SIGHUP)
+    was = [signal.signal(number, signal.SIG_IGN) for number in ignored]
     run(cell(), digits, tmp_path / "main")
-    signal.signal(signal.SIGINT, was)
+    for number, handler in zip(ignored, was, strict=True):
+        signal.signal(number, handler)
     assert seen[0] == before
-    assert seen[1][1] == signal.SIG_IGN
-    assert seen[1][0] not in before
+    in_main = dict(zip(HANDLED, seen[1], strict=True))
+    assert all(in_main[number] == signal.SIG_IGN for number in ignored)
+    assert in_main[signal.SIGTERM] not in before
+
+
+def on_a_terminal_that_is_closed(arguments):
+    """Run the command with a terminal of its own, which is gone at step 5."""
+    os.setsid()
+    master, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupted(pytest.MonkeyPatch(), lambda: os.close(master))
+    sys.argv = ["cltools", *map(str, arguments)]
+    with open(terminal, "w", buffering=1) as written, redirect_stderr(written):
+        try:
+            cli.main()
+        except SystemExit as left:
+            os._exit(left.code)  # what multiprocessing does at its end needs a terminal
+
+
+def test_a_terminal_that_is_closed(digits, tmp_path):
+    """As when ssh is lost: the state is saved, although nothing can be written there any more."""
+    arguments = train_command(cell(), digits, tmp_path)
+    process = SERVER.Process(target=on_a_terminal_that_is_closed, args=(arguments,))
+    process.start()
+    process.join(HANGS)
+    assert process.exitcode == 128 + signal.SIGHUP
+    assert saved_step(tmp_path / "run/resume.safetensors") == 5
 
 
 def test_a_signal_to_all_of_snakemake(tmp_path):
