@@ -5,6 +5,7 @@ It is fast: it imports neither torch nor polars, and reads only the first bytes 
 
 import fcntl
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from cltools.config.experiment import Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
+from cltools.runtime.locks import open_lock
 
 # done: made by the present version of the stage.
 # stale: made by another version of the stage, from other images or with other settings.
@@ -161,9 +163,12 @@ def _short_stage(
 
 
 def _locked(path: Path) -> bool:
-    """Whether a process holds the lock of a run; False on file systems without locks."""
+    """Whether a process holds the lock of a run; False on file systems without locks.
+
+    Raises InputError where the lock file is a symbolic link or a pipe.
+    """
     try:
-        with open(path) as file:
+        with os.fdopen(open_lock(path, os.O_RDONLY)) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from commands import SERVER
 from places import ROOT
+from planted import PLANTED
 from small import small_cell
 from small import train_into as run
 from waiting import HANGS, wait_until
@@ -36,7 +37,7 @@ from cltools.config.cells import canonical_cell
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, whole_file
 from cltools.runtime.tensors import load_checked, load_tensors, save_tensors
-from cltools.stages import embed, measure, prepare, train
+from cltools.stages import embed, measure, prepare, status, train
 from cltools.stages.train import Saves
 from cltools.training.states import States
 from cltools.training.trainer import CoupledTrainer
@@ -409,6 +410,27 @@ def test_two_runs_of_one_cell(digits, tmp_path, whole):
     assert f"{tmp_path / 'run'} is in use by {holder}: wait for its end" in str(error.value)
     run(cell(), digits, tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_what_stands_in_the_place_of_a_lock(plant, tmp_path):
+    """It is neither followed nor waited for nor emptied."""
+    PLANTED[plant](tmp_path / "lock")
+    sentence = "lock is not a lock file but a link, a pipe or the like: delete it"
+    with pytest.raises(InputError, match=sentence), only_process(tmp_path):
+        pass
+    with pytest.raises(InputError, match=sentence):
+        status._locked(tmp_path / "lock")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_the_umask_counts_for_a_lock(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with only_process(tmp_path):
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_a_lock_of_a_moment_is_waited_for(tmp_path, monkeypatch):
