@@ -22,7 +22,7 @@ if not workflow.configfiles:
 # A scheduler sends its signals to all processes of a job. Without a trap, the shell of the command
 # would be gone at once, and the job be over for it, while training still saves its state.
 LOGGED = shlex.quote(f"{workflow.basedir}/workflow/logged.sh")
-shell.prefix(f"set -euo pipefail; trap : TERM USR1; source {LOGGED}; ")
+shell.prefix(f"set -euo pipefail; trap : TERM USR1 HUP; source {LOGGED}; ")
 
 
 report: "workflow/report/workflow.rst"

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 
 import typer
 
@@ -46,7 +47,7 @@ def main() -> None:
         app()
     except Stopped as stopped:
         if first:
-            typer.echo(str(stopped), err=True)
+            _say(str(stopped))
         sys.exit(stopped.code)
     except Exception as error:
         fault = error if isinstance(error, InputError) else disk_fault(error)
@@ -57,5 +58,11 @@ def main() -> None:
             # Most errors occur on all ranks. Rank 0 then reports them, and torchrun ends this
             # process while it waits. Otherwise the error is this rank's alone.
             time.sleep(SECONDS_FOR_RANK_0)
-        typer.echo(f"Error: {fault}", err=True)
+        _say(f"Error: {fault}")
         sys.exit(2)
+
+
+def _say(sentence: str) -> None:
+    """Write to stderr, unless that was a terminal that is closed by now: the exit code stays."""
+    with suppress(OSError):
+        typer.echo(sentence, err=True)

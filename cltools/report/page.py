@@ -5,7 +5,6 @@ to load anything else.
 """
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,6 +12,7 @@ from typing import Any
 
 import jinja2
 import polars as pl
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -81,8 +81,8 @@ def page(material: Material) -> str:
         css=Markup((files / "report.css").read_text()),
         script=Markup((files / "report.js").read_text()),
         plotly=Markup(get_plotlyjs()),
-        # "</" would end the script element that contains the data.
-        data=Markup(json.dumps(explore, allow_nan=False).replace("</", "<\\/")),
+        # Labels come from users. With <, > and & as \u003c and the like, none can end the script.
+        data=htmlsafe_json_dumps(explore, allow_nan=False),
         explore=explore,
         counts=_counts(material.claims),
         claims=_claims(material.claims, drawn),

@@ -30,6 +30,9 @@ function widget(id, prepare, draw) {
   again();
 }
 
+// Plotly takes tags in texts for markup.
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+
 function choices(select, values, labels = {}) {
   for (const one of values) select.add(new Option(labels[one] ?? one, one));
 }
@@ -88,7 +91,7 @@ widget("gap", ({ epoch }) => steps(epoch, gapEpochs), ({ classes, tau, epoch }, 
   unique(rows.map((row) => `${row.dataset}, ${row.sweep}`)).forEach((name, i) => {
     const own = rows.filter((row) => `${row.dataset}, ${row.sweep}` === name).sort((a, b) => a.classes - b.classes);
     traces.push({
-      x: own.map((row) => row.classes), y: own.map((row) => row.mean), name: `${name} (τ = ${nearest})`, mode: "lines+markers",
+      x: own.map((row) => row.classes), y: own.map((row) => row.mean), name: `${plain(name)} (τ = ${nearest})`, mode: "lines+markers",
       line: { color: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"][i % 6] },
       error_y: { array: own.map((row) => row.high - row.mean), arrayminus: own.map((row) => row.mean - row.low) },
     });

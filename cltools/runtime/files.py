@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from cltools.runtime.errors import InputError
 from cltools.runtime.faults import disk_fault
+from cltools.runtime.locks import open_lock
 
 if TYPE_CHECKING:
     pass
@@ -111,11 +112,12 @@ def only_process(folder: Path) -> Iterator[None]:
     the file only says which process has locked it. Where the file system has no locks, there is a
     warning and nothing is checked.
 
-    Raises InputError when another process is in such a block.
+    Raises InputError when another process is in such a block, and where the lock file is a symbolic
+    link or a pipe.
     """
     path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with os.fdopen(open_lock(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+") as file:
         try:
             _lock(file)
         except BlockingIOError:

@@ -1,7 +1,7 @@
-"""A GPU of its own for every process on a machine with several, or with one. Light.
+"""Each process gets GPUs of its own. Light.
 
-Slurm gives each job its GPUs; local Snakemake, also within such a job, gives its own none, and all
-would take the first. So a process claims GPUs by locks on files that all processes of the machine
+Slurm gives each job its GPUs. A local Snakemake does not, even inside a Slurm job: all its jobs
+would use the first GPU. So a process claims GPUs by locking files that all processes of the machine
 see. The kernel drops a lock when its process ends, in whatever way.
 """
 
@@ -15,11 +15,14 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from cltools.runtime.errors import InputError
+from cltools.runtime.locks import open_lock
 
 SECONDS_BETWEEN_TRIES = 1.0
+MODE = 0o444  # of lock files
+REMEDY = "delete it, or name the GPUs to use in CUDA_VISIBLE_DEVICES"
 CLAIMED = "CLTOOLS_GPUS"  # environment variable: the GPUs that a process and its children hold
 log = logging.getLogger("cltools")
-_held: list[int] = []  # open for as long as the process lives
+_held: list[int] = []  # lock files, open as long as the process lives
 
 
 def gpu_count() -> int:
@@ -30,10 +33,12 @@ def gpu_count() -> int:
 def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -> None:
     """Wait for `count` free GPUs, keep them, and show CUDA no others by CUDA_VISIBLE_DEVICES.
 
-    Where that variable is set, by Slurm or by the user, they are of those that it lists; if it
-    lists no more than `count`, they are the process's own already. Nothing is done without a GPU.
-    Call it before CUDA starts; children that inherit open files inherit the claim. Raises
-    InputError when the machine has too few.
+    Where Slurm or the user has set that variable, only GPUs that it lists are taken. If it lists no
+    more than `count`, they already belong to this process. On a machine without a GPU, and in a
+    Slurm job that was given none, nothing happens. Call it before CUDA starts. Children that
+    inherit open files inherit the claim.
+
+    Raises InputError when the machine has too few GPUs, and when a lock file is not one.
     """
     present, shown = gpu_count(), environment.get("CUDA_VISIBLE_DEVICES")
     of_slurm = shown is None and "SLURM_JOB_ID" in environment
@@ -61,7 +66,7 @@ def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -
 
 
 def release_gpus() -> None:
-    """Let other processes have what this one claimed: it cannot use them."""
+    """Give up the GPUs that this process has claimed, because it cannot use them."""
     while _held:
         os.close(_held.pop())
 
@@ -69,20 +74,34 @@ def release_gpus() -> None:
 def _opened(path: Path) -> int:
     """The lock file, which all users of the machine share.
 
-    In /tmp the kernel refuses to create a file that is there and another user's, even for reading.
+    The first process creates it, readable by everyone whatever its umask. Nobody may write to it:
+    a file that is open for reading can be locked, and nothing is ever written to it. It is first
+    opened without creating it, because in /tmp the kernel refuses to "create" an existing file of
+    another user.
+
+    Any user can hold such a lock. It protects against accidents, not against ill will.
+
+    Raises InputError for a symbolic link, a pipe, and a file that may not be read.
     """
-    try:
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
-        os.fchmod(file, 0o666)  # whatever the umask
+    while True:
+        try:
+            return open_lock(path, os.O_RDONLY, remedy=REMEDY)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            raise InputError(f"{path} cannot be read (Permission denied): {REMEDY}") from None
+        try:
+            file = open_lock(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, MODE, REMEDY)
+        except FileExistsError:  # another process was faster
+            continue
+        os.fchmod(file, MODE)  # whatever the umask
         return file
 
 
 def _try(count: int, names: Sequence[str], job: str = "") -> dict[str, int]:
-    """GPU -> open lock file for `count` free GPUs; none at all where fewer are free.
+    """GPU -> open lock file for `count` free GPUs; empty where fewer are free.
 
-    Whoever kept some and waited for more could wait for another who does the same.
+    A process that kept some and waited for more could wait forever for another that does the same.
     """
     claimed: dict[str, int] = {}
     for gpu in names:

@@ -1,28 +1,32 @@
-"""Requests to stop: the signals that come before a job is killed."""
+"""Signals that ask a process to stop before it is killed."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Ctrl-C; what schedulers send some time before SIGKILL; what `sbatch --signal=USR1@60` sends.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# SIGINT is Ctrl-C. Schedulers send SIGTERM some time before SIGKILL, and `sbatch --signal=USR1@60`
+# asks for SIGUSR1. SIGHUP comes when the terminal is closed or the ssh connection is lost.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
-    """The number of the first signal that asked to stop, 0 while there is none."""
+    """`number` is that of the first signal that asked to stop; 0 while there is none."""
 
     number = 0
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block these signals interrupt nothing: the first one is noted, the rest ignored.
+    """Yield a request that notes the first of `SIGNALS` to arrive while the block runs.
 
-    So a group of processes may be sent a signal that its members pass on to each other. Handlers
-    are put back at the end. A signal that was ignored before stays so (of a job in the background,
-    Ctrl-C is not meant for it). Python has no handlers outside of the main thread: there, signals
-    do what they always do.
+    No signal interrupts the block, which looks at the request when it suits it. Later signals are
+    ignored, since a parent may pass on a signal that this process already has. The earlier handlers
+    are put back at the end.
+
+    A signal that was already ignored stays ignored: `nohup` ignores SIGHUP, and a shell ignores
+    SIGINT for a job in the background. Python only allows handlers in the main thread. In other
+    threads, nothing is changed.
     """
     request = StopRequest()
 

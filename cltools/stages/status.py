@@ -5,6 +5,7 @@ It is fast: it imports neither torch nor polars, and reads only the first bytes 
 
 import fcntl
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from cltools.config.experiment import Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 from cltools.runtime.errors import InputError
+from cltools.runtime.locks import open_lock
 from cltools.runtime.sealed import read_json
 
 # done: made by the present version of the stage.
@@ -163,9 +165,12 @@ def _short_stage(
 
 
 def _locked(path: Path) -> bool:
-    """Whether a process holds the lock of a run; False on file systems without locks."""
+    """Whether a process holds the lock of a run; False on file systems without locks.
+
+    Raises InputError where the lock file is a symbolic link or a pipe.
+    """
     try:
-        with open(path) as file:
+        with os.fdopen(open_lock(path, os.O_RDONLY)) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

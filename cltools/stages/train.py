@@ -64,7 +64,7 @@ def run(
     provided that the weights of that step were kept. While training goes on, two states are kept
     (see `states`), at its end one. `workers` is described in `image_set`.
 
-    SIGTERM, SIGINT and SIGUSR1 end training after the current step, once the state is saved.
+    The signals of `stop_requests` end training after the current step, once the state is saved.
     Several ranks exchange such signals every few steps, so that all stop at the same step.
 
     The processes that torchrun starts train the cell together. All resume from the same state, and

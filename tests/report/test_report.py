@@ -1,11 +1,13 @@
 """The report: what stands in it, and what a real browser makes of it."""
 
 import base64
+import html
 import json
 import re
 import shutil
 import subprocess
-from itertools import combinations, product
+from html.parser import HTMLParser
+from itertools import combinations, cycle, product
 
 import polars as pl
 import pytest
@@ -203,6 +205,59 @@ def test_the_same_input_gives_the_same_page(material, page, tmp_path):
     assert again.read_bytes() == page.read_bytes()
 
 
+LABELS = ("<!--<script>", "</script><b>bold</b>", "line\u2028 & \u2029paragraph <i>")
+
+
+@pytest.fixture(scope="module")
+def labelled(material, tmp_path_factory):
+    """The page of sweeps with labels that HTML or JavaScript could take for their own."""
+    folder = tmp_path_factory.mktemp("labelled")
+    plan = json.loads(material["plan"].read_text())
+    for sweep, label in zip(plan["sweeps"], cycle(LABELS), strict=False):
+        sweep["label"] = label
+    (folder / "plan.json").write_text(json.dumps(plan))
+    output = folder / "report.html"
+    report.run(**{**material, "plan": folder / "plan.json", "output": output})
+    return output
+
+
+class Parsed(HTMLParser):
+    """The content of the data script, the visible text and the tags of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.data, self.text, self.tags, self.within = "", "", [], None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag in ("script", "style"):
+            self.within = dict(attributes).get("id", tag)
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self.within = None
+
+    def handle_data(self, data):
+        if self.within == "data":
+            self.data += data
+        elif self.within is None:
+            self.text += data
+
+
+def test_labels_are_text(page, labelled):
+    """No label ends the script that holds it, or becomes a tag."""
+    usual, found = Parsed(page.read_text()), Parsed(labelled.read_text())
+    assert found.tags == usual.tags
+    # Python's parser does not know that "<!--<script>" hides the end of a script, as browsers do.
+    assert not set("<>&\u2028\u2029") & set(found.data)
+    sweeps = {row["sweep"] for row in json.loads(found.data)["gap"]}
+    assert all(any(sweep.startswith(label) for sweep in sweeps) for label in LABELS)
+    first = next(label for label in LABELS if label in found.text)
+    assert f"sweep “{first}”" in found.text
+
+
 def test_without_what_is_optional(material, measures, tmp_path):
     """No figures, no benchmarks, nothing measured of class means or of a second objective."""
     few = measures.filter(
@@ -282,6 +337,27 @@ def test_every_control_moves_its_plot(page, tmp_path):
     still = {name for name, (changed, plots) in moved.items() if not changed or plots == 0}
     assert not still
     assert int(re.search(r'data-width="(\d+)"', shown)[1]) <= 1280
+
+
+LEGEND = """
+<script>
+window.addEventListener("load", () => {
+  const shown = [...document.querySelectorAll("#gap .legendtext")].map((text) => text.textContent);
+  document.body.dataset.legend = JSON.stringify(shown);
+});
+</script>
+</body>"""
+
+
+@needs_browser
+def test_labels_in_a_browser(labelled, tmp_path):
+    """They stand in the legend as they were written."""
+    text = labelled.read_text().replace("</body>", LEGEND)
+    shown, console = browse(tmp_path, text, "--dump-dom")
+    assert console == []
+    legend = html.unescape(re.search(r'data-legend="([^"]+)"', shown)[1])
+    texts = json.loads(legend)
+    assert all(any(label in text for text in texts) for label in LABELS[:2])
 
 
 @needs_browser

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import redirect_stderr
@@ -25,6 +26,7 @@ import safetensors.torch
 import torch
 from commands import SERVER
 from places import ROOT
+from planted import PLANTED
 from small import small_cell
 from small import train_into as run
 from waiting import HANGS, wait_until
@@ -35,7 +37,7 @@ from cltools.config.cells import canonical_cell
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, whole_file
 from cltools.runtime.tensors import load_checked, load_tensors, save_tensors
-from cltools.stages import embed, measure, prepare, train
+from cltools.stages import embed, measure, prepare, status, train
 from cltools.stages.train import Saves
 from cltools.training.states import States
 from cltools.training.trainer import CoupledTrainer
@@ -117,20 +119,27 @@ def interrupted(monkeypatch, act, step=5):
 # Signals
 
 
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
 def handlers():
-    return [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    return [signal.getsignal(s) for s in HANDLED]
 
 
 @pytest.fixture
-def usual_handlers(monkeypatch):
-    """Ctrl-C as in a terminal, whatever started the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def usual_handlers():
+    """Ctrl-C and SIGHUP as in a terminal, whatever started the tests."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("usual_handlers")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_and_leaves(digits, tmp_path, whole, monkeypatch, name):
     number, before = signal.Signals[name], handlers()
     with monkeypatch.context() as patch:
@@ -168,7 +177,7 @@ def test_more_signals_change_nothing(digits, tmp_path, whole, monkeypatch):
 
 
 def test_other_threads_and_ignored_signals(digits, tmp_path, monkeypatch):
-    """Handlers are the main thread's, and a job in the background is deaf to Ctrl-C."""
+    """Handlers are the main thread's. In the background Ctrl-C is ignored, under nohup SIGHUP."""
     seen = []
     interrupted(monkeypatch, lambda: seen.append(handlers()))
     before = handlers()
@@ -176,12 +185,40 @@ def test_other_threads_and_ignored_signals(digits, tmp_path, monkeypatch):
     thread.start()
     thread.join()
     assert (tmp_path / "thread/trained.json").exists()
-    was = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignored = (signal.SIGINT, signal.SIGHUP)
+    was = [signal.signal(number, signal.SIG_IGN) for number in ignored]
     run(cell(), digits, tmp_path / "main")
-    signal.signal(signal.SIGINT, was)
+    for number, handler in zip(ignored, was, strict=True):
+        signal.signal(number, handler)
     assert seen[0] == before
-    assert seen[1][1] == signal.SIG_IGN
-    assert seen[1][0] not in before
+    in_main = dict(zip(HANDLED, seen[1], strict=True))
+    assert all(in_main[number] == signal.SIG_IGN for number in ignored)
+    assert in_main[signal.SIGTERM] not in before
+
+
+def on_a_terminal_that_is_closed(arguments):
+    """Run the command with a terminal of its own, which is gone at step 5."""
+    os.setsid()
+    master, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupted(pytest.MonkeyPatch(), lambda: os.close(master))
+    sys.argv = ["cltools", *map(str, arguments)]
+    with open(terminal, "w", buffering=1) as written, redirect_stderr(written):
+        try:
+            cli.main()
+        except SystemExit as left:
+            os._exit(left.code)  # what multiprocessing does at its end needs a terminal
+
+
+def test_a_terminal_that_is_closed(digits, tmp_path):
+    """As when ssh is lost: the state is saved, although nothing can be written there any more."""
+    arguments = train_command(cell(), digits, tmp_path)
+    process = SERVER.Process(target=on_a_terminal_that_is_closed, args=(arguments,))
+    process.start()
+    process.join(HANGS)
+    assert process.exitcode == 128 + signal.SIGHUP
+    assert saved_step(tmp_path / "run/resume.safetensors") == 5
 
 
 def test_a_signal_to_all_of_snakemake(tmp_path):
@@ -367,6 +404,27 @@ def test_two_runs_of_one_cell(digits, tmp_path, whole):
     assert f"{tmp_path / 'run'} is in use by {holder}: wait for its end" in str(error.value)
     run(cell(), digits, tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_what_stands_in_the_place_of_a_lock(plant, tmp_path):
+    """It is neither followed nor waited for nor emptied."""
+    PLANTED[plant](tmp_path / "lock")
+    sentence = "lock is not a lock file but a link, a pipe or the like: delete it"
+    with pytest.raises(InputError, match=sentence), only_process(tmp_path):
+        pass
+    with pytest.raises(InputError, match=sentence):
+        status._locked(tmp_path / "lock")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_the_umask_counts_for_a_lock(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with only_process(tmp_path):
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_a_lock_of_a_moment_is_waited_for(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from planted import PLANTED
 
 from cltools.runtime import devices, gpus
 from cltools.runtime.errors import InputError
@@ -76,13 +77,51 @@ def test_another_user_can_claim(tmp_path, monkeypatch):
         os.umask(before)
     os.close(file)
     path = tmp_path / "cltools-gpu-0"
-    assert path.stat().st_mode & 0o777 == 0o666
+    assert path.stat().st_mode & 0o777 == 0o444
     flags = []
     opened = os.open
     monkeypatch.setattr(os, "open", lambda *given: flags.append(given[1]) or opened(*given))
     (file,) = gpus._try(1, ["0"]).values()
     os.close(file)
-    assert flags == [os.O_RDONLY]
+    (only,) = flags
+    assert only & (os.O_CREAT | os.O_ACCMODE) == os.O_RDONLY
+
+
+@pytest.mark.parametrize("plant", [*PLANTED, "a file of somebody else"])
+def test_what_stands_in_the_place_of_a_lock(plant, tmp_path, monkeypatch):
+    """Anyone may put something there: it is not followed, not waited for, and named."""
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    path = tmp_path / "cltools-gpu-0"
+    if plant in PLANTED:
+        PLANTED[plant](path)
+        said = "is not a lock file but a link, a pipe or the like"
+    else:
+        monkeypatch.setattr(gpus, "open_lock", refused)  # root may read all files
+        said = r"cannot be read \(Permission denied\)"
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=f"cltools-gpu-0 {said}: delete it, or name the GPUs"):
+        gpus._try(1, ["0"])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def refused(*given, **options):
+    raise PermissionError
+
+
+def test_two_create_the_lock_at_once(tmp_path, monkeypatch):
+    """The slower one opens what the faster one made."""
+    path, opened = tmp_path / "cltools-gpu-0", gpus.open_lock
+
+    def just_made(given, flags, *others, **options):
+        if flags & os.O_CREAT:
+            path.touch()
+        return opened(given, flags, *others, **options)
+
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus, "open_lock", just_made)
+    (file,) = gpus._try(1, ["0"]).values()
+    assert os.path.samestat(os.fstat(file), path.stat())
+    os.close(file)
 
 
 def test_several_gpus_are_claimed_together_or_not_at_all(start):

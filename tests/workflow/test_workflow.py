@@ -3,11 +3,14 @@
 import copy
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
-from commands import planned, snakemake
+from commands import STAGES, planned, snakemake
+from places import ROOT
 
 from cltools.cluster.estimates import kind_of
 from cltools.config.experiment import load_experiment
@@ -248,3 +251,50 @@ def test_settings_reach_the_shell_quoted(tmp_path):
                            "recipe": "digits"}}  # fmt: skip
     snakemake(tmp_path, config=changed(datasets=datasets), code=1)
     assert not (tmp_path / "pwned").exists()
+
+
+NASTY = "a b;touch pwned'$(touch pwned)&"
+
+
+@pytest.fixture
+def nasty(tmp_path):
+    """A copy of the workflow in a folder whose name a shell would take apart."""
+    for name in ("workflow", "config"):
+        shutil.copytree(ROOT / name, tmp_path / NASTY / name)
+    return shutil.copy(ROOT / "Snakefile", tmp_path / NASTY)
+
+
+def printed_commands(folder, *arguments):
+    """The words of every command that a dry run prints."""
+    folder.mkdir()
+    text = snakemake(folder, "--dry-run", "--printshellcmds", *arguments, config=EVERY_STAGE)
+    return [shlex.split(line) for line in re.findall("^Shell command: (logged .*)$", text, re.M)]
+
+
+EVERY_STAGE = changed(
+    merge={"sweeps": ["base"]}, project={}, surrogate={}, minimise={}, regularity={}
+)
+
+
+def test_paths_are_single_words(tmp_path, nasty):
+    """The same words as elsewhere, but for the folder in which the papers' numbers are."""
+    usual = printed_commands(tmp_path / "usual")
+    assert {words[3] for words in usual} == {"plan", *STAGES}
+    expected = [
+        [word.replace(str(ROOT), str(Path(nasty).parent)) for word in words] for words in usual
+    ]
+    assert expected != usual
+    given = printed_commands(tmp_path / f"work {NASTY}", "--snakefile", nasty)
+    assert sorted(given) == sorted(expected)
+    papers = {word for words in given for word in words if word.endswith(".csv")}
+    assert papers
+    assert all(Path(path).exists() for path in papers)
+
+
+def test_figures_are_drawn_in_any_folder(tmp_path, nasty, finished):
+    there = shutil.copytree(finished, tmp_path / f"work {NASTY}")
+    figure = there / "results/tiny/figures/downstream.pdf"
+    before = figure.stat().st_mtime_ns
+    snakemake(there, "results/tiny/figures/downstream.pdf", "--snakefile", nasty, config=CONFIG)
+    assert figure.stat().st_mtime_ns > before
+    assert not list(tmp_path.rglob("pwned"))

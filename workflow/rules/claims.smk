@@ -22,6 +22,6 @@ rule claims:
         claims=sha256_file(CLAIMS),
         version=VERSIONS["claims"],
     shell:
-        "logged {log} "
-        "cltools claims --plan {input.plan} --measures {input.measures} --log {input.log} "
-        "--theory {input.theory} {params.without_cells} --output {output.table} "
+        "logged {log:q} "
+        "cltools claims --plan {input.plan:q} --measures {input.measures:q} --log {input.log:q} "
+        "--theory {input.theory:q} {params.without_cells:q} --output {output.table:q} "

@@ -76,13 +76,18 @@ def figure_papers(wildcards):
     return [PAPERS / f"{name}.csv" for name in spec.papers] if spec else []
 
 
+# Options are lists of words, each of which the shell command quotes by itself ({params.tables:q}).
+def options(pairs):
+    return [word for name, value in pairs for word in (f"--{name}", str(value))]
+
+
 def figure_options(wildcards, input):
-    tables = [f"--{name} {input[name]}" for name in figure_tables(wildcards)]
-    return [*tables, *(f"--papers {path}" for path in input.papers)]
+    tables = [(name, input[name]) for name in figure_tables(wildcards)]
+    return options([*tables, *(("papers", path) for path in input.papers)])
 
 
 def options_of_tables(wildcards, input):
-    return [f"--{Path(path).stem} {path}" for path in input.without_cells]
+    return options((Path(path).stem, path) for path in input.without_cells)
 
 
 def stage_settings(stage, without=()):
@@ -117,7 +122,9 @@ def stores_in(batches):
 
 def store_options_in(batches):
     stores = stores_in(batches)
-    return lambda wildcards: [f"--store {path.parent}" for path in stores(wildcards)]
+    return lambda wildcards: options(
+        ("store", path.parent) for path in stores(wildcards)
+    )
 
 
 def pictured_manifest(wildcards):

@@ -33,9 +33,9 @@ rule embed:
         keep="--keep" if EXPERIMENT.setting("keep_embeddings") else "",
         version=VERSIONS["embed"],
     shell:
-        "logged {log} "
-        "cltools embed {input.manifests} {params.stores} --dtype {params.dtype} "
-        "{params.recalibrate} {params.unless_measured} {params.keep} --done {output} "
+        "logged {log:q} "
+        "cltools embed {input.manifests:q} {params.stores:q} --dtype {params.dtype:q} "
+        "{params.recalibrate} {params.unless_measured} {params.keep} --done {output:q} "
         "--threads {threads} "
 
 
@@ -62,9 +62,9 @@ rule measure:
         dtype=EXPERIMENT.setting("embedding_type"),
         version=VERSIONS["measure"],
     shell:
-        "logged {log} "
-        "cltools measure {input.manifests} --full-at {params.full_at} --dtype {params.dtype} "
-        "{params.discard} {params.recalibrated} --done {output} --threads {threads} "
+        "logged {log:q} "
+        "cltools measure {input.manifests:q} --full-at {params.full_at:q} --dtype {params.dtype:q} "
+        "{params.discard} {params.recalibrated} --done {output:q} --threads {threads} "
 
 
 rule theory:
@@ -87,9 +87,9 @@ rule theory:
         settings=stage_settings("theory"),
         version=VERSIONS["theory"],
     shell:
-        "logged {log} "
-        "cltools theory {input.manifests} {params.stores} --measured {input.measured} "
-        "--settings {params.settings:q} --done {output} --threads {threads} "
+        "logged {log:q} "
+        "cltools theory {input.manifests:q} {params.stores:q} --measured {input.measured:q} "
+        "--settings {params.settings:q} --done {output:q} --threads {threads} "
 
 
 rule merge:
@@ -111,9 +111,9 @@ rule merge:
         settings=stage_settings("merge", without=("sweeps",)),
         version=VERSIONS["merge"],
     shell:
-        "logged {log} "
-        "cltools merge {input.manifests} {params.stores} --settings {params.settings:q} "
-        "--done {output} --threads {threads} "
+        "logged {log:q} "
+        "cltools merge {input.manifests:q} {params.stores:q} --settings {params.settings:q} "
+        "--done {output:q} --threads {threads} "
 
 
 rule project:
@@ -138,9 +138,9 @@ rule project:
         ),
         version=VERSIONS["project"],
     shell:
-        "logged {log} "
-        "cltools project {input.manifest} --store {params.store} {params.recalibrate} "
-        "--settings {params.settings:q} --output {output} --threads {threads} "
+        "logged {log:q} "
+        "cltools project {input.manifest:q} --store {params.store:q} {params.recalibrate} "
+        "--settings {params.settings:q} --output {output:q} --threads {threads} "
 
 
 rule plan:
@@ -158,7 +158,7 @@ rule plan:
         config=plan_config,
         version=VERSIONS["plan"],
     shell:
-        "logged {log} " "cltools plan {params.config:q} --output {output} "
+        "logged {log:q} " "cltools plan {params.config:q} --output {output:q} "
 
 
 rule collect:
@@ -183,6 +183,6 @@ rule collect:
     params:
         version=VERSIONS["collect"],
     shell:
-        "logged {log} "
-        "cltools collect {input.measured} {input.merged} {input.theory} --plan {input.plan} "
-        "--measures {output.measures} --log {output.log} --theory {output.theory} "
+        "logged {log:q} "
+        "cltools collect {input.measured:q} {input.merged:q} {input.theory:q} --plan {input.plan:q} "
+        "--measures {output.measures:q} --log {output.log:q} --theory {output.theory:q} "

@@ -26,6 +26,6 @@ rule plot:
         style=canonical_json(EXPERIMENT.setting("figures")),
         version=VERSIONS["plot"],
     shell:
-        "logged {log} "
-        "cltools plot {wildcards.figure} --plan {input.plan} {params.tables} "
-        "--style {params.style:q} --output {params.stem} "
+        "logged {log:q} "
+        "cltools plot {wildcards.figure:q} --plan {input.plan:q} {params.tables:q} "
+        "--style {params.style:q} --output {params.stem:q} "

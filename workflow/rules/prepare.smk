@@ -15,6 +15,6 @@ rule prepare:
         store=subpath(output[0], parent=True),
         version=VERSIONS["prepare"],
     shell:
-        "logged {log} "
-        "cltools prepare --name {wildcards.store} --definition {params.definition:q} "
-        "--store {params.store} "
+        "logged {log:q} "
+        "cltools prepare --name {wildcards.store:q} --definition {params.definition:q} "
+        "--store {params.store:q} "

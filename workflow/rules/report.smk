@@ -27,7 +27,7 @@ rule report:
         benchmarks=str(RESULTS.benchmarks),
         version=VERSIONS["report"],
     shell:
-        "logged {log} "
-        "cltools report {input.manifests} --plan {input.plan} --measures {input.measures} "
-        "--claims {input.claims} --figures {params.figures} --config {params.config:q} "
-        "--benchmarks {params.benchmarks} --output {output} "
+        "logged {log:q} "
+        "cltools report {input.manifests:q} --plan {input.plan:q} --measures {input.measures:q} "
+        "--claims {input.claims:q} --figures {params.figures:q} --config {params.config:q} "
+        "--benchmarks {params.benchmarks:q} --output {output:q} "

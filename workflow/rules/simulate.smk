@@ -15,8 +15,8 @@ rule surrogate:
         settings=stage_settings("surrogate"),
         version=VERSIONS["surrogate"],
     shell:
-        "logged {log} "
-        "cltools surrogate --settings {params.settings:q} --output {output} "
+        "logged {log:q} "
+        "cltools surrogate --settings {params.settings:q} --output {output:q} "
 
 
 rule minimise:
@@ -34,8 +34,8 @@ rule minimise:
         settings=stage_settings("minimise"),
         version=VERSIONS["minimise"],
     shell:
-        "logged {log} "
-        "cltools minimise --settings {params.settings:q} --output {output} "
+        "logged {log:q} "
+        "cltools minimise --settings {params.settings:q} --output {output:q} "
 
 
 rule regularity:
@@ -57,6 +57,6 @@ rule regularity:
         store=subpath(input.store, parent=True),
         version=VERSIONS["regularity"],
     shell:
-        "logged {log} "
-        "cltools regularity --cell {params.cell:q} --store {params.store} "
-        "--settings {params.settings:q} --output {output} "
+        "logged {log:q} "
+        "cltools regularity --cell {params.cell:q} --store {params.store:q} "
+        "--settings {params.settings:q} --output {output:q} "

@@ -22,6 +22,6 @@ rule train:
         run=run_folder,
         version=VERSIONS["train"],
     shell:
-        "logged {log} "
-        "{params.cltools} train --cell {params.settings:q} --until {wildcards.until} "
-        "--store {params.store} --run {params.run} --manifest {output} "
+        "logged {log:q} "
+        "{params.cltools} train --cell {params.settings:q} --until {wildcards.until:q} "
+        "--store {params.store:q} --run {params.run:q} --manifest {output:q} "
