@@ -12,7 +12,8 @@ from cltools.config.durations import Duration
 from cltools.config.schema import check, schema, unknown_key, with_defaults
 from cltools.config.sweeps import alike, base_sweep
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json, read_yaml, sha256_text
+from cltools.runtime.files import canonical_json, sha256_text
+from cltools.runtime.yaml_text import read_yaml
 
 STOP_KEYS = ("epochs", "steps")
 # What a data set's definition says that does not decide which images it holds.
