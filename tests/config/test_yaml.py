@@ -6,6 +6,7 @@ import pytest
 import yaml
 from places import ROOT
 
+from cltools.config.experiment import nested_settings
 from cltools.runtime.errors import InputError
 from cltools.runtime.yaml_text import MOST_LEVELS, MOST_VALUES, parse_yaml, read_yaml
 
@@ -138,3 +139,15 @@ def test_what_is_no_file(name, message, tmp_path):
 def test_text_that_is_in_no_file():
     with pytest.raises(InputError, match=r"^--config base, line 1: YAML reads 010 as the number 8"):
         parse_yaml("{tau: 010}", "--config base")
+
+
+def test_settings_of_the_command_line_are_read_as_in_a_file():
+    """Snakemake takes what is in braces for text."""
+    given = ["experiment=010", "base={tau: 0.2, label: '1', threads: 2}", "base=tau: 0.3"]
+    read = {"experiment": "010", "base": {"tau": "0.3", "label": "1", "threads": "2"}}
+    assert list(nested_settings(given, read)) == [
+        {"base": {"tau": 0.2, "label": "1", "threads": 2}},
+        {"base": {"tau": 0.3}},
+    ]
+    with pytest.raises(InputError, match=r"^--config base, line 1: the key tau stands in line 1"):
+        list(nested_settings(["base={tau: 0.2, tau: 0.3}"], read))
