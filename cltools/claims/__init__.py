@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import read_yaml
+from cltools.runtime.yaml_text import read_yaml
 
 FILE = Path(str(resources.files("cltools") / "claims" / "claims.yaml"))
 EXPRESSIONS = ("value", "lower", "upper")

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cltools.config.schema import unknown_key
 from cltools.runtime.errors import InputError
+from cltools.runtime.yaml_text import read_yaml
 
 CLASSES = ("cpu", "gpu")
 # Names that the Slurm executor knows, passed on as they are.
@@ -46,10 +45,7 @@ class Site:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError:
-        raise InputError(f"{path} is not valid YAML: see slurm/site.example.yaml") from None
+    content = read_yaml(path, "site file") or {}
     for name, wishes in content.items() if isinstance(content, dict) else [("", None)]:
         if name and name not in CLASSES:
             raise InputError(f"{path}: {unknown_key(name, CLASSES)}")

@@ -1,6 +1,6 @@
 """From a config to the cells that it asks for. Light: no numerical library is imported here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -12,7 +12,8 @@ from cltools.config.durations import Duration
 from cltools.config.schema import check, schema, unknown_key, with_defaults
 from cltools.config.sweeps import alike, base_sweep
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json, read_yaml, sha256_text
+from cltools.runtime.files import canonical_json, sha256_text
+from cltools.runtime.yaml_text import parse_yaml, read_yaml
 
 STOP_KEYS = ("epochs", "steps")
 # What a data set's definition says that does not decide which images it holds.
@@ -125,6 +126,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"config file {path} holds no settings: see config/README.md")
     return config
+
+
+def nested_settings(given: Iterable[str], read: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings of `--config` that have keys of their own, read as in a config file.
+
+    `given` is what stands on the command line, such as "base={tau: 0.2}". `read` is what Snakemake
+    made of it, where the 0.2 is text. Each setting comes as a config of its own, here
+    {"base": {"tau": 0.2}}. Raises InputError, as `parse_yaml` does.
+    """
+    for key, _, text in (setting.partition("=") for setting in given):
+        if isinstance(read.get(key), Mapping | list):
+            yield {key: parse_yaml(text, f"--config {key}")}
 
 
 def load_experiment(config: Mapping[str, Any]) -> Experiment:

@@ -160,23 +160,6 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def read_yaml(path: Path, what: str) -> Any:
-    """The content of a YAML file; `what` describes the file in error messages.
-
-    Raises InputError when the file is missing or is not YAML.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{what} {path} does not exist: check its path") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise InputError(f"{what} {path} is not valid YAML{line}: correct it") from None
-
-
 def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -74,6 +74,7 @@ def test_an_account_of_digits_is_text(site):
         ("gpu: fast", "holds no settings by class"),
         ("- gpu", "holds no settings by class"),
         ("gpu: {", "is not valid YAML"),
+        ("gpu: {slurm_account: 042}", "line 1: YAML reads 042 as the number 34"),
     ],
 )
 def test_wrong_files(site, text, message):

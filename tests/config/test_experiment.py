@@ -216,6 +216,12 @@ def test_unreadable_config(tmp_path):
         read_config(tmp_path / "empty.yaml")
 
 
+def test_a_config_that_runs_code_is_refused():
+    """Snakemake would run Python that it holds."""
+    with pytest.raises(InputError, match="config key __use_yte__ is unknown"):
+        load_experiment({**CONFIG, "__use_yte__": True})
+
+
 def test_shipped_configs_are_valid():
 
     configs = list((ROOT / "config").rglob("*.yaml"))

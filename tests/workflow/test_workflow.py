@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from commands import STAGES, planned, snakemake
 from places import ROOT
 
@@ -231,6 +232,32 @@ def test_a_wrong_config_is_one_sentence(tmp_path):
     text = snakemake(tmp_path, "--dry-run", config=config, code=2)
     assert "config key base.taus is unknown: did you mean tau?" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("sweeps: {other: {}}", "the key sweeps stands in line"),
+        ("theory: {no: 1}", "YAML reads the key no as false: put it in quotes"),
+    ],
+)
+def test_what_snakemake_reads_in_silence_is_one_sentence(more, message, tmp_path):
+    text = yaml.safe_dump(CONFIG, sort_keys=False) + more
+    said = snakemake(tmp_path, "--dry-run", config=text, code=2)
+    line = len(text.splitlines())
+    assert f"Error: config file {tmp_path / 'config.yaml'}, line {line}: {message}" in said
+    assert "Traceback" not in said
+
+
+def test_numbers_of_the_command_line_are_numbers(tmp_path):
+    """Also those in braces, which Snakemake takes for text."""
+    given = "base={horizon: 5, tau: 0.2}"
+    cells = load_experiment(changed(base={**CONFIG["base"], "horizon": 5, "tau": 0.2})).plans
+    text = snakemake(tmp_path, "--dry-run", "--config", given, config=CONFIG)
+    assert set(re.findall(r"results/cells/([^/]+)/trained-", text)) == set(cells)
+    said = snakemake(tmp_path, "--dry-run", "--config", "base={tau: 010}", config=CONFIG, code=2)
+    assert "Error: --config base, line 1: YAML reads 010 as the number 8" in said
+    assert "Traceback" not in said
 
 
 def test_what_is_wrong_is_said_on_the_console(tmp_path):

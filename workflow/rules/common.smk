@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from snakemake.utils import update_config
+
 from cltools.claims import FILE as CLAIMS
 from cltools.cluster.estimates import (
     Bench,
@@ -19,13 +21,26 @@ from cltools.cluster.estimates import (
 from cltools.cluster.site import Site
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
-from cltools.config.experiment import identity_of, load_experiment
+from cltools.config.experiment import (
+    identity_of,
+    load_experiment,
+    nested_settings,
+    read_config,
+)
 from cltools.figures import FIGURES, figures_of
 from cltools.layout import RESULTS, VERSIONS
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file
 
 try:
+    # Snakemake has read the files by itself, and is silent where YAML reads something unexpected.
+    for path in map(Path, workflow.configfiles):
+        if path.is_file():  # a pipe is read only once
+            read_config(path)
+    for settings in nested_settings(
+        workflow.config_settings.config_args, workflow.config_settings.config
+    ):
+        update_config(config, settings)
     EXPERIMENT = load_experiment(config)
     FIGURES_DRAWN = figures_of(EXPERIMENT)
     BENCH = Bench(EXPERIMENT.config.get("bench"))
