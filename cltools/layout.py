@@ -27,7 +27,7 @@ VERSIONS = {
     "measure": 4,
     "plan": 3,
     "collect": 5,
-    "plot": 1,
+    "plot": 2,
     "surrogate": 2,
     "theory": 3,
     "merge": 3,

@@ -1,10 +1,13 @@
 """The look of all figures: palette, axes, curves, legend and footnote; and saving a figure."""
 
+import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,12 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 from matplotlib.typing import RcKeyType
+from PIL import Image
 
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import whole_file
+from cltools.runtime.files import canonical_json, sha256_file, whole_file
+
+ABOUT, NUMBERS = "cltools", "sha256 of the numbers"  # what a PNG says of its CSV file
 
 
 @dataclass(frozen=True)
@@ -265,6 +271,31 @@ def save(figure: Figure, table: pl.DataFrame, stem: Path) -> None:
             stack.enter_context(whole_file(Path(f"{stem}.{suffix}")))
             for suffix in ("pdf", "png", "csv")
         )
-        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        figure.savefig(png, metadata={"Software": None})
         table.write_csv(csv)
+        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        about = canonical_json({NUMBERS: sha256_file(csv)})
+        figure.savefig(png, metadata={"Software": None, ABOUT: about})
+
+
+def saved(stem: Path) -> tuple[bytes, bytes] | None:
+    """The PNG and CSV file that `save` wrote; None where one is missing.
+
+    Raises InputError where they are not as they were written, or not of one figure.
+    """
+    png, csv = (Path(f"{stem}.{suffix}") for suffix in ("png", "csv"))
+    try:
+        picture, numbers = png.read_bytes(), csv.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        with Image.open(BytesIO(picture)) as image:
+            image.verify()  # the checksums that PNG has
+            found = json.loads(image.info[ABOUT])
+    except Exception:  # Pillow has many errors for files that are none of its own
+        found = None
+    if found != {NUMBERS: sha256(numbers).hexdigest()}:
+        raise InputError(
+            f"{png} and {csv.name} are damaged or not of one figure: delete them and run "
+            "`cltools plot` again"
+        )
+    return picture, numbers

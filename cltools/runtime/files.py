@@ -105,15 +105,15 @@ def remove_scratch(folder: Path, stem: str = "*") -> None:
 
 
 @contextmanager
-def only_process(folder: Path) -> Iterator[None]:
+def only_process(folder: Path, wait: bool = False) -> Iterator[None]:
     """Let only one process at a time run such a block for a folder, on this machine or another.
 
     The kernel locks the file `LOCK`, and unlocks it when this process ends in any way. The text in
     the file only says which process has locked it. Where the file system has no locks, there is a
-    warning and nothing is checked.
+    warning and nothing is checked. With `wait`, this process waits for the end of the other one.
 
-    Raises InputError when another process is in such a block, and where the lock file is a symbolic
-    link or a pipe.
+    Raises InputError when another process is in such a block, unless told to `wait`, and where the
+    lock file is a symbolic link or a pipe.
     """
     path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,11 @@ def only_process(folder: Path) -> Iterator[None]:
             _lock(file)
         except BlockingIOError:
             file.seek(0)
-            raise InputError(
-                f"{folder} is in use by {file.read() or 'another process'}: wait for its end, or "
-                "end it"
-            ) from None
+            in_use = f"{folder} is in use by {file.read() or 'another process'}"
+            if not wait:
+                raise InputError(f"{in_use}: wait for its end, or end it") from None
+            log.info("%s: waiting for its end", in_use)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             log.warning("%s cannot be locked (%s): start no second run of it", folder, error)
         file.truncate(0)

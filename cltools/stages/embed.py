@@ -21,6 +21,7 @@ from cltools.data.store import ImageStore
 from cltools.data.views import Recipe, epoch_views
 from cltools.layout import PLAIN, VERSIONS, CellFolder, Embeddings, measures_table, whose
 from cltools.runtime.devices import choose_device
+from cltools.runtime.files import only_process
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import usable_table, write_json
 from cltools.training import recalibration
@@ -60,10 +61,12 @@ def run(
         tables = {path: measures_table(path, unless_measured, embeddings) for path in manifests}
         manifests = [m for m, table in tables.items() if not usable_table(table, whose(table, m))]
     for path, store in with_stores(manifests, stores):
-        made = embed_cell(path, store, chosen, embeddings, workers)
-        files[str(path)] = [str(file) for file in made]
-        if keep:
-            CellFolder.of(path).embeddings(embeddings).kept.touch()
+        home = CellFolder.of(path)
+        with only_process(home.path, wait=True):  # experiments may share cells
+            made = embed_cell(path, store, chosen, embeddings, workers)
+            files[str(path)] = [str(file) for file in made]
+            if keep:
+                home.embeddings(embeddings).kept.touch()
     write_json(done, {"files": files, "version": VERSIONS["embed"]})
 
 

@@ -25,6 +25,7 @@ from cltools.layout import (
     whose,
 )
 from cltools.runtime.devices import choose_device
+from cltools.runtime.files import only_process
 from cltools.runtime.gpus import claim_gpus
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import read_table, usable_table, write_json, write_table
@@ -59,9 +60,11 @@ def run(
         choose_device(device)  # fail now, not after hours, if it is missing
     tables = {}
     for path in manifests:
-        tables[str(path)] = str(measure_cell(path, full_at, embeddings, device))
-        if discard_embeddings:
-            discard(CellFolder.of(path).embeddings(embeddings))
+        home = CellFolder.of(path)
+        with only_process(home.path, wait=True):  # experiments may share cells
+            tables[str(path)] = str(measure_cell(path, full_at, embeddings, device))
+            if discard_embeddings:
+                discard(home.embeddings(embeddings))
     write_json(done, {"stage": "measure", "tables": tables, "version": VERSIONS["measure"]})
 
 

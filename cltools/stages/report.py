@@ -12,7 +12,8 @@ import polars as pl
 
 import cltools
 from cltools.figures import FIGURES
-from cltools.layout import VERSIONS, benchmarks_of, figure_file
+from cltools.figures.style import saved
+from cltools.layout import VERSIONS, benchmarks_of
 from cltools.report.page import Drawn, Material, page
 from cltools.runtime import processor
 from cltools.runtime.errors import InputError
@@ -71,10 +72,8 @@ def run(
 
 
 def _drawn(folder: Path, name: str) -> Drawn | None:
-    png, csv = (figure_file(folder, name, ending) for ending in ("png", "csv"))
-    if not (png.exists() and csv.exists()):
-        return None
-    return Drawn(name, FIGURES[name].description, png.read_bytes(), csv.read_bytes())
+    files = saved(folder / name)
+    return None if files is None else Drawn(name, FIGURES[name].description, *files)
 
 
 def _made(manifests: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -106,12 +105,17 @@ def _jobs(folder: Path, plan: Mapping[str, Any]) -> list[tuple[str, int, str, st
     lines = []
     for stage, files in benchmarks_of(folder, plan["experiment"], plan["cells"], stores):
         if files:
-            found = [pl.read_csv(file, separator="\t", null_values="NA") for file in files]
-            jobs = pl.concat(found, how="diagonal_relaxed")
-            minutes, cpu = (
-                jobs[column].cast(pl.Float64).sum() / 60 for column in ("s", "cpu_time")
-            )
-            peak = jobs.select(pl.col("max_rss").cast(pl.Float64).max()).item()
-            memory = (peak or 0) / 1024
+            jobs = pl.concat(map(_benchmark, files))
+            minutes, cpu = jobs["s"].sum() / 60, jobs["cpu_time"].sum() / 60
+            memory = (jobs.select(pl.col("max_rss").max()).item() or 0) / 1024
             lines.append((stage, len(jobs), f"{minutes:.1f}", f"{cpu:.1f}", f"{memory:.2f}"))
     return lines
+
+
+def _benchmark(file: Path) -> pl.DataFrame:
+    """Seconds, CPU seconds and MB of a job, as Snakemake noted them."""
+    columns = pl.col("s", "cpu_time", "max_rss").cast(pl.Float64)
+    try:
+        return pl.read_csv(file, separator="\t", null_values="NA", glob=False).select(columns)
+    except (pl.exceptions.PolarsError, FileNotFoundError):
+        raise InputError(f"{file} is no benchmark of Snakemake: delete it") from None

@@ -12,11 +12,13 @@ from itertools import combinations, cycle, product
 import polars as pl
 import pytest
 import tables
+from matplotlib.figure import Figure
 from waiting import HANGS
 
 from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.config.cells import resolve_cell
+from cltools.figures.style import save
 from cltools.report.explore import exploration
 from cltools.report.page import summary
 from cltools.runtime.errors import InputError
@@ -24,9 +26,6 @@ from cltools.runtime.sealed import write_json
 from cltools.stages import report
 from cltools.tidy import with_setting
 
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-)
 SWEEPS = [{"name": name, **sweep} for name, sweep in tables.SWEEPS.items()]
 CONFIG = {"experiment": "made up", "note": "</script><b>τ & <i>"}
 
@@ -64,8 +63,7 @@ def material(measures, tmp_path_factory):
     table.write_parquet(folder / "claims.parquet")
     (folder / "figures").mkdir()
     for name in ("alignment_training", "downstream"):
-        (folder / f"figures/{name}.png").write_bytes(PNG)
-        (folder / f"figures/{name}.csv").write_text("epoch,value\n0,1\n")
+        save(Figure((1, 1)), pl.DataFrame({"epoch": [0], "value": [1]}), folder / "figures" / name)
     plain = resolve_cell({"dataset": "digits", "recipe": "digits", "horizon": 2})
     manifests, cells = [], {}
     for row in measures.unique("cell", maintain_order=True).iter_rows(named=True):
@@ -80,8 +78,8 @@ def material(measures, tmp_path_factory):
     plan = {"experiment": "made", "cells": cells, "sweeps": SWEEPS,
             "figures": ["alignment_training", "downstream", "few_shot"]}  # fmt: skip
     # An earlier config of this experiment had it drawn.
-    (folder / "figures/alignment_temperature.png").write_bytes(PNG)
-    (folder / "figures/alignment_temperature.csv").write_text("tau,value\n0,1\n")
+    earlier = pl.DataFrame({"tau": [0], "value": [1]})
+    save(Figure((1, 1)), earlier, folder / "figures/alignment_temperature")
     write_json(folder / "plan.json", plan)
     (folder / "benchmarks/train").mkdir(parents=True)
     job = f"{next(iter(cells))}-12epochs.tsv"
@@ -215,7 +213,7 @@ def labelled(material, tmp_path_factory):
     plan = json.loads(material["plan"].read_text())
     for sweep, label in zip(plan["sweeps"], cycle(LABELS), strict=False):
         sweep["label"] = label
-    (folder / "plan.json").write_text(json.dumps(plan))
+    write_json(folder / "plan.json", plan)
     output = folder / "report.html"
     report.run(**{**material, "plan": folder / "plan.json", "output": output})
     return output

@@ -89,7 +89,7 @@ def test_every_cut_and_every_zeroed_block_is_noticed(table, document):
 
 def test_what_is_not_there_or_is_a_folder(table, document):
     for path, read in readers(table, document):
-        path.unlink()
+        path.unlink(missing_ok=True)
         with pytest.raises(InputError, match="does not exist: run"):
             read()
     assert not usable_table(table, OF)
