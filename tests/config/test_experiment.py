@@ -186,7 +186,7 @@ def test_defaults_are_valid():
             r"sweeps\.classes has two cells that differ in lr, tau, which is under no vary: put lr",
         ),
         ({"experimentt": "x"}, r"config key experimentt is unknown: did you mean experiment\?"),
-        ({"experiment": "a b"}, r"config key experiment is wrong"),
+        ({"experiment": "a b"}, r"config key experiment is 'a b', but must be letters"),
         ({"datasets__digits__source": "mnist"}, r"datasets\.digits\.source is 'mnist'"),
         ({"datasets__digits__pth": "x"}, r"datasets\.digits\.pth is unknown: did you mean path\?"),
         ({"figures": {"dpi": 1}}, r"figures\.dpi is 1, but must be at least 50"),
