@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cltools.cli.options import json_object
 from cltools.config.cells import resolve_cell
 from cltools.config.experiment import load_experiment
 from cltools.config.schema import schema, with_defaults
@@ -232,6 +233,15 @@ def test_what_is_changed_is_fine():
 def test_empty_and_odd_values_at_every_key(value):
     refused = sum(attempt(place, copy.deepcopy(value)) for place in ALL)
     assert refused > len(ALL) / 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}", "{", "a\x00b", "a" * 5000]
+)
+def test_json_that_cannot_be_read_is_one_sentence(text):
+    with pytest.raises(InputError, match=r"^--cell .*(not valid JSON|neither JSON nor)") as caught:
+        json_object(text, "--cell")
+    assert "\n" not in str(caught.value)
 
 
 @settings(max_examples=300)
