@@ -19,6 +19,7 @@ from cltools.runtime.errors import InputError
 # What a config may hold, far beyond any real one. More would only make the checks slow.
 DEEPEST = 20  # levels of mappings and lists
 MOST_VALUES = 1_000_000
+LONGEST_LIST = 10_000
 LONGEST_INTEGER = 512  # bits; Python has neither text nor a float for much longer ones
 LONGEST_SHOWN = 80  # characters of a value in a sentence
 
@@ -110,6 +111,11 @@ def check_plain(value: Any, where: str) -> None:
                     )
             left += [(one, (*path, key)) for key, one in value.items()]
         elif isinstance(value, list):
+            if len(value) > LONGEST_LIST:
+                raise InputError(
+                    f"config key {key_path(*path)} is wrong: a list of {len(value)} entries must "
+                    f"have at most {LONGEST_LIST}"
+                )
             left += [(one, (*path, str(number))) for number, one in enumerate(value)]
         elif isinstance(value, int) and value.bit_length() > LONGEST_INTEGER:
             raise InputError(
