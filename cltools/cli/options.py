@@ -71,11 +71,11 @@ def json_object(text: str, what: str) -> Any:
     if not text.lstrip().startswith(("{", "[")):
         try:
             text = Path(text).read_text()
-        except OSError:
+        except (OSError, ValueError):  # not UTF-8, or a zero byte in its name
             raise InputError(f"{what} {text!r} is neither JSON nor a readable file") from None
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # integers or levels beyond Python's limits too
         raise InputError(f"{what} is not valid JSON ({error}): correct it") from None
 
 

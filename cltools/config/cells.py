@@ -10,7 +10,7 @@ from typing import Any
 
 from cltools.config.durations import Duration
 from cltools.config.recipes import RECIPES
-from cltools.config.schema import Validator, cell_keys, check, defaults, schema
+from cltools.config.schema import Validator, cell_keys, check, defaults, schema, shown
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_text
 
@@ -26,7 +26,8 @@ def _is_valid(cell: Mapping[str, Any]) -> bool:
         return False
     try:
         return all(_is_valid_value(key, canonical_json(value)) for key, value in cell.items())
-    except (TypeError, ValueError):  # no JSON, or NaN
+    # Not JSON, NaN, an integer beyond all floats, or too deep.
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return False
 
 
@@ -37,16 +38,30 @@ def _is_valid_value(key: str, text: str) -> bool:
 
 
 def resolve_recipe(choice: str | Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The full recipe from a family's name, or from a mapping with `family` and overrides."""
+    """The full recipe from a family's name, or from a mapping with `family` and overrides.
+
+    Raises InputError, one sentence that names the key (`where` is the path of `choice`).
+    """
+    check(choice, "recipe_choice", where)
     family, overrides = (choice, {}) if isinstance(choice, str) else (choice["family"], choice)
     if family not in RECIPES:
         raise InputError(
-            f"config key {where} names the view recipe {family!r}, but must be one of "
+            f"config key {where} names the view recipe {shown(family)}, but must be one of "
             f"{', '.join(sorted(RECIPES))}"
         )
     recipe = {**RECIPES[family], **{k: v for k, v in overrides.items() if k != "family"}}
     check(recipe, "recipe", where)
+    _check_ranges(recipe, where)
     return recipe
+
+
+def _check_ranges(recipe: Mapping[str, Any], where: str) -> None:
+    for key, rule in schema()["$defs"]["recipe"]["properties"].items():
+        if rule.get("$ref") == "#/$defs/range" and recipe[key][0] > recipe[key][1]:
+            raise InputError(
+                f"config key {where}.{key} is {recipe[key]!r}, but must have the smaller number "
+                "first: exchange them"
+            )
 
 
 def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, Any]:
@@ -55,11 +70,14 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     A bare number for `warmup` or in `checkpoints` counts in the unit of `horizon`. Raises
     InputError, one sentence that names the key.
     """
+    check(settings, "settings", where)
     cell = {**defaults(), **settings}
-    if "recipe" in cell and (isinstance(cell["recipe"], str) or "family" in cell["recipe"]):
-        cell["recipe"] = resolve_recipe(cell["recipe"], f"{where}.recipe")
+    recipe = cell.get("recipe", {})
+    if not isinstance(recipe, Mapping) or "family" in recipe:
+        cell["recipe"] = resolve_recipe(recipe, f"{where}.recipe")
     if not _is_valid(cell):
         check(cell, "cell", where)
+    _check_ranges(cell["recipe"], f"{where}.recipe")
     cell = dict(_with_floats(cell, schema()["$defs"]["cell"]))
     _check_encoder(cell, where)
     _check_framework(cell, where)
@@ -67,7 +85,13 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     if horizon.count == 0:
         raise InputError(f"config key {where}.horizon is 0, but must be at least 1")
     cell["horizon"] = str(horizon)
-    cell["warmup"] = str(Duration.parse(cell["warmup"], horizon.unit))
+    warmup = Duration.parse(cell["warmup"], horizon.unit)
+    if warmup.unit == horizon.unit and warmup.count > horizon.count:
+        raise InputError(
+            f"config key {where}.warmup is {warmup}, beyond the horizon of {horizon}: lower it or "
+            "raise the horizon"
+        )
+    cell["warmup"] = str(warmup)
     cell["checkpoints"] = [str(Duration.parse(c, horizon.unit)) for c in cell["checkpoints"]]
     order = list(cell_keys()["objectives"]["items"]["enum"])
     cell["objectives"] = sorted(cell["objectives"], key=order.index)
@@ -85,7 +109,7 @@ def _with_floats(value: Any, rules: Mapping[str, Any]) -> Any:
         rules = schema()["$defs"][rules["$ref"].rpartition("/")[2]]
     kind = rules.get("type")
     if kind == "number":
-        return float(value)
+        return float(value) + 0.0  # which makes 0 of -0
     if kind == "array" and "items" in rules:
         return [_with_floats(item, rules["items"]) for item in value]
     if kind == "object" and "properties" in rules:

@@ -1,4 +1,4 @@
-"""Durations, given in epochs or in optimiser steps: the one place that knows both."""
+"""Durations, given in epochs or in optimizer steps: the one place that knows both."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ class Duration:
         """
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return cls(default_unit, value)
-        match = re.fullmatch(r"(\d+) ?(epochs|steps)", value) if isinstance(value, str) else None
+        match = (
+            re.fullmatch(r"([0-9]{1,9}) ?(epochs|steps)", value) if isinstance(value, str) else None
+        )
         if match is None:
             raise ValueError(f"{value!r} is not a duration: write 20, '20 epochs' or '300 steps'")
         return cls(match[2], int(match[1]))

@@ -4,18 +4,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from cltools.config.cells import cell_id, resolve_cell
+from cltools.config.cells import cell_id, resolve_cell, resolve_recipe
 from cltools.config.durations import Duration
-from cltools.config.schema import check, schema, unknown_key, with_defaults
+from cltools.config.schema import check, key_path, schema, shown, unknown_key, with_defaults
 from cltools.config.sweeps import alike, base_sweep
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_text
 from cltools.runtime.yaml_text import parse_yaml, read_yaml
 
 STOP_KEYS = ("epochs", "steps")
+MOST_CELLS = 20_000  # of all sweeps together; to work them out takes some 30 seconds
 # What a data set's definition says that does not decide which images it holds.
 NOT_IDENTITY = ("path", "root", "download", "recipe")
 
@@ -145,8 +147,11 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
 
     Raises InputError, one sentence that names the key at fault.
     """
-    config = dict(config)
     check(config, None, "")
+    config = dict(config)
+    for name, definition in config["datasets"].items():
+        resolve_recipe(definition["recipe"], f"datasets.{name}.recipe")
+    _check_sweeps(config["sweeps"])
     ids = {name: store_id(name, definition) for name, definition in config["datasets"].items()}
     stores = {
         ids[name]: {key: value for key, value in definition.items() if key != "recipe"}
@@ -157,7 +162,6 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     plans: dict[str, Plan] = {}
     sweeps = {}
     for name, sweep in config["sweeps"].items():
-        check(sweep, "sweep_of_parts" if "parts" in sweep else "product", f"sweeps.{name}")
         parts = sweep.get("parts", [sweep])
         factors = {factor for part in parts for factor in part.get("vary", {})}
         sweeps[name] = {
@@ -188,6 +192,20 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     return Experiment(config, stores, plans, sweeps, regularity)
 
 
+def _check_sweeps(sweeps: Mapping[str, Any]) -> None:
+    """Check the keys of all sweeps, and that their cells are not too many to be worked out."""
+    cells = 0
+    for name, sweep in sweeps.items():
+        check(sweep, "sweep_of_parts" if "parts" in sweep else "product", f"sweeps.{name}")
+        for part in sweep.get("parts", [sweep]):
+            cells += prod(len(values) for values in part.get("vary", {}).values())
+        if cells > MOST_CELLS:
+            raise InputError(
+                f"config key sweeps asks for {cells:,} cells by its sweep {name}, but an "
+                f"experiment may have {MOST_CELLS:,}: vary less, or make several experiments of it"
+            )
+
+
 def _check_told_apart(cells: list[dict[str, Any]], factors: set[str], where: str) -> None:
     """Refuse two cells that no factor tells apart: figures would take them for one, of two runs."""
     if (pair := alike(cells, factors)) is not None:
@@ -204,7 +222,9 @@ def _points(
 ) -> Iterator[dict[str, Any]]:
     both = sorted(set(part.get("set", {})) & set(part.get("vary", {})))
     if both:
-        raise InputError(f"config key {where} both sets and varies {both[0]}: keep one of them")
+        raise InputError(
+            f"config key {where} both sets and varies {key_path(both[0])}: keep one of them"
+        )
     fixed = {**base, **part.get("set", {})}
     if any(key in part.get("set", {}) for key in (*STOP_KEYS, "horizon")):
         # A sweep with its own horizon does not stop where the base stops, unless it says so.
@@ -226,9 +246,10 @@ def _plan(
     if len(stops) == 2:
         raise InputError(f"config key {where} gives both epochs and steps: keep one of them")
     dataset = settings.get("dataset", next(iter(datasets)))
+    check(dataset, "cell/properties/dataset", f"{where}.dataset")
     if dataset not in datasets:
         raise InputError(
-            f"config key {where}: dataset {dataset!r} is not one of the datasets "
+            f"config key {where}: dataset {shown(dataset)} is not one of the datasets "
             f"({', '.join(sorted(datasets))})"
         )
     recipe = settings.get("recipe", datasets[dataset]["recipe"])

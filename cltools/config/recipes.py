@@ -30,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "hue": 0.2,
         "blur_probability": 0.1,
     },
-    # Grey objects (Fashion-MNIST): colour means nothing, mirror images are the same thing.
+    # Gray objects (Fashion-MNIST): color means nothing, mirror images are the same thing.
     "grey_objects": {
         **_CIFAR,
         "crop_scale": [0.2, 1.0],

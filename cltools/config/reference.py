@@ -120,12 +120,10 @@ def resolved(rule: Rule) -> Rule:
 def allowed(rule: Rule) -> str:
     """What a value may be, in words."""
     rule = resolved(rule)
-    if rule.get("anyOf") == schema()["$defs"]["duration"]["anyOf"]:
+    if rule.get("pattern") == schema()["$defs"]["duration"]["pattern"]:
         return "duration"
     if "enum" in rule:
         return ", ".join(f"`{value}`" for value in rule["enum"])
-    if "anyOf" in rule:
-        return " or ".join(allowed(one) for one in rule["anyOf"])
     types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     return " or ".join(_of_type(kind, rule) for kind in types)
 
@@ -135,7 +133,7 @@ def _of_type(kind: str, rule: Rule) -> str:
         return _list(rule)
     if kind in ("integer", "number"):
         return " ".join(filter(None, (kind, _range(rule))))
-    if kind == "string" and (choice := re.fullmatch(r"\^\(([^()]+)\)\$", rule.get("pattern", ""))):
+    if kind == "string" and (choice := re.fullmatch(r"\^\(([^()]+)\)\\Z", rule.get("pattern", ""))):
         return ", ".join(f"`{one}`" for one in choice[1].split("|"))
     return TYPES[kind]
 
@@ -154,7 +152,17 @@ def _list(rule: Rule) -> str:
 def _range(rule: Rule) -> str:
     low = {"minimum": "from {}", "exclusiveMinimum": "above {}"}
     high = {"maximum": " to {}", "exclusiveMaximum": ", below {}"}
-    return "".join(text.format(rule[k]) for k, text in {**low, **high}.items() if k in rule)
+    if "minimum" in rule:  # the stricter of the two
+        del low["exclusiveMinimum"]
+    ends = ((text, rule[k]) for k, text in {**low, **high}.items() if k in rule)
+    return "".join(text.format(_number(end)) for text, end in ends)
+
+
+def _number(number: float) -> str:
+    """A limit as one writes it."""
+    if number == 2**63 - 1:
+        return "2^63 - 1"
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 if __name__ == "__main__":

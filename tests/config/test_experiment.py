@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import yaml
@@ -11,7 +12,8 @@ from cltools.config.cells import canonical_cell, cell_id, resolve_cell, training
 from cltools.config.durations import Duration
 from cltools.config.experiment import load_experiment, read_config, store_id
 from cltools.config.recipes import RECIPES
-from cltools.config.schema import defaults
+from cltools.config.schema import defaults, schema
+from cltools.layout import RESULTS
 from cltools.runtime.errors import InputError
 
 CONFIG = {
@@ -186,9 +188,50 @@ def test_defaults_are_valid():
             r"sweeps\.classes has two cells that differ in lr, tau, which is under no vary: put lr",
         ),
         ({"experimentt": "x"}, r"config key experimentt is unknown: did you mean experiment\?"),
-        ({"experiment": "a b"}, r"config key experiment is wrong"),
+        ({"experiment": "a b"}, r"config key experiment is 'a b', but must be letters"),
         ({"datasets__digits__source": "mnist"}, r"datasets\.digits\.source is 'mnist'"),
         ({"datasets__digits__pth": "x"}, r"datasets\.digits\.pth is unknown: did you mean path\?"),
+        ({"base": None}, r"base is empty \(null\), but must be of type mapping"),
+        ({"sweeps": None}, r"sweeps is empty \(null\), but must be of type mapping"),
+        ({"sweeps__base": None}, r"sweeps\.base is empty \(null\), but must be of type mapping"),
+        ({"sweeps__base__vary": None}, r"sweeps\.base\.vary is empty"),
+        ({"sweeps__base__vary__seed": []}, r"base\.vary\.seed is wrong: \[\] must have at least 1"),
+        ({"datasets__digits__recipe": None}, r"datasets\.digits\.recipe is empty.*text or mapping"),
+        ({"datasets__digits__recipe": "oils"}, r"datasets\.digits\.recipe names the .* 'oils'"),
+        (
+            {"base__recipe": None},
+            r"base\.recipe is empty \(null\), but must be of type text or map",
+        ),
+        ({"base__dataset": ["digits"]}, r"base\.dataset is \['digits'\], but must be of type text"),
+        ({"base__dataset": {"a": 1}}, r"base\.dataset is \{'a': 1\}, but must be of type text"),
+        ({"base__classes": "all"}, r"base\.classes is 'all', but must be of type integer or null"),
+        ({"base__classes": 2.0}, r"base\.classes is 2\.0, .* integer or null \(write 2\)"),
+        ({"base__tau": 1e-320}, r"base\.tau is 1e-320, but must be at least 1e-06"),
+        ({"base__seed": 2**63}, r"base\.seed is 9223372036854775808, but must be at most 92233720"),
+        ({"base__seed": 1 << 5000}, r"base\.seed is an integer of 5001 bits"),
+        (
+            {"base__horizon": "20 epochs\n"},
+            r"base\.horizon is '20 epochs\\n', but must be a duration",
+        ),
+        ({"base__warmup": 21}, r"base\.warmup is 21 epochs, beyond the horizon of 20 epochs"),
+        ({"base__checkpoints": [1] * 100_000}, r"base\.checkpoints is wrong: .* at most 10000"),
+        (
+            {"base__recipe": {"family": "cifar", "crop_scale": [1, 0.5]}},
+            r"crop_scale is \[1, 0\.5\]",
+        ),
+        (
+            {"datasets__digits__recipe": {"family": "cifar", "crop_ratio": [2, 1]}},
+            r"digits\.recipe",
+        ),
+        ({"experiment": "a\n"}, r"experiment is 'a\\n', but must be letters"),
+        ({"experiment": "a" * 65}, r"experiment is wrong: .* must have at most 64 characters"),
+        ({"datasets": {"a" * 65: {}}}, r"at most 64 characters"),
+        ({"sweeps": {"base\n": {}}}, r"sweeps is 'base\\n', but must be letters, digits and _"),
+        ({"sweeps": {True: {}}}, r"sweeps\.True is True, but must be text: put it in quotes"),
+        (
+            {"sweeps": {"a": {"vary": {k: list(range(100)) for k in ("seed", "tau", "lr")}}}},
+            r"sweeps asks for 1,000,000 cells by its sweep a, but an experiment may have 20,000",
+        ),
         ({"figures": {"dpi": 1}}, r"figures\.dpi is 1, but must be at least 50"),
     ],
 )
@@ -196,6 +239,71 @@ def test_mistakes(changes, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         load_experiment(changed(**changes))
     assert "\n" not in str(caught.value)
+
+
+def examples(pattern):
+    """A text that a pattern of the schema takes."""
+    known = ("demo", "20 epochs", "C-1")
+    return next(text for text in known if re.search(pattern, text))
+
+
+def patterns(rules):
+    """Every pattern in the schema."""
+    if isinstance(rules, dict):
+        yield from [rules["pattern"]] if isinstance(rules.get("pattern"), str) else ()
+        rules = list(rules.values())
+    if isinstance(rules, list):
+        for one in rules:
+            yield from patterns(one)
+
+
+def test_no_pattern_takes_a_line_break_at_the_end():
+    found = set(patterns(schema()))
+    assert len(found) > 3
+    for pattern in found:
+        assert not re.search(pattern, examples(pattern) + "\n"), pattern
+
+
+def test_every_pattern_says_what_is_expected():
+    def check(rules):
+        if isinstance(rules, dict):
+            assert "expects" in rules or not isinstance(rules.get("pattern"), str), rules
+            rules = list(rules.values())
+        for one in rules if isinstance(rules, list) else ():
+            check(one)
+
+    check(schema())
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        RESULTS.stores, RESULTS.benchmarks, RESULTS.cell("a").path.parent,
+        RESULTS.log("train").parent.parent,
+    ],
+    ids=lambda folder: folder.name,
+)  # fmt: skip
+def test_no_experiment_is_named_like_a_folder_of_results(folder):
+    with pytest.raises(InputError, match=f"experiment is '{folder.name}', but must be none of"):
+        load_experiment(changed(experiment=folder.name))
+
+
+def test_a_cell_is_an_object():
+    for wrong in ([], "a", None, 1):
+        with pytest.raises(InputError, match=r"config key cell is .* must be of type mapping"):
+            resolve_cell(wrong)
+
+
+def test_limits_of_a_config():
+    value = "a"
+    for _ in range(30):
+        value = [value]
+    with pytest.raises(InputError, match=r"base\.tau\.0 holds more than 20 levels"):
+        load_experiment(changed(base__tau=value))
+    itself = {}
+    itself["set"] = itself
+    with pytest.raises(InputError, match="more than 20 levels"):
+        load_experiment(changed(sweeps__base=itself))
 
 
 def test_missing_keys():
