@@ -63,6 +63,9 @@ def main() -> None:
 
 
 def _say(sentence: str) -> None:
-    """Write to stderr, unless that was a terminal that is closed by now: the exit code stays."""
+    """Write to stderr. Where that was a terminal and is closed by now, the exit code says enough.
+
+    This is not `typer.echo`, which imports modules: that fails where no file can be opened.
+    """
     with suppress(OSError):
-        typer.echo(sentence, err=True)
+        print(sentence, file=sys.stderr)

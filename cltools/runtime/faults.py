@@ -1,8 +1,10 @@
-"""Errors of the machine, not of the program: full disks, missing permissions, too little memory."""
+"""Errors of the machine, not of the program: full disks, missing rights, too little memory."""
 
 import errno
 import os
 import re
+import resource
+from pathlib import Path
 
 from cltools.runtime.errors import InputError
 
@@ -18,11 +20,18 @@ _REMEDIES = {
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
     errno.EIO: "the disk fails; choose a folder on another one",
     errno.ESTALE: "the network disk was away; start again",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "run fewer jobs at once on this machine",
 }
-# Libraries that write files themselves put the number into a text. numpy does not name it at all.
+# Libraries that read and write files themselves put the number into a text, or what it means.
 _NUMBER = re.compile(r"(?:os error |errno = |Errno )(\d+)")
-_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED|bad_alloc", re.I)
+_WORDS = {os.strerror(number): number for number in (errno.ENFILE, errno.EMFILE)}  # longer first
+# What numpy and polars say when less was written than they asked for. They do not say why.
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written|.*Invalid thrift: transport error")
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|(?:can't|cannot) allocate memory|_ALLOC_FAILED|bad_alloc|can't start new thread",
+    re.IGNORECASE,
+)
 
 
 def disk_fault(error: Exception, path: object = None) -> InputError | None:
@@ -32,11 +41,9 @@ def disk_fault(error: Exception, path: object = None) -> InputError | None:
     """
     if isinstance(error, InputError):
         return None
-    number, said = getattr(error, "errno", None), str(error)
-    if number is None and (match := _NUMBER.search(said)):
-        number = int(match[1])
-    if number is None and isinstance(error, OSError) and _CUT_SHORT.fullmatch(said):
-        number = errno.ENOSPC
+    number = _number(error)
+    if number is None and path is not None and _CUT_SHORT.fullmatch(str(error)):
+        number = _why_cut_short(Path(str(path)).parent)
     if number not in _REMEDIES:
         return None
     what = path or getattr(error, "filename", None) or "a file"
@@ -44,11 +51,26 @@ def disk_fault(error: Exception, path: object = None) -> InputError | None:
     return InputError(f"{what} cannot be {done} ({os.strerror(number)}): {_REMEDIES[number]}")
 
 
+def _number(error: Exception) -> int | None:
+    """The error number of the system, if the error or its text names one."""
+    number, said = getattr(error, "errno", None), str(error)
+    if isinstance(number, int):
+        return number
+    if match := _NUMBER.search(said):
+        return int(match[1])
+    return next((number for words, number in _WORDS.items() if words in said), None)
+
+
+def _why_cut_short(folder: Path) -> int:
+    """The likely error number where a file in `folder` was only written in part."""
+    limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+    return errno.EFBIG if limited and os.statvfs(folder).f_bavail > 0 else errno.ENOSPC
+
+
 def memory_fault(error: Exception, remedy: str) -> InputError | None:
     """An InputError where the machine or its GPU ran out of memory; None for any other error."""
-    torchs = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
-    systems = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if not torchs and not systems and not isinstance(error, MemoryError):
+    in_words = isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(str(error))
+    if not in_words and _number(error) != errno.ENOMEM and not isinstance(error, MemoryError):
         return None
     said = next(iter(str(error).splitlines()), "") or "MemoryError"
     return InputError(f"out of memory ({said[:200]}): {remedy}")

@@ -15,7 +15,7 @@ import sys
 import termios
 import threading
 import time
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
 
@@ -629,6 +629,47 @@ def train_command(settings, store, folder):
     )  # fmt: skip
 
 
+def write_table(path, directly):
+    """Half the size of this table are the names and places of its columns, at its end."""
+    table = pl.DataFrame({f"column {i}": [float(i)] * 20 for i in range(400)})
+    content = io.BytesIO()
+    table.write_parquet(content)
+    with whole_file(path) as scratch:
+        if directly:
+            table.write_parquet(scratch)
+        else:
+            scratch.write_bytes(content.getvalue())
+
+
+def table_at_all_sizes(path, directly):
+    """What is said of a table for which there is less and less room, and what is left of it."""
+    write_table(path, directly)
+    size, told = path.stat().st_size, []
+    for room in range(size - 1, 0, -size // 40):
+        path.unlink(missing_ok=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        try:
+            write_table(path, directly)
+        except BaseException as error:
+            told.append(
+                (type(error).__name__, str(error), [file.name for file in path.parent.iterdir()])
+            )
+    return size, told
+
+
+@pytest.mark.parametrize("directly", [True, False])
+def test_no_room_for_a_table(tmp_path, directly):
+    """At whatever byte the room ends: polars names no error for the last part of a table."""
+    path = tmp_path / "table.parquet"
+    size, told = within(None, table_at_all_sizes, path, directly)
+    sentence = f"{path} cannot be written (File too large): allow larger files (ulimit -f), or "
+    assert size > 40
+    assert len(told) >= 40
+    assert {(kind, said.startswith(sentence), *left) for kind, said, left in told} == {
+        ("InputError", True)
+    }
+
+
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=300k none {0} && cd {0} && {1} -m cltools.cli {2}
 code=$?; ls -A {0} {0}/run; exit $code
@@ -691,10 +732,55 @@ def fails_with(error, *arguments):
     return command(*arguments)
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files(digits, tmp_path, number):
+    """Said by Python, by a library in Rust, and by the loader of libraries."""
+    arguments = ("embed", "trained.json", "--store", digits, "--done", tmp_path / "done.json")
+    words = os.strerror(number)
+    remedy = {errno.EMFILE: r"allow more open files \(ulimit -n\)"}.get(number, "run fewer jobs .*")
+    for error in (
+        OSError(number, words, "some/file"),
+        RuntimeError(f"I/O error: {words} (os error {number})"),
+        ImportError(f"x.so: cannot open shared object file: {words}"),
+    ):
+        code, said = within(None, fails_with, error, *arguments)
+        assert code == 2
+        assert re.fullmatch(rf"Error: .* cannot be read or written \({words}\): {remedy}\n", said)
+
+
+def all_files_open(*arguments):
+    """Run the command where it can open no file any more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    with suppress(OSError):
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+    return command(*arguments)
+
+
+@pytest.mark.parametrize("stage", ["collect", "claims", "surrogate", "train"])
+def test_no_more_files_can_be_opened(digits, tmp_path, stage):
+    files_of_stage = {
+        "collect": ("collect", "list", "--plan", "p", "--measures", "m", "--log", "l"),
+        "claims": ("claims", "--plan", "p", "--output", tmp_path / "c.parquet"),
+        "surrogate": ("surrogate", "--output", tmp_path / "s.parquet"),
+        "train": train_command(cell(), digits, tmp_path),
+    }
+    code, said = within(None, all_files_open, *files_of_stage[stage])
+    assert code == 2, said
+    assert said.startswith("Error: ")
+    assert "(Too many open files): allow more open files (ulimit -n)" in said
+    assert said.count("\n") == 1
+
+
 def test_memory_in_other_words_and_mistakes_of_the_program(digits, tmp_path):
     """The first are a sentence; a file that the program should have had stays a traceback."""
     arguments = ("embed", "trained.json", "--store", digits, "--done", tmp_path / "done.json")
-    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()):
+    for error in (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        ImportError("x.so: failed to map segment from shared object: Cannot allocate memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError(),
+    ):
         code, said = within(None, fails_with, error, *arguments)
         assert code == 2
         assert re.fullmatch(r"Error: out of memory \(\S.*\): lower images_per_class, .*\n", said)
