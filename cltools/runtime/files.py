@@ -12,14 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from cltools.runtime.errors import InputError
 from cltools.runtime.faults import disk_fault
 from cltools.runtime.locks import open_lock
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("cltools")
 

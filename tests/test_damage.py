@@ -1,0 +1,236 @@
+"""Every kind of file of a finished experiment, damaged in every way, under every command.
+
+A command with damaged input gives the same bytes as before, or one sentence and exit code 2.
+Which commands there are is read from a dry run of Snakemake, and which files they read is seen as
+they run: a new rule or a new kind of file is tested without an edit here.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from commands import SERVER, snakemake
+from waiting import HANGS
+
+from cltools import cli
+from cltools.cli.app import COMMANDS
+
+CONFIG = {
+    "experiment": "tiny",
+    "datasets": {"digits": {"source": "digits", "recipe": "digits"}},
+    "base": {
+        "dataset": "digits", "classes": 4, "images_per_class": 12, "test_images_per_class": 8,
+        "batch_size": 16, "projector_hidden": 8, "projector_dim": 4, "optimizer": "sgd",
+        "horizon": 1, "checkpoints": [0], "objectives": ["dcl", "nscl"],
+    },
+    "sweeps": {"base": {"vary": {"seed": [0, 1]}}},
+    "keep_embeddings": True,
+    "cells_per_job": 1,
+    "theory": {"power_iterations": 2},
+    "merge": {"sweeps": ["base"], "points": 2},
+    "project": {"classes": 3, "images_per_class": 4},
+    "surrogate": {"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
+    "minimise": {"seeds": [0], "classes": [2], "taus": [1.0], "objectives": ["nscl"]},
+    "regularity": {"set": {"batch_size": 16}, "steps": 2, "reference_images": 16},
+    "figures": {"dpi": 50},
+}  # fmt: skip
+# What each command made: without it, the command has to read its input again.
+MADE = {
+    "train": ["trained-*.json", "run"],
+    "embed": ["embeddings"],
+    "measure": ["measures"],
+    "theory": ["theory"],
+    "merge": ["merge"],
+}
+# Commands that read nothing below `results`.
+OF_NO_RESULTS = {"surrogate", "minimise", "bench"}
+# Differ from run to run, or say how the run went.
+OWN = re.compile(r"results/(logs|benchmarks)/|/lock$|^config.yaml$|^tmp/|\.snakemake")
+
+
+class Case(NamedTuple):
+    command: str
+    anew: bool
+    damage: str
+    file: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    snakemake(folder, config=CONFIG)
+    return folder
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """The commands of all rules, one of each kind, and those that people give by hand."""
+    found: dict[str, list[str]] = {}
+    for line in snakemake(folder, "-n", "-p", "--forceall", config=CONFIG).splitlines():
+        words = shlex.split(line) if "cltools " in line and "logged " in line else []
+        if "cltools" in words:
+            command = words[words.index("cltools") + 1 :]
+            name = " ".join(command[: 1 + (command[0] == "plot")])
+            found.setdefault(name, command)
+    found["status"] = ["status", "config.yaml"]
+    found["partial"] = ["partial", "config.yaml", "--output", "results/tiny/partial"]
+    step = sorted(
+        str(p.relative_to(folder)) for p in folder.glob("results/cells/*/embeddings/*.nc")
+    )
+    found["compare"] = ["compare", *step[:2], "--output", "tmp/compared.parquet"]
+    return found
+
+
+def _run(arguments: list[str], folder: str, output: str, read: str | None) -> None:
+    """In a process of its own: run a command, and note the files that it opens for reading."""
+    os.chdir(folder)
+    if read is not None:
+        notes = os.open(read, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def note(event: str, about: tuple[object, ...]) -> None:
+            opened = event == "open" and isinstance(about[0], str | bytes | Path)
+            if opened and not int(about[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+                os.write(notes, os.fsencode(os.path.abspath(about[0])) + b"\n")
+
+        sys.addaudithook(note)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["cltools", *arguments]
+    cli.main()
+
+
+def run(arguments: list[str], folder: Path, read: Path | None = None) -> tuple[int, str]:
+    (folder / "tmp").mkdir(exist_ok=True)
+    output = folder / "tmp/said"
+    process = SERVER.Process(
+        target=_run, args=(arguments, str(folder), str(output), None if read is None else str(read))
+    )
+    process.start()
+    process.join(HANGS)
+    assert not process.is_alive(), arguments
+    return process.exitcode, output.read_text(errors="replace")
+
+
+def copied(finished: Path, folder: Path, command: str, anew: bool) -> Path:
+    """A copy of the experiment by links; files are replaced, never written into."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(finished, folder, copy_function=os.link,
+                    ignore=shutil.ignore_patterns(".snakemake", "lock", "tmp"))  # fmt: skip
+    if anew:
+        for pattern in MADE[command]:
+            for path in folder.glob(f"results/cells/*/{pattern}"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    named = {str(path.relative_to(folder)): path for path in files}
+    return {name: path.read_bytes() for name, path in named.items() if not OWN.search(name)}
+
+
+def kind(name: str) -> str:
+    """Names of files of one kind are equal but for cells, hashes, numbers and objectives."""
+    name = re.sub(r"cells/[^/]+", "cells/*", name)
+    return re.sub(r"[0-9a-f]{16}|\d+|dcl|nscl", "*", name)
+
+
+def damages(name: str, intact: bytes, all_files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    draw = random.Random(zlib.crc32(name.encode()))
+    for number in range(2):
+        flipped = bytearray(intact)
+        flipped[draw.randrange(len(intact))] ^= 1 << draw.randrange(8)
+        yield f"one bit flipped ({number})", bytes(flipped)
+    place = draw.randrange(len(intact))
+    yield "64 bytes zeroed", intact[:place] + bytes(64) + intact[place + 64 :]
+    yield "cut", intact[: len(intact) // 2]
+    yield "empty", b""
+    yield "gone", None
+    others = [n for n, other in all_files.items() if kind(n) == kind(name) and other != intact]
+    others += [n for n in all_files if Path(n).suffix == Path(name).suffix and n != name]
+    other = next((n for n in others if all_files[n] != intact), None)
+    if other is not None:
+        yield f"in its place {other}", all_files[other]
+
+
+def fault_of(code: int, said: str) -> str | None:
+    """What is wrong with how a command refused; None where it is as it should be."""
+    errors = [line for line in said.splitlines() if line.startswith("Error: ")]
+    if code != 2 or "Traceback" in said or len(errors) != 1:
+        return f"exit code {code}: {said[-1500:]}"
+    if not said.rstrip().splitlines()[-1].startswith("Error: "):
+        return f"more than a sentence: {said[-500:]}"
+    return None
+
+
+def check_command(
+    finished: Path, work: Path, name: str, arguments: list[str], known: set[tuple[bool, str]]
+) -> list[Case]:
+    """Run a command on every damaged file that it reads, but for kinds that are `known`.
+
+    Returns the cases, if none of them failed.
+    """
+    done, failed = [], []
+    for anew in (False, True) if name in MADE else (False,):
+        folder = copied(finished, work / "copy", name, anew)
+        notes = work / "read"
+        notes.unlink(missing_ok=True)
+        code, said = run(arguments, folder, notes)
+        assert code == 0, (name, said)
+        expected, before = content(folder), content(finished)
+        opened = {os.path.relpath(line, folder) for line in notes.read_text().splitlines()}
+        kinds: dict[str, str] = {}
+        for file in sorted(opened & before.keys()):
+            if file.startswith("results/"):
+                kinds.setdefault(kind(file), file)
+        assert kinds or name in OF_NO_RESULTS | {"prepare", "plan"}, f"{name} reads nothing"
+        for file in [file for k, file in kinds.items() if (anew, k) not in known]:
+            known.add((anew, kind(file)))
+            for damage, changed in damages(file, before[file], before):
+                case = Case(name, anew, damage, file)
+                copied(finished, folder, name, anew)
+                if not (folder / file).exists():
+                    continue  # it is made by the command itself
+                (folder / file).unlink()
+                if changed is not None:
+                    (folder / file).write_bytes(changed)
+                code, said = run(arguments, folder)
+                done.append(case)
+                if code == 0:
+                    found = content(folder)
+                    own = {file} if found.get(file) in (changed, expected.get(file)) else set()
+                    differ = [n for n in expected.keys() | found.keys()
+                              if n not in own and found.get(n) != expected.get(n)]  # fmt: skip
+                    if differ:
+                        failed.append((case, f"silently wrong: {differ[:3]}"))
+                elif (fault := fault_of(code, said)) is not None:
+                    failed.append((case, fault))
+    assert not failed, "\n\n".join(f"{case}\n{why}" for case, why in failed)
+    return done
+
+
+def names() -> tuple[str, ...]:
+    return tuple(command.__name__.replace("_", "-") for command in COMMANDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in names() if name not in OF_NO_RESULTS])
+def test_damaged_files(finished, tmp_path, name):
+    found = commands(finished)
+    chosen = {words: command for words, command in found.items() if command[0] == name}
+    assert chosen, f"no rule and no line here runs `cltools {name}`"
+    known: set[tuple[bool, str]] = set()
+    cases = [
+        case for words, command in chosen.items()
+        for case in check_command(finished, tmp_path, words, command, known)
+    ]  # fmt: skip
+    print(json.dumps({"command": name, "cases": len(cases), "kinds": len({c.file for c in cases})}))
