@@ -9,7 +9,7 @@ import polars as pl
 from cltools.config.sweeps import RUNS
 from cltools.layout import OF_CELLS, of_experiment
 from cltools.runtime.errors import InputError
-from cltools.runtime.sealed import read_any_table
+from cltools.runtime.sealed import read_any_table, read_json
 
 # Column that describes a cell -> how a footnote or a panel title gives its value.
 COLUMNS = {
@@ -43,6 +43,11 @@ LR_RULES = {
     "authors_sqrt": "authors’ √B learning rate",
     "authors_fourth_root": "authors’ B^¼ learning rate",
 }
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """What `cltools plan` wrote of an experiment. Raises InputError as `read_json` does."""
+    return read_json(path, "cltools plan", keys=["experiment", "cells", "sweeps"])
 
 
 def made_by(table: str) -> str:

@@ -1,8 +1,9 @@
-"""Every kind of file of a finished experiment, damaged in every way, under every command.
+"""Every kind of file of a finished experiment, damaged in every way; every command, killed.
 
 A command with damaged input gives the same bytes as before, or one sentence and exit code 2.
 Which commands there are is read from a dry run of Snakemake, and which files they read is seen as
-they run: a new rule or a new kind of file is tested without an edit here.
+they run: a new rule or a new kind of file is tested without an edit here. A command that is killed
+as it touches a file, and then started again, ends with the same bytes.
 """
 
 import json
@@ -11,6 +12,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import sys
 import zlib
 from collections.abc import Iterator
@@ -51,6 +53,10 @@ MADE = {
     "theory": ["theory"],
     "merge": ["merge"],
 }
+# Options that name what a command writes.
+WRITTEN = {"collect": ["--measures", "--log", "--theory"], "prepare": ["--store"]}
+TOUCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate")  # audit events
+KILLS = 10  # of each command
 # Commands that read nothing below `results`.
 OF_NO_RESULTS = {"surrogate", "minimise", "bench"}
 # Differ from run to run, or say how the run went.
@@ -89,9 +95,28 @@ def commands(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _run(arguments: list[str], folder: str, output: str, read: str | None) -> None:
-    """In a process of its own: run a command, and note the files that it opens for reading."""
+def _run(
+    arguments: list[str], folder: str, output: str, read: str | None, kill_at: int | None
+) -> None:
+    """In a process of its own: run a command, and note the files that it opens for reading.
+
+    With `kill_at`, the process is killed as it opens, renames or removes a file of the folder for
+    that time. How often it did so is written to the file "touched".
+    """
     os.chdir(folder)
+    times = 0
+
+    def count(event: str, about: tuple[object, ...]) -> None:
+        nonlocal times
+        if event not in TOUCHED or not isinstance(about[0], str | bytes | Path):
+            return
+        if os.path.abspath(os.fsdecode(about[0])).startswith(f"{folder}/results/"):
+            times += 1
+            if times == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    touched = Path(output).with_name("touched")
     if read is not None:
         notes = os.open(read, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -105,14 +130,20 @@ def _run(arguments: list[str], folder: str, output: str, read: str | None) -> No
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = ["cltools", *arguments]
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        touched.write_text(str(times))
 
 
-def run(arguments: list[str], folder: Path, read: Path | None = None) -> tuple[int, str]:
+def run(
+    arguments: list[str], folder: Path, read: Path | None = None, kill_at: int | None = None
+) -> tuple[int, str]:
     (folder / "tmp").mkdir(exist_ok=True)
     output = folder / "tmp/said"
     process = SERVER.Process(
-        target=_run, args=(arguments, str(folder), str(output), None if read is None else str(read))
+        target=_run,
+        args=(arguments, str(folder), str(output), None if read is None else str(read), kill_at),
     )
     process.start()
     process.join(HANGS)
@@ -234,3 +265,37 @@ def test_damaged_files(finished, tmp_path, name):
         for case in check_command(finished, tmp_path, words, command, known)
     ]  # fmt: skip
     print(json.dumps({"command": name, "cases": len(cases), "kinds": len({c.file for c in cases})}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in names() if name not in ("status", "bench")])
+def test_killed_commands(finished, tmp_path, name):
+    """Killed at random moments: the second start gives the bytes of a run that was not killed."""
+    words, arguments = next(
+        (words, command) for words, command in commands(finished).items() if command[0] == name
+    )
+    folder, draw = tmp_path / "copy", random.Random(zlib.crc32(name.encode()))
+
+    def begin() -> None:
+        copied(finished, folder, words, anew=name in MADE)
+        for option in WRITTEN.get(name, ["--output", "--done", "--manifest"]):
+            if option in arguments:
+                written = folder / arguments[arguments.index(option) + 1]
+                for path in written.parent.glob(f"{written.name}*"):  # a figure has several files
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    begin()
+    code, said = run(arguments, folder)
+    assert code == 0, said
+    expected, touched = content(folder), int((folder / "tmp/touched").read_text())
+    assert touched > 1
+    for _ in range(KILLS):
+        begin()
+        kill_at = draw.randrange(1, touched + 1)
+        code, said = run(arguments, folder, kill_at=kill_at)
+        assert code == -signal.SIGKILL, said
+        code, said = run(arguments, folder)
+        assert code == 0, said
+        found = {n: c for n, c in content(folder).items() if not Path(n).name.startswith(".")}
+        differ = [n for n in expected.keys() | found.keys() if found.get(n) != expected.get(n)]
+        assert not differ, (kill_at, touched, differ)

@@ -13,6 +13,7 @@ from cltools.layout import OF_CELLS, ExperimentFolder, Results, tables_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import write_json
 from cltools.stages import collect, plan, plot
+from cltools.training.manifests import read_manifest
 
 LISTED = ("measure", "theory", "merge")
 
@@ -29,7 +30,10 @@ def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iter
     done = {}
     for identity, planned_cell in experiment.plans.items():
         manifest = Results(results).cell(identity).manifest(planned_cell.until.slug)
-        found = tables_of(experiment, manifest) if manifest.exists() else {}
+        found = {}
+        if manifest.exists():
+            read_manifest(manifest)  # a damaged one is not the same as a cell that is not done
+            found = tables_of(experiment, manifest)
         there = {stage: path for stage, path in found.items() if path.exists()}
         if "measure" in there and "theory" in there:
             done[identity] = planned["cells"][identity]

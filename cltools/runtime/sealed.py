@@ -15,7 +15,7 @@ import json
 import logging
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,15 +80,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         scratch.write_bytes(sealed(text.encode()))
 
 
-def read_json(path: Path, made_by: str) -> dict[str, Any]:
-    """What `write_json` wrote; `made_by` names the command that writes it.
+def read_json(path: Path, made_by: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """What `write_json` wrote; `made_by` names the command that writes it, `keys` some of its keys.
 
-    Raises InputError when the file is missing or not as it was written.
+    Raises InputError when the file is missing, not as it was written, or one without these keys.
     """
     try:
         value = json.loads(Path(path).read_bytes())
         check_seal(path)
         del value[KEY]
+        if not value.keys() >= set(keys):
+            raise Damaged(f"is not a file of `{made_by}`")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: run `{made_by}` first") from None
     except Damaged as error:

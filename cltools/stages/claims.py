@@ -8,8 +8,8 @@ from cltools.claims.evaluate import evaluate
 from cltools.claims.report import markdown
 from cltools.layout import of_experiment, readable
 from cltools.runtime.files import whole_file
-from cltools.runtime.sealed import read_json, write_table
-from cltools.tidy import read_experiment
+from cltools.runtime.sealed import write_table
+from cltools.tidy import read_experiment, read_plan
 
 
 def run(
@@ -22,7 +22,7 @@ def run(
     fit the tables, and for files that are missing or damaged.
     """
     chosen = load_claims(claims)
-    planned = read_json(plan, made_by="cltools plan")
+    planned = read_plan(plan)
     sweeps = {sweep["name"]: sweep for sweep in planned["sweeps"]}
     found = {
         name: read_experiment(path, "log" if name == "training_log" else name, plan)

@@ -9,6 +9,7 @@ import polars as pl
 from cltools.layout import OF_CELLS, of_experiment, whose
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import read_json, read_table, write_table
+from cltools.tidy import read_plan
 from cltools.training.manifests import read_manifest
 from cltools.training.trained import training_log
 
@@ -47,10 +48,10 @@ def run(
     `theory` to `theory`, and the training logs to `log`. Raises InputError when a cell of the plan
     has no table of measures, or none of theory although `theory` is given.
     """
-    cells = read_json(plan, made_by="cltools plan")["cells"]
+    cells = read_plan(plan)["cells"]
     tables: dict[str, dict[str, str]] = {"measure": {}, "merge": {}, "theory": {}}
     for path in lists:
-        found = read_json(path, made_by="cltools measure")
+        found = read_json(path, made_by="cltools measure", keys=["stage", "tables"])
         if found.get("stage") not in tables:
             raise InputError(
                 f"{path} is no list of tables: give those that `cltools measure`, `merge` and "

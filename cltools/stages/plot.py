@@ -10,8 +10,7 @@ from cltools.figures import FIGURES, draw
 from cltools.figures.style import parameters, save
 from cltools.figures.tables import PAPERS, ExperimentTables
 from cltools.runtime.errors import InputError
-from cltools.runtime.sealed import read_json
-from cltools.tidy import made_by, read_experiment
+from cltools.tidy import made_by, read_experiment, read_plan
 
 
 def run(
@@ -31,7 +30,7 @@ def run(
     drawn too where they are about the same data set. Raises InputError when a table or the rows of
     the figure are missing.
     """
-    sweeps = {sweep["name"]: sweep for sweep in read_json(plan, made_by="cltools plan")["sweeps"]}
+    sweeps = {sweep["name"]: sweep for sweep in read_plan(plan)["sweeps"]}
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
     read = {table: _read(tables.get(table), table, plan) for table in used}
     experiment = ExperimentTables(sweeps, **read, papers=read_papers(papers))

@@ -18,8 +18,7 @@ from cltools.report.page import Drawn, Material, page
 from cltools.runtime import processor
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file
-from cltools.runtime.sealed import read_json
-from cltools.tidy import read_experiment
+from cltools.tidy import read_experiment, read_plan
 from cltools.training.manifests import read_manifest
 
 PACKAGES = ("torch", "numpy", "polars", "snakemake")
@@ -52,7 +51,7 @@ def run(
     Raises:
         InputError: a file is missing or damaged, or a cell of the plan has no manifest.
     """
-    planned = read_json(plan, made_by="cltools plan")
+    planned = read_plan(plan)
     cells = {manifest["id"]: manifest for manifest in map(read_manifest, manifests)}
     if missing := sorted(set(planned["cells"]) - set(cells)):
         raise InputError(f"cell {missing[0]} of {plan} has no manifest here: run `cltools train`")

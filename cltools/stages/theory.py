@@ -64,7 +64,7 @@ def run(
     torch.set_num_threads(threads)
     settings = with_defaults(settings, "theory")
     chosen = choose_device(device)
-    measures = read_json(measured, made_by="cltools measure")["tables"]
+    measures = read_json(measured, made_by="cltools measure", keys=["tables"])["tables"]
     tables = {}
     cells = with_stores(manifests, stores)
     for path, store in track(cells, len(manifests), "theory"):
