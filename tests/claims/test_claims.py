@@ -748,7 +748,7 @@ def folder(tmp_path_factory):
     made_up.training_log(cells, every=100).write_parquet(folder / "training_log.parquet")
     made_up.theory(cells).write_parquet(folder / "theory.parquet")
     sweeps = [{"name": name, **about} for name, about in made_up.SWEEPS.items()]
-    write_json(folder / "plan.json", {"experiment": "made up", "sweeps": sweeps})
+    write_json(folder / "plan.json", {"experiment": "made up", "cells": {}, "sweeps": sweeps})
     return folder
 
 

@@ -35,7 +35,7 @@ def plot(name, tables, sweeps, output, style, papers=()):
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.json"
         listed = [{"name": sweep, **about} for sweep, about in sweeps.items()]
-        write_json(plan, {"sweeps": listed})
+        write_json(plan, {"experiment": "made up", "cells": {}, "sweeps": listed})
         stage.run(name=name, plan=plan, tables=tables, output=output, style=style, papers=papers)
 
 

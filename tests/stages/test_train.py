@@ -220,11 +220,11 @@ def test_bfloat16_without_its_instructions_warns(digits, tmp_path, monkeypatch, 
     for able, said in ((True, False), (False, True)):
         monkeypatch.setattr("cltools.stages.train.has_bfloat16", lambda able=able: able)
         caplog.clear()
-        run(cell(horizon="1 steps", precision="bfloat16"), digits, tmp_path / str(able))
+        run(cell(horizon="2 steps", precision="bfloat16"), digits, tmp_path / str(able))
         assert ("no instructions for bfloat16" in caplog.text) == said
     monkeypatch.undo()
     caplog.clear()
-    run(cell(horizon="1 steps"), digits, tmp_path / "float32")
+    run(cell(horizon="2 steps"), digits, tmp_path / "float32")
     assert "bfloat16" not in caplog.text
 
 
