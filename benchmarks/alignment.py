@@ -30,7 +30,7 @@ def moments(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def lean(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Two N×N matrices from symmetric products, all else in place and by calls on whole arrays."""
     n = len(x)
-    k, l = (unit @ unit.T for unit in map(normalise, (x, y)))  # noqa: E741
+    k, l = (unit @ unit.T for unit in map(normalize, (x, y)))  # noqa: E741
 
     # Pearson over the off-diagonal entries: center by their mean, leave the diagonal at zero.
     for similarity in (k, l):
@@ -104,7 +104,7 @@ def authors(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return cka.item(), float(rsa)
 
 
-def normalise(x: np.ndarray) -> np.ndarray:
+def normalize(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 

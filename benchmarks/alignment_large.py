@@ -14,7 +14,7 @@ import argparse
 from itertools import combinations
 
 import numpy as np
-from alignment import normalise
+from alignment import normalize
 from measuring import measured, threads
 from scipy.linalg.blas import get_blas_funcs
 
@@ -60,7 +60,7 @@ def main() -> None:
         arrays = [x.astype(args.dtype) for x in features.values()]
         raw = measured(lambda arrays=arrays: products(arrays))
         for x in arrays:
-            x[...] = normalise(x)
+            x[...] = normalize(x)
         cosine = measured(lambda arrays=arrays: products(arrays))
         bare.append((raw.seconds + cosine.seconds, raw.cpu + cosine.cpu))
         del arrays

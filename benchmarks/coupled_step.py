@@ -26,7 +26,7 @@ from cltools.config.cells import resolve_cell
 from cltools.data.image_set import image_set, open_store
 from cltools.data.store import write_store
 from cltools.maths.objectives import cross_entropy, pair_masks
-from cltools.maths.randomness import initialise
+from cltools.maths.randomness import initialize
 from cltools.training.networks import build_network
 from cltools.training.optimizers import build_optimizer
 from cltools.training.trainer import CoupledTrainer
@@ -82,7 +82,7 @@ def broadcast_loss(objective: str, z: Tensor, labels: Tensor, tau: float) -> Ten
 def straightforward(settings: dict, images: np.ndarray, labels: Tensor, steps: int) -> list[float]:
     networks = {o: build_network(settings, images.shape[1:], 10, o) for o in OBJECTIVES}
     for network in networks.values():
-        initialise(network, 0)
+        initialize(network, 0)
     optimizers = {o: build_optimizer(settings, n) for o, n in networks.items()}
     view, size, order = transforms(settings["recipe"]), settings["batch_size"], torch.Generator()
     seconds = []

@@ -140,7 +140,7 @@ def format_of(image: Image.Image) -> str:
     return image.format
 
 
-def centre(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
+def center(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
     """The center, size x size, of an image whose shorter side is resized to `resize` [size].
 
     Bilinear, antialiased; one pass over a box with fractional edges.

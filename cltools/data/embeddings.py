@@ -3,7 +3,7 @@
 One netCDF file per checkpoint. With n samples (training images first, then test images):
 
 - `h` (objective, sample, feature): encoder output on the plain images, what the metrics use;
-- `z` (objective, sample, dimension): normalised projector output on the plain images;
+- `z` (objective, sample, dimension): normalized projector output on the plain images;
 - `z_views` (objective, view, sample, dimension): the same on K augmented views, what the losses of
   a whole data set are defined on.
 """

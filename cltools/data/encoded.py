@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cltools.data.decoding import (
     GRAY_MODES,
     DamagedImageError,
-    centre,
+    center,
     format_of,
     in_order,
     open_new_image,
@@ -60,7 +60,7 @@ class EncodedSource:
     labels: "train" and "test", each int64 (N,).
     images: the images of a split from a row on, in the order of the labels. Reading one raises
         DamagedImageError when it cannot be had.
-    size, resize: see `decoding.centre`.
+    size, resize: see `decoding.center`.
     """
 
     class_names: list[str]
@@ -214,7 +214,7 @@ def _check(image: Named, source: EncodedSource, count: bool) -> _Checked | Damag
         raise
     values: NDArray[np.int64] | int = 0
     if count:
-        pixels = centre(decoded.convert("RGB"), source.side, source.resize)
+        pixels = center(decoded.convert("RGB"), source.side, source.resize)
         values = np.array(pixels.histogram()).reshape(3, 256)
     gray = decoded.mode in GRAY_MODES
     return _Checked(encoded, decoded.height, decoded.width, gray, format_of(decoded), values)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from cltools.data.decoding import (
     DamagedImageError,
-    centre,
+    center,
     crop,
     open_image,
     pool,
     workers_available,
 )
 from cltools.data.store import EncodedImages, ImageStore, Subset
-from cltools.data.views import EpochViews, Recipe, ViewParameters, change_colours, flip, render
+from cltools.data.views import EpochViews, Recipe, ViewParameters, change_colors, flip, render
 from cltools.runtime.devices import to_device
 from cltools.runtime.errors import InputError
 
@@ -82,7 +82,7 @@ class ImageSet:
         """Plain images as floats (n, c, H, W) in [0, 1]."""
         return self.images[to_device(positions, self.device)].permute(0, 3, 1, 2).float().div_(255)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Standardised by channel, in the memory format that convolutions want."""
         standard = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
         return standard.contiguous(memory_format=torch.channels_last)
@@ -192,7 +192,7 @@ class EncodedImageSet(ImageSet):
     def _finished(self, crops: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
         # Indexed writes into views that are not contiguous would each copy all of them on a GPU.
         views = flip(self._on_device(crops), parameters).contiguous()
-        return change_colours(views, parameters, recipe)
+        return change_colors(views, parameters, recipe)
 
 
 NO_BOXES = np.empty((0, 0, 4), dtype=np.int64)
@@ -251,7 +251,7 @@ def _decode(
             image = open_image(data.images[samples[row]], where).convert("RGB")
         except DamagedImageError as error:
             raise InputError(f"{where} is damaged: run `cltools prepare` again") from error
-        made = [centre(image, data.size, data.resize)] if plain else []
+        made = [center(image, data.size, data.resize)] if plain else []
         made += [crop(image, tuple(of_view[row].tolist()), data.size) for of_view in boxes]
         for kind, pixels in enumerate(made):
             out[kind, row] = np.asarray(pixels)[..., : data.channels]

@@ -226,15 +226,15 @@ def epoch_views(
 def resize_matrices(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
     """(n, target, source) matrices that crop [start, start + length) and resize it to `target`.
 
-    Bilinear with antialiasing, edges renormalised: the rule of `F.interpolate(antialias=True)`.
+    Bilinear with antialiasing, edges renormalized: the rule of `F.interpolate(antialias=True)`.
     """
     start, length = start.float()[:, None, None], length.float()[:, None, None]
     scale = length / target
     support = scale.clamp(min=1.0)
     device = start.device
-    centre = scale * (torch.arange(target, device=device)[None, :, None] + 0.5)
+    center = scale * (torch.arange(target, device=device)[None, :, None] + 0.5)
     offset = torch.arange(source, device=device)[None, None, :] - start
-    weight = (1 - ((offset + 0.5 - centre) / support).abs()).clamp(min=0)
+    weight = (1 - ((offset + 0.5 - center) / support).abs()).clamp(min=0)
     weight = weight * ((offset >= 0) & (offset < length))
     return weight / weight.sum(dim=2, keepdim=True)
 
@@ -327,16 +327,16 @@ def render(
     images: Tensor, parameters: ViewParameters, recipe: Recipe, size: tuple[int, int]
 ) -> Tensor:
     """Views (n, c, *size) of images (n, c, h, w) with values in [0, 1]."""
-    return change_colours(crop_and_flip(images, parameters, size), parameters, recipe)
+    return change_colors(crop_and_flip(images, parameters, size), parameters, recipe)
 
 
-def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
+def change_colors(views: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
     """Jitter, grayscale and blur, in place, of views (n, c, h, w) with values in [0, 1].
 
     Subsets (which samples are jittered, grayed, blurred) are chosen on the CPU, where the
     parameters are: the device is never waited for.
     """
-    device, coloured = views.device, views.shape[1] == 3
+    device, colored = views.device, views.shape[1] == 3
 
     def apply(where: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         rows = where.nonzero()[:, 0]
@@ -355,7 +355,7 @@ def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) ->
     active = [
         code
         for code, (name, _, for_gray) in enumerate(ADJUSTMENTS)
-        if getattr(recipe, name) > 0 and (coloured or for_gray)
+        if getattr(recipe, name) > 0 and (colored or for_gray)
     ]
     for position in range(4):
         for code in active:
@@ -365,7 +365,7 @@ def change_colours(views: Tensor, parameters: ViewParameters, recipe: Recipe) ->
                 parameters.jitter & (parameters.order[:, position] == code),
                 partial(adjusted, adjust, values),
             )
-    if coloured:
+    if colored:
         apply(parameters.gray, lambda x, _: grayscale(x).expand_as(x))
     apply(
         parameters.blur,

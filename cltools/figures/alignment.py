@@ -80,8 +80,8 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
                     "objective", maintain_order=True
                 ):
                     means = thin.unique("epoch").sort("epoch")
-                    colour = style.OBJECTIVES[name].colour
-                    ax.plot(means["epoch"], means["mean"], "--", color=colour, linewidth=0.8)
+                    color = style.OBJECTIVES[name].color
+                    ax.plot(means["epoch"], means["mean"], "--", color=color, linewidth=0.8)
             for name in style.ordered(plotted["objective"]):
                 theirs = papers.filter(metric=metric, split=split, objective=name)
                 style.paper_curve(ax, theirs, "epoch", style.OBJECTIVES[name])
@@ -227,8 +227,8 @@ def _heat_map(ax: Axes, part: pl.DataFrame, clock: str) -> AxesImage:
     image = ax.imshow(field, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
     for (y, x), mean in np.ndenumerate(field):
         if np.isfinite(mean):
-            colour = "white" if mean < 0.6 else "black"
-            ax.text(x, y, f"{mean:.2f}", ha="center", va="center", color=colour, fontsize="x-small")
+            color = "white" if mean < 0.6 else "black"
+            ax.text(x, y, f"{mean:.2f}", ha="center", va="center", color=color, fontsize="x-small")
     ax.set_xticks(range(len(times)), [f"{time:g}" for time in times])
     ax.set_yticks(range(len(classes)), classes)
     ax.grid(visible=False)

@@ -69,7 +69,7 @@ def _bar(
     """The bar of one objective in one group, with the papers' numbers as dotted lines."""
     if not one.is_empty():
         ax.bar(
-            x, one["mean"][0], 0.92 * width, yerr=one["sd"][0] or 0.0, color=look.colour,
+            x, one["mean"][0], 0.92 * width, yerr=one["sd"][0] or 0.0, color=look.color,
             ecolor=style.THEORY, capsize=2, error_kw={"elinewidth": 0.9},
         )  # fmt: skip
         if len(one) > 1:

@@ -103,8 +103,8 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     for y, one in enumerate(shown.iter_rows(named=True)):
         look = KINDS[one["kind"]]
         low, middle, high = (one[f"{which}_orders"] for which in ("smallest", "median", "largest"))
-        dots.plot([low, high], [y, y], "-", color=look.colour, linewidth=1, alpha=0.6)
-        dots.plot(middle, y, look.marker, color=look.colour)
+        dots.plot([low, high], [y, y], "-", color=look.color, linewidth=1, alpha=0.6)
+        dots.plot(middle, y, look.marker, color=look.color)
         for name, place in columns:
             numbers.text(place, y, f"{one[name]:,}", **right)
         variant = VARIANTS.get(one["variant"])

@@ -159,7 +159,7 @@ def _draw_free(row: Sequence[Axes], free: pl.DataFrame) -> str:
     for ax, (column, title) in zip(row, OF_FREE.items(), strict=True):
         for run in free.partition_by("objective", "seed", maintain_order=True):
             look = style.OBJECTIVES[run["objective"][0]]
-            ax.plot(run["iteration"], run[column], color=look.colour, linewidth=1.1)
+            ax.plot(run["iteration"], run[column], color=look.color, linewidth=1.1)
         ax.set_yscale("log")
         ax.set_ylim(COLLAPSED, 2 * max(1.0, free[column].max()))
         ax.set(title=title, xlabel="Iteration")

@@ -89,10 +89,10 @@ def _dots(ax: Axes, panel: pl.DataFrame, objectives: list[str], levels: list[str
             if one.is_empty():
                 continue
             heights = [y + shift] * len(one)
-            ax.plot(one["value"], heights, look.marker, color=look.colour, **style.SEED)
+            ax.plot(one["value"], heights, look.marker, color=look.color, **style.SEED)
             ax.errorbar(
                 one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=look.marker,
-                color=look.colour, elinewidth=0.9, markersize=4,
+                color=look.color, elinewidth=0.9, markersize=4,
             )  # fmt: skip
 
 

@@ -39,13 +39,13 @@ def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     _draw(row, lines, plotted, papers)
     for chance in 100 / cells["classes"].unique():
         row[0].axvline(chance, color=style.THEORY, linewidth=0.9, linestyle=":", zorder=1)
-    grey = style.Look("", style.FOOTNOTE, "o")
+    gray = style.Look("", style.FOOTNOTE, "o")
     style.finish(
         figure,
         "Accuracy of two classifiers on the features of each objective",
         [
-            style.handle(grey, "test images", linestyle=""),
-            style.handle(grey, "training images", linestyle="", markerfacecolor="white"),
+            style.handle(gray, "test images", linestyle=""),
+            style.handle(gray, "training images", linestyle="", markerfacecolor="white"),
             style.handle(style.Look("chance, 1/C", style.THEORY, ""), linestyle=":", linewidth=0.9),
             *style.paper_handles(papers, **THEIRS),
         ],
@@ -89,11 +89,11 @@ def _dot(dots: Axes, one: pl.DataFrame, y: float, look: style.Look, *, filled: b
     if one.is_empty():
         return
     mean, sd = 100 * one["mean"][0], 100 * (one["sd"][0] or 0.0)
-    dots.errorbar(mean, y, xerr=sd, fmt="none", ecolor=look.colour, elinewidth=0.9, zorder=2)
-    face = look.colour if filled else "white"
-    dots.plot(mean, y, look.marker, color=look.colour, markerfacecolor=face, markersize=5, zorder=3)
+    dots.errorbar(mean, y, xerr=sd, fmt="none", ecolor=look.color, elinewidth=0.9, zorder=2)
+    face = look.color if filled else "white"
+    dots.plot(mean, y, look.marker, color=look.color, markerfacecolor=face, markersize=5, zorder=3)
     if len(one) > 1:
-        dots.plot(100 * one["value"], [y + 0.32] * len(one), "o", color=look.colour, **style.SEED)
+        dots.plot(100 * one["value"], [y + 0.32] * len(one), "o", color=look.color, **style.SEED)
 
 
 def _number(one: pl.DataFrame) -> str:

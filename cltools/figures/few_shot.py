@@ -94,14 +94,14 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         style.log_axis(row[0])
         row[0].axhspan(1, 1e9, color="#F0F0F0", zorder=0, linewidth=0)
         row[0].set_ylabel("Test error (log scale)")
-    grey = Look("", THEORY, "")
+    gray = Look("", THEORY, "")
     style.finish(
         figure,
         "Few-shot error of each objective, and the bound of P1",
         [
             *(style.handle(style.OBJECTIVES[name]) for name in objectives),
-            style.handle(grey, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
-            style.handle(grey, "its limit for many shots", linestyle=":", linewidth=1),
+            style.handle(gray, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
+            style.handle(gray, "its limit for many shots", linestyle=":", linewidth=1),
         ],
         f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
         f"{tables.seeds_note(plotted.filter(quantity=ERROR), cells)} Errors: means over draws of "
@@ -118,6 +118,6 @@ def _draw(ax: Axes, one: pl.DataFrame, look: Look) -> None:
     bound = one.filter(quantity=BOUND)
     if not bound.is_empty():
         means = bound.unique("shots", keep="first").sort("shots")
-        ax.plot(means["shots"], means["mean"], "--", color=look.colour, linewidth=1)
+        ax.plot(means["shots"], means["mean"], "--", color=look.color, linewidth=1)
     for limit in one.filter(quantity=LIMIT)["mean"].unique():
-        ax.axhline(limit, color=look.colour, linestyle=":", linewidth=1)
+        ax.axhline(limit, color=look.color, linestyle=":", linewidth=1)

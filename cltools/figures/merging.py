@@ -33,7 +33,7 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         for name in objectives:
             for split, dash in splits.items():
                 one = plotted.filter(metric=metric, split=split, objective=name)
-                face = OBJECTIVES[name].colour if split == "test" else "white"
+                face = OBJECTIVES[name].color if split == "test" else "white"
                 line = {"linestyle": dash, "markerfacecolor": face, "points": split == "test"}
                 style.curve(ax, one, "weight", OBJECTIVES[name], **line)
         ax.set(title=title, xlabel="λ, weight of the other objective")
@@ -42,14 +42,14 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     if len(objectives) == 1:
         for ax in row:
             ax.set_xticks(ax.get_xticks(), ["0\nDCL", "", "0.5", "", f"1\n{_label(objectives)}"])
-    grey = Look("", style.FOOTNOTE, "o")
+    gray = Look("", style.FOOTNOTE, "o")
     style.finish(
         figure,
         "Networks on the line between the weights of DCL and of another objective",
         [
             *(style.handle(OBJECTIVES[name], f"DCL to {_label([name])}") for name in objectives),
-            style.handle(grey, "test images"),
-            style.handle(grey, "training images", linestyle=":", markerfacecolor="white"),
+            style.handle(gray, "test images"),
+            style.handle(gray, "training images", linestyle=":", markerfacecolor="white"),
         ],
         f"{tidy.setting(cells)}. Weights (1 − λ) · DCL + λ · other, each run at its last step; "
         "BatchNorm statistics computed again from training images for every λ. Encoder "

@@ -72,10 +72,10 @@ def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:
     """A line for each run, a marker at each halving; returns the objectives in this order."""
     for line in panel.filter(pl.col("time") > 0).partition_by("objective", "seed"):
         look = style.OBJECTIVES[line["objective"][0]]
-        ax.plot(line["time"], line["value"], color=look.colour, linewidth=1.1)
+        ax.plot(line["time"], line["value"], color=look.color, linewidth=1.1)
     halved = panel.unique("objective").drop_nulls("halved_time").sort("halved_time", "objective")
     for name, time in halved.select("objective", "halved_time").iter_rows():
-        ax.plot(time, 0.5, style.OBJECTIVES[name].marker, color=style.OBJECTIVES[name].colour)
+        ax.plot(time, 0.5, style.OBJECTIVES[name].marker, color=style.OBJECTIVES[name].color)
     ax.axhline(0.5, color=style.THEORY, linewidth=0.8, linestyle=":")
     ax.set(xscale="log", xlabel="Time of gradient descent (log scale)", ylim=(0, 1.08))
     return ", ".join(style.OBJECTIVES[name].label for name in halved["objective"]) or "none"

@@ -39,7 +39,7 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     objectives = style.ordered(plotted["objective"])
     method, split, features = pictures.select("method", "split", "features").row(0)
     classes = plotted["class"].unique().sort().to_list()
-    colours = {c: CLASSES[i % len(CLASSES)] for i, c in enumerate(classes)}
+    colors = {c: CLASSES[i % len(CLASSES)] for i, c in enumerate(classes)}
     reach = 1.05 * plotted.select(pl.max_horizontal(pl.col("x", "y").abs())).max().item()
 
     width = rcParams["figure.figsize"][0] / len(epochs)
@@ -47,7 +47,7 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     for row, name in zip(axes, objectives, strict=True):
         for ax, epoch in zip(row, epochs, strict=True):
             panel = plotted.filter(objective=name, epoch=epoch)
-            at = [colours[c] for c in panel["class"]]
+            at = [colors[c] for c in panel["class"]]
             ax.scatter(panel["x"], panel["y"], c=at, s=3, linewidths=0, alpha=0.8)
             if ax in axes[0]:
                 ax.set_title(f"epoch {epoch:g}", loc="center")
@@ -61,7 +61,7 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             ax.spines[:].set_visible(True)
         row[0].set_ylabel(style.OBJECTIVES[name].label)
     handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=4, color=colours[c], label=f"class {c}")
+        Line2D([], [], linestyle="", marker="o", markersize=4, color=colors[c], label=f"class {c}")
         for c in classes
     ]
     style.finish(

@@ -54,15 +54,15 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             ax.label_outer()
     lowest = min(0.0, float(plotted["value"].min()))
     axes[0, 0].set_xlim(lowest - 0.05 if lowest < 0 else 0, 1.03)
-    grey = style.FOOTNOTE
+    gray = style.FOOTNOTE
     style.finish(
         figure,
         "Alignment with DCL beyond the classes",
         [
             style.handle(
-                Look(label, grey, marker),
+                Look(label, gray, marker),
                 linestyle="",
-                markerfacecolor=grey if filled else "white",
+                markerfacecolor=gray if filled else "white",
                 markersize=9 if marker == "|" else 5,
             )
             for label, marker, filled, _ in KINDS.values()
@@ -91,16 +91,16 @@ def _cells(experiment: ExperimentTables) -> pl.DataFrame:
 
 def _line(ax: Axes, plotted: pl.DataFrame, y: int, name: str) -> None:
     """One objective, with all kinds around the height y."""
-    colour = style.OBJECTIVES[name].colour
+    color = style.OBJECTIVES[name].color
     for kind, (_, marker, filled, shift) in KINDS.items():
         one = plotted.filter(kind=kind)
         if one.is_empty():
             continue
         ax.errorbar(
             one["mean"][0], y + shift, xerr=one["sd"][0] or 0.0, fmt=marker,
-            color=colour, markerfacecolor=colour if filled else "white",
+            color=color, markerfacecolor=color if filled else "white",
             markersize=9 if marker == "|" else 5, elinewidth=0.9,
         )  # fmt: skip
         if len(one) > 1:
             places = [y + shift + 0.16] * len(one)
-            ax.plot(one["value"], places, "o", color=colour, **style.SEED)
+            ax.plot(one["value"], places, "o", color=color, **style.SEED)

@@ -18,7 +18,7 @@ MOST_EPOCHS = 4
 VERTICES = (
     np.array([[0, 0, 3], [8**0.5, 0, -1], [-(2**0.5), 6**0.5, -1], [-(2**0.5), -(6**0.5), -1]]) / 3
 )
-COLOURS = ("#4E79A7", "#F28E2B", "#59A14F", "#E15759")
+COLORS = ("#4E79A7", "#F28E2B", "#59A14F", "#E15759")
 VIEW = {"elev": 12, "azim": 25}  # in this view no vertex hides another one
 
 
@@ -59,9 +59,9 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
         look = style.OBJECTIVES[name]
         row[0].text2D(
             -0.04, 0.5, look.label, transform=row[0].transAxes, rotation=90, va="center",
-            color=look.colour, weight="bold",
+            color=look.color, weight="bold",
         )  # fmt: skip
-    looks = [style.Look(f"class {i}", colour, "o") for i, colour in enumerate(COLOURS)]
+    looks = [style.Look(f"class {i}", color, "o") for i, color in enumerate(COLORS)]
     simplex = style.handle(style.Look("simplex", style.THEORY, ""), linestyle=":", linewidth=0.9)
     style.finish(
         figure,
@@ -105,10 +105,10 @@ def _directions(cosines: pl.DataFrame) -> pl.DataFrame:
 def _draw(ax, points: Sequence[np.ndarray]) -> None:
     for i, j in combinations(range(CLASSES), 2):
         ax.plot(*zip(VERTICES[i], VERTICES[j], strict=True), color=style.THEORY, ls=":", lw=0.7)
-    for point, vertex, colour in zip(points, VERTICES, COLOURS, strict=True):
-        ax.plot(*zip(np.zeros(3), point, strict=True), color=colour, linewidth=1.6)
-        ax.plot(*point[:, None], "o", color=colour, markersize=4.5)
-        ax.plot(*zip(point, vertex, strict=True), color=colour, linewidth=0.6, alpha=0.6)
+    for point, vertex, color in zip(points, VERTICES, COLORS, strict=True):
+        ax.plot(*zip(np.zeros(3), point, strict=True), color=color, linewidth=1.6)
+        ax.plot(*point[:, None], "o", color=color, markersize=4.5)
+        ax.plot(*zip(point, vertex, strict=True), color=color, linewidth=0.6, alpha=0.6)
     ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), proj_type="ortho")
     ax.set_box_aspect((1, 1, 1), zoom=1.55)
     ax.view_init(**VIEW)

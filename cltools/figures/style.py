@@ -40,7 +40,7 @@ class Look:
     """Name, color and marker of one series."""
 
     label: str
-    colour: str
+    color: str
     marker: str
 
 
@@ -147,22 +147,22 @@ def curve(
     at, mean = means[x].to_numpy(), means["mean"].to_numpy()
     sd = means["sd"].fill_null(0).to_numpy()
     line = {"marker": look.marker, "linestyle": "-", "zorder": 3} | line
-    ax.plot(at, mean, color=look.colour, **line)
+    ax.plot(at, mean, color=look.color, **line)
     if sd.any() and bars:
         ax.errorbar(
-            at, mean, sd, fmt="none", ecolor=look.colour, elinewidth=0.9, capsize=2, zorder=2
+            at, mean, sd, fmt="none", ecolor=look.color, elinewidth=0.9, capsize=2, zorder=2
         )
     elif sd.any():
-        ax.fill_between(at, mean - sd, mean + sd, color=look.colour, alpha=0.15, linewidth=0)
+        ax.fill_between(at, mean - sd, mean + sd, color=look.color, alpha=0.15, linewidth=0)
     if points and len(table) > len(means):
-        ax.plot(table[x], table["value"], "o", color=look.colour, **SEED)
+        ax.plot(table[x], table["value"], "o", color=look.color, **SEED)
 
 
 def paper_curve(ax: Axes, table: pl.DataFrame, x: str, look: Look) -> None:
     """Draw a paper's numbers as a faint curve in the color of the same objective."""
     if not table.is_empty():
         table = table.sort(x)
-        ax.plot(table[x], table["value"], color=look.colour, **PAPER)
+        ax.plot(table[x], table["value"], color=look.color, **PAPER)
 
 
 def paper_handles(papers: pl.DataFrame, **line: Any) -> list[Line2D]:
@@ -176,7 +176,7 @@ def paper_handles(papers: pl.DataFrame, **line: Any) -> list[Line2D]:
 
 def handle(look: Look, label: str | None = None, **line: Any) -> Line2D:
     """A legend entry with the look of a series."""
-    line = {"marker": look.marker, "color": look.colour} | line
+    line = {"marker": look.marker, "color": look.color} | line
     return Line2D([], [], label=label or look.label, **line)
 
 

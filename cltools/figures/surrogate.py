@@ -109,10 +109,10 @@ def _followed(table: pl.DataFrame) -> pl.DataFrame:
     return found.filter(pl.col("value").is_finite()).sort(order)
 
 
-def _lines(ax: Axes, run: pl.DataFrame, colour: str) -> None:
+def _lines(ax: Axes, run: pl.DataFrame, color: str) -> None:
     for quantity, dash in DASHES.items():
         one = run.filter(quantity=quantity).sort("step")
-        ax.plot(one["sum_lr"], one["value"], dash, color=colour, linewidth=1.1)
+        ax.plot(one["sum_lr"], one["value"], dash, color=color, linewidth=1.1)
 
 
 def _distance_axes(row: Sequence[Axes], shown: pl.DataFrame) -> None:
@@ -136,7 +136,7 @@ def _draw_runs(
     for ax, count in zip(row, classes, strict=False):
         panel = shown.filter(classes=count)
         for run in panel.partition_by("batch_size", "total_lr", "seed", maintain_order=True):
-            _lines(ax, run, looks[run["batch_size"][0]].colour)
+            _lines(ax, run, looks[run["batch_size"][0]].color)
         ax.set_title(f"C = {count}, τ = {shown['tau'][0]:g}")
     _distance_axes(row[: len(classes)], shown)
     for ax in row[len(classes) :]:
@@ -148,15 +148,15 @@ def _draw_networks(row: Sequence[Axes], found: pl.DataFrame) -> None:
     for ax in row[2:]:
         ax.axis("off")
     network, surrogate = found.filter(of="network"), found.filter(of="its surrogate")
-    _lines(drift, network, NETWORK.colour)
-    _lines(drift, surrogate, OWN.colour)
+    _lines(drift, network, NETWORK.color)
+    _lines(drift, surrogate, OWN.color)
     for name in style.ordered(found.filter(quantity=MOVED)["objective"]):
-        for part, colour in ((network, OBJECTIVES[name].colour), (surrogate, OWN.colour)):
+        for part, color in ((network, OBJECTIVES[name].color), (surrogate, OWN.color)):
             one = part.filter(quantity=MOVED, objective=name).sort("step")
-            moved.plot(one["sum_lr"], one["value"], color=colour, linewidth=1.1)
-            if colour != OWN.colour:
+            moved.plot(one["sum_lr"], one["value"], color=color, linewidth=1.1)
+            if color != OWN.color:
                 end = one["sum_lr"][-1], one["value"][-1]
-                moved.plot(*end, OBJECTIVES[name].marker, color=colour)
+                moved.plot(*end, OBJECTIVES[name].marker, color=color)
     drift.set_title(f"Networks: distance, τ = {found['tau'][0]:g}, B = {found['batch_size'][0]}")
     moved.set_title("Networks: distance from their start")
     _distance_axes([drift, moved], found)

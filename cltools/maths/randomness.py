@@ -23,7 +23,7 @@ def generator(*key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
+def initialize(model: nn.Module, seed: int, owner: str | None = None) -> None:
     """Set every parameter to values that depend on (seed, its name) alone.
 
     Convolutions are drawn as in torchvision's ResNet (kaiming normal, fan out), linear layers as by
@@ -50,7 +50,7 @@ def initialise(model: nn.Module, seed: int, owner: str | None = None) -> None:
                     bound = module.in_features**-0.5
                     parameter.uniform_(-bound, bound, generator=draw)
                 else:
-                    raise TypeError(f"no initialisation rule for {prefix}.{name}")
+                    raise TypeError(f"no initialization rule for {prefix}.{name}")
 
 
 def _initialise_transformer(name: str, parameter: Tensor, draw: torch.Generator) -> bool:

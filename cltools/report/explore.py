@@ -35,7 +35,7 @@ def exploration(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> 
     known = measures["objective"].unique().to_list()
     return {
         "objectives": {
-            name: {"label": look.label, "colour": look.colour}
+            name: {"label": look.label, "color": look.color}
             for name, look in OBJECTIVES.items()
             if name in known
         },

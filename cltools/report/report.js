@@ -163,14 +163,14 @@ widget("alignment", ({ cells, one, other, measure, split }) => {
   const at = rows.filter((row) => row.epoch === now);
   const z = known.map((a) => known.map((b) => (a === b ? 1 : between(a, b, at)[0]?.mean ?? null)));
   const own = between(one.value, other.value).sort((a, b) => a.epoch - b.epoch);
-  const x = own.map((row) => row.epoch), colour = data.objectives[other.value].colour;
+  const x = own.map((row) => row.epoch), color = data.objectives[other.value].color;
   show([
     { type: "heatmap", z, x: known.map(label), y: known.map(label), zmin: 0, zmax: 1, colorscale: "Viridis",
       texttemplate: "%{z:.2f}", colorbar: { x: 0.4, thickness: 12 } },
     { x, y: own.map((row) => row.mean + row.sd), xaxis: "x2", yaxis: "y2", mode: "lines", line: { width: 0 }, showlegend: false, hoverinfo: "skip" },
     { x, y: own.map((row) => row.mean - row.sd), xaxis: "x2", yaxis: "y2", mode: "lines", line: { width: 0 }, fill: "tonexty",
-      fillcolor: `${colour}33`, showlegend: false, hoverinfo: "skip" },
-    { x, y: own.map((row) => row.mean), xaxis: "x2", yaxis: "y2", mode: "lines+markers", line: { color: colour }, showlegend: false },
+      fillcolor: `${color}33`, showlegend: false, hoverinfo: "skip" },
+    { x, y: own.map((row) => row.mean), xaxis: "x2", yaxis: "y2", mode: "lines+markers", line: { color: color }, showlegend: false },
     { x: [now, now], y: [0, 1], xaxis: "x2", yaxis: "y2", mode: "lines", line: { color: "#7A7A7A", dash: "dot" }, showlegend: false, hoverinfo: "skip" },
   ], layout({
     xaxis: { domain: [0, 0.36] }, yaxis: { autorange: "reversed" },

@@ -124,8 +124,8 @@ def _embed_step(
         )  # fmt: skip
         with closing(data.plain_and_views(views, recipe, BLOCK)) as blocks:
             for pixels, views_of_them in blocks:
-                plain = [network(data.normalise(pixels)) for network in networks.values()]
-                rendered = [data.normalise(view) for view in views_of_them]
+                plain = [network(data.normalize(pixels)) for network in networks.values()]
+                rendered = [data.normalize(view) for view in views_of_them]
                 outputs["h"].append(_stacked([h for h, _ in plain], dtype))
                 outputs["z"].append(_stacked([z for _, z in plain], dtype))
                 viewed = [

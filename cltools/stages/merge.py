@@ -150,7 +150,7 @@ def _features(
 @torch.inference_mode()
 def _encode(network: Network, data: ImageSet) -> np.ndarray:
     blocks = data.plain(torch.split(torch.arange(len(data.labels)), BLOCK))
-    encoded = [network.encoder(data.normalise(pixels)).cpu() for pixels in blocks]
+    encoded = [network.encoder(data.normalize(pixels)).cpu() for pixels in blocks]
     return torch.cat(encoded).numpy()
 
 

@@ -130,7 +130,7 @@ def all_turned(
 @torch.inference_mode()
 def _features(network: Network, data: ImageSet, which: str) -> np.ndarray:
     blocks = data.plain(torch.split(torch.arange(len(data.labels)), BLOCK))
-    made = [network(data.normalise(pixels))[("h", "z").index(which)] for pixels in blocks]
+    made = [network(data.normalize(pixels))[("h", "z").index(which)] for pixels in blocks]
     return torch.cat(made).float().cpu().numpy()
 
 

@@ -91,7 +91,7 @@ class Batches:
         self._epochs = {e: drawn for e, drawn in self._epochs.items() if e in epochs}
         self._begun = {later: self._begun.get(later) or self._begin(later) for later in wanted}
         positions, views = self._begun.pop(step)
-        return self.data.normalise(views()), self.data.labels[positions]
+        return self.data.normalize(views()), self.data.labels[positions]
 
     def close(self) -> None:
         """Drop the batches that were started in advance."""

@@ -255,7 +255,7 @@ class Network(nn.Module):
 def build_network(
     cell: Mapping[str, Any], image_shape: Sequence[int], classes: int, objective: str
 ) -> Network:
-    """The network of one objective of a cell; `initialise` then sets its weights from the seed.
+    """The network of one objective of a cell; `initialize` then sets its weights from the seed.
 
     image_shape is the (h, w, c) of its input. Raises InputError where the patches of a ViT do not
     fit it.

@@ -40,7 +40,7 @@ def recalibrate(network: nn.Module, data: ImageSet, block: int = 512) -> None:
     network.train()
     try:
         for pixels in data.plain(order.tensor_split(-(-len(order) // block))):
-            network(data.normalise(pixels))
+            network(data.normalize(pixels))
     finally:
         network.eval()
         for hook in hooks:

@@ -70,7 +70,7 @@ class FixedViews(Batches):
         drawn = epoch_views(
             cell["seed"], 0, cell["views"], data.split_size, data.samples, self.recipe, *data.extent
         )
-        rendered = data.normalise(data.views(torch.arange(images), drawn.table, self.recipe)())
+        rendered = data.normalize(data.views(torch.arange(images), drawn.table, self.recipe)())
         self.views = torch.unflatten(rendered, 0, (cell["views"], images))
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:

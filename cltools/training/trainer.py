@@ -35,7 +35,7 @@ from cltools.maths.objectives import (
     queue_loss,
     similarity_logits,
 )
-from cltools.maths.randomness import initialise
+from cltools.maths.randomness import initialize
 from cltools.runtime.devices import to_device
 from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches, batches_of_models, owner
@@ -125,7 +125,7 @@ class CoupledTrainer:
     def _network(self, objective: str) -> Network:
         """The network of an objective with its initial weights."""
         network = build_network(self.cell, self.data.image_shape, self.data.classes, objective)
-        initialise(network, self.cell["seed"], owner(self.cell, objective, "init"))
+        initialize(network, self.cell["seed"], owner(self.cell, objective, "init"))
         self.ranks.couple(network)
         return on_device(network, self.device)
 

@@ -699,7 +699,7 @@ def test_quoted_numbers_are_the_papers(name):
     ("change", "sentence"),
     [
         ({"statement": "No full stop"}, "claims.a.statement is wrong"),
-        ({"colour": "red"}, "claims.a is wrong"),
+        ({"color": "red"}, "claims.a is wrong"),
         ({"test": {"kind": "level"}}, "'region' is a required property"),
         ({"test": {"kind": "bound"}}, "'proved' is a required property"),
         ({"test": {"kind": "guess", "region": {"above": 0}}}, "claims.a.test.kind is wrong"),

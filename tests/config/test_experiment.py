@@ -171,7 +171,7 @@ def test_defaults_are_valid():
         ({"minimise": {"tau": [1]}}, r"minimise\.tau is unknown: did you mean taus"),
         ({"regularity": {"set": {"taus": 1}}}, r"regularity\.set\.taus is unknown"),
         ({"base__batch_size": 1}, r"base\.batch_size is 1, but must be at least 2"),
-        ({"base__recipe": "watercolour"}, r"base\.recipe names the view recipe 'watercolour'"),
+        ({"base__recipe": "watercolor"}, r"base\.recipe names the view recipe 'watercolor'"),
         ({"base__recipe": {"family": "cifar", "huee": 1}}, r"recipe\.huee is unknown.*hue"),
         ({"base__recipe": {"family": "cifar", "blur_kernel": 4}}, r"recipe\.blur_kernel"),
         ({"base__objectives": ["nscl"]}, r"base\.objectives lacks dcl"),

@@ -23,7 +23,7 @@ from waiting import HANGS
 from cltools.config.recipes import RECIPES
 from cltools.data import encoded as writing
 from cltools.data import store as stores
-from cltools.data.decoding import centre, in_order
+from cltools.data.decoding import center, in_order
 from cltools.data.image_set import image_set
 from cltools.data.store import ImageStore
 from cltools.data.views import Recipe, epoch_views
@@ -45,7 +45,7 @@ def photograph(rng, height, width):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A folder of two classes, images of many sizes: most JPEG, some PNG, grey and CMYK ones."""
+    """A folder of two classes, images of many sizes: most JPEG, some PNG, gray and CMYK ones."""
     root = tmp_path_factory.mktemp("photographs")
     rng = np.random.Generator(np.random.PCG64(0))
     for split, count in COUNT.items():
@@ -137,15 +137,15 @@ def test_the_centre_is_torchvisions_resize_and_centre_crop(height, width):
     """To rounding, where torchvision need not round the longer side or the corner of the crop."""
     image = photograph(np.random.Generator(np.random.PCG64(3)), height, width)
     expected = tvf.center_crop(tvf.resize(image, [20]), [16])
-    ours = centre(image, 16, 20)
+    ours = center(image, 16, 20)
     assert np.abs(np.asarray(ours, int) - np.asarray(expected, int)).max() <= 1
 
 
 def test_views_are_torchvisions_resized_crops_of_the_whole_image(both):
     store, _ = both
     data = image_set(store, cell(), "train", CPU)
-    no_colours = {"jitter_probability": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
-    recipe = Recipe.from_settings({**RECIPES["imagenet"], **no_colours})
+    no_colors = {"jitter_probability": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
+    recipe = Recipe.from_settings({**RECIPES["imagenet"], **no_colors})
     drawn = epoch_views(0, 3, 2, data.split_size, data.samples, recipe, *data.extent)
     positions = torch.tensor([7, 0, 20, 3])
     p = drawn.rows(slice(None), positions)
@@ -183,10 +183,10 @@ def test_a_view_does_not_depend_on_the_subset_or_the_batch(both):
 def test_a_set_of_grey_images_has_one_channel(tmp_path):
     rng = np.random.Generator(np.random.PCG64(1))
     for name in ("a", "b"):
-        (tmp_path / "grey" / name).mkdir(parents=True)
+        (tmp_path / "gray" / name).mkdir(parents=True)
         for number in range(3):
-            photograph(rng, 20, 30).convert("L").save(tmp_path / "grey" / name / f"{number}.png")
-    store = prepared(tmp_path / "store", definition(tmp_path / "grey"))
+            photograph(rng, 20, 30).convert("L").save(tmp_path / "gray" / name / f"{number}.png")
+    store = prepared(tmp_path / "store", definition(tmp_path / "gray"))
     assert store.image_shape == (16, 16, 1)
     assert len(store.mean) == 1
     assert image_set(store, cell(), "test", CPU).pixels(torch.arange(2)).shape == (2, 1, 16, 16)

@@ -498,13 +498,13 @@ def test_splits_named_by_their_folders(tmp_path):
     assert len(store.images["test"]) == 2
 
 
-def test_grey_rows_join_a_colour_set_and_a_grey_set_stays_grey(two_files, tmp_path):
-    grey = pixels(4, 4)
-    definition = two_files([encoded(grey), PNG, encoded(grey)], [0, 1, 1])
+def test_grey_rows_join_a_color_set_and_a_grey_set_stays_grey(two_files, tmp_path):
+    gray = pixels(4, 4)
+    definition = two_files([encoded(gray), PNG, encoded(gray)], [0, 1, 1])
     store = prepared(definition, tmp_path / "mixed")
-    np.testing.assert_array_equal(store.images["train"][0], np.repeat(grey[..., None], 3, axis=2))
-    store = prepared(two_files([encoded(grey), encoded(grey)], [0, 1]), tmp_path / "grey")
-    np.testing.assert_array_equal(store.images["train"][0], grey[..., None])
+    np.testing.assert_array_equal(store.images["train"][0], np.repeat(gray[..., None], 3, axis=2))
+    store = prepared(two_files([encoded(gray), encoded(gray)], [0, 1]), tmp_path / "gray")
+    np.testing.assert_array_equal(store.images["train"][0], gray[..., None])
 
 
 def test_size_brings_images_to_one_shape(two_files, tmp_path):
@@ -514,7 +514,7 @@ def test_size_brings_images_to_one_shape(two_files, tmp_path):
     train = tmp_path / "data" / "train.parquet"
     refused(definition, tmp_path, train, "row 1", "4x4", "12x4", "`size`")
     store = prepared({**definition, "size": 4}, tmp_path / "store")
-    assert (store.images["train"][0] == 200).all()  # the centre
+    assert (store.images["train"][0] == 200).all()  # the center
     np.testing.assert_array_equal(store.images["train"][1], np.asarray(Image.open(io.BytesIO(PNG))))
     manifest = json.loads((store.folder / "store.json").read_text())
     assert manifest["preprocessing"] == "shorter side resized to 4 (bilinear), centre crop"

@@ -20,7 +20,7 @@ from cltools.data.views import (
     render,
     view_parameters,
 )
-from cltools.maths.randomness import batch_order, generator, initialise, view_uniforms
+from cltools.maths.randomness import batch_order, generator, initialize, view_uniforms
 
 
 def images(count=6, channels=3, height=9, width=7, seed=0):
@@ -48,7 +48,7 @@ def parameters(count, chosen, height=32, width=32, seed=0):
 )
 def test_adjustments_equal_torchvision(ours, theirs, amount):
     x = images()
-    x[0] = 0.4  # a grey image has no hue
+    x[0] = 0.4  # a gray image has no hue
     x[1, :, 0] = 0.0  # black has no saturation
     factor = torch.full((6, 1, 1, 1), amount)
     assert torch.allclose(ours(x, factor), theirs(x, amount), atol=2e-6)
@@ -174,7 +174,7 @@ def test_initial_weights_depend_on_seed_and_name_alone():
     def network(classes, seed, global_seed):
         torch.manual_seed(global_seed)
         model = Network(ResNet(ARCHITECTURES["small_resnet"], "cifar", 1, 3), 16, 8, classes)
-        initialise(model, seed)
+        initialize(model, seed)
         return model.state_dict()
 
     one, other = network(None, 0, 1), network(10, 0, 2)
@@ -182,5 +182,5 @@ def test_initial_weights_depend_on_seed_and_name_alone():
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     differs = network(None, 1, 1)
     assert not torch.equal(one["encoder.conv1.weight"], differs["encoder.conv1.weight"])
-    with pytest.raises(TypeError, match="no initialisation rule"):
-        initialise(torch.nn.Sequential(torch.nn.PReLU()), 0)
+    with pytest.raises(TypeError, match="no initialization rule"):
+        initialize(torch.nn.Sequential(torch.nn.PReLU()), 0)

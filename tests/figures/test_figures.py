@@ -89,10 +89,10 @@ def test_base_sweep_is_the_first_that_varies_the_seed_alone(factors):
     assert base_sweep({"t": {"factors": ["tau", "seed"]}}) is None
 
 
-def test_palette_has_a_colour_and_a_marker_of_its_own_for_every_objective():
+def test_palette_has_a_color_and_a_marker_of_its_own_for_every_objective():
     assert list(OBJECTIVES) == cell_keys()["objectives"]["items"]["enum"]
     looks = [*OBJECTIVES.values(), NEUTRAL]
-    for trait in ("label", "colour", "marker"):
+    for trait in ("label", "color", "marker"):
         assert len({getattr(look, trait) for look in looks}) == len(looks)
 
 
@@ -520,7 +520,7 @@ def test_a_missing_network_is_named(inputs, tmp_path):
         ({"tables": {}}, "needs the table of `cltools collect`: give it with --measures"),
         ({"sweeps": {}}, "needs a sweep that varies only the seed"),
         ({"sweeps": {"new": {"label": "", "factors": ["seed"]}}}, "no cell of sweep 'new'"),
-        ({"style": {"colour": 1}}, "unknown figure style key 'colour'"),
+        ({"style": {"color": 1}}, "unknown figure style key 'color'"),
         ({"style": {"dpi": -1}}, "dpi must be a positive number"),
     ],
 )

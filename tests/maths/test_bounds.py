@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from formulas import gap_at_initialisation
+from formulas import gap_at_initialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
@@ -268,10 +268,10 @@ def test_gap_bound_neither_overflows_nor_loses_digits():
     assert math.isnan(gap_bound(5, 5, 1.0))
 
 
-def test_gap_at_initialisation():
-    assert gap_at_initialisation(144, 1440) == pytest.approx(math.log(1439 / 1296), rel=1e-14)
-    assert gap_at_initialisation(5000, 50_000) == pytest.approx(math.log(10 / 9), abs=3e-5)
-    assert gap_at_initialisation(1, 100) == 0
+def test_gap_at_initialization():
+    assert gap_at_initialization(144, 1440) == pytest.approx(math.log(1439 / 1296), rel=1e-14)
+    assert gap_at_initialization(5000, 50_000) == pytest.approx(math.log(10 / 9), abs=3e-5)
+    assert gap_at_initialization(1, 100) == 0
 
 
 def test_bounds_refuse_impossible_counts():

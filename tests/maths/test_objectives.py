@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from formulas import gap_at_initialisation
+from formulas import gap_at_initialization
 
 from cltools.maths.bounds import gap_bound
 from cltools.maths.objectives import (
@@ -115,7 +115,7 @@ def test_gap_at_equal_similarities(classes, per_class, tau):
     gap = checked_contrastive_loss("dcl", z, labels, tau) - checked_contrastive_loss(
         "nscl", z, labels, tau
     )
-    expected = gap_at_initialisation(per_class, len(labels))
+    expected = gap_at_initialization(per_class, len(labels))
     assert float(gap) == pytest.approx(expected, abs=1e-12)
     assert expected == pytest.approx(math.log((len(labels) - 1) / (len(labels) - per_class)))
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from formulas import gap_at_initialisation
+from formulas import gap_at_initialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,13 +95,13 @@ def test_the_bound_holds_for_any_labels(seed, classes, tau):
     assert nscl <= dcl <= nscl + bound
 
 
-def test_equal_similarities_give_the_gap_at_initialisation():
+def test_equal_similarities_give_the_gap_at_initialization():
     n, per_class = 60, 12
     z = torch.zeros(2, n, 4, dtype=torch.float64)
     z[..., 0] = 1
     labels = torch.arange(n) % (n // per_class)
     for dcl, nscl in whole_set_losses(z, labels, TAUS).values():
-        assert dcl - nscl == pytest.approx(gap_at_initialisation(per_class, n), abs=1e-12)
+        assert dcl - nscl == pytest.approx(gap_at_initialization(per_class, n), abs=1e-12)
         assert dcl == pytest.approx(math.log(2 * (n - 1)), abs=1e-12)
 
 

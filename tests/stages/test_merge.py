@@ -17,7 +17,7 @@ from cltools.config.durations import Duration
 from cltools.data.image_set import image_set
 from cltools.data.store import ImageStore
 from cltools.layout import Embeddings
-from cltools.maths.randomness import initialise
+from cltools.maths.randomness import initialize
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import sha256_file
 from cltools.runtime.sealed import write_json
@@ -74,7 +74,7 @@ def data(digits):
 
 def network_of(data, seed=0):
     network = build_network(cell(), data.image_shape, data.classes, "dcl")
-    initialise(network, seed)
+    initialize(network, seed)
     return network.to(memory_format=torch.channels_last)
 
 
@@ -97,7 +97,7 @@ def test_statistics_are_those_of_all_values(data, block):
     recalibrate(network, data, block)
     # What the first layer is given does not depend on how the images came.
     with torch.no_grad():
-        first = network.encoder.conv1(data.normalise(data.pixels(torch.arange(150))))
+        first = network.encoder.conv1(data.normalize(data.pixels(torch.arange(150))))
     assert sorted(len(x) for x in given["encoder.bn1"]) == {
         512: [150], 64: [50, 50, 50], 40: [37, 37, 38, 38],
     }[block]  # fmt: skip
@@ -130,7 +130,7 @@ def test_recalibration_forgets_and_repeats(data):
 def test_recalibrated_network_is_that_of_training(data):
     """On one block, evaluation with the new statistics is what train mode computes."""
     network = network_of(data)
-    images = data.normalise(data.pixels(torch.arange(len(data.labels))))
+    images = data.normalize(data.pixels(torch.arange(len(data.labels))))
     with torch.no_grad():
         h, z = network.train()(images)
         recalibrate(network, data)

@@ -9,7 +9,7 @@ from small import small_cell
 from torch import nn
 
 from cltools.data.image_set import image_set, open_store
-from cltools.maths.randomness import balanced_order, generator, initialise
+from cltools.maths.randomness import balanced_order, generator, initialize
 from cltools.training.networks import build_network
 from cltools.training.optimizers import AuthorsLars, build_optimizer, lr_by_epoch, set_lr
 from cltools.training.trainer import CoupledTrainer
@@ -92,7 +92,7 @@ def test_what_starts_at_zero_stays_there_under_the_authors_lars(digits, architec
     )
     fixed = {"projector.4.bias"} | (zero if optimizer == "authors_lars" else set())
     start = build_network(trainer.cell, trainer.data.image_shape, 10, "dcl")
-    initialise(start, trainer.cell["seed"])
+    initialize(start, trainer.cell["seed"])
     still = {n for n, p in start.named_parameters() if torch.equal(p, after[n])}
     assert still == fixed
 
@@ -187,7 +187,7 @@ def test_existing_cells_keep_their_identity():
     assert not any(f'"{key}"' in canonical_cell(cell()) for key in new)
 
 
-def test_both_optimisers_train_the_same():
+def test_both_optimizers_train_the_same():
     network = build_network(cell(architecture="small_vit"), (8, 8, 1), 10, "dcl")
     groups = build_optimizer(cell(), network).param_groups
     decayed, rest = ({id(p) for p in group["params"]} for group in groups)

@@ -1,4 +1,4 @@
-"""Networks, optimisers and schedules."""
+"""Networks, optimizers and schedules."""
 
 import math
 from functools import partial
@@ -9,7 +9,7 @@ import torchvision
 from small import small_cell
 
 from cltools.data.image_set import ImageSet
-from cltools.maths.randomness import generator, initialise
+from cltools.maths.randomness import generator, initialize
 from cltools.maths.weights import weight_distance
 from cltools.runtime.errors import InputError
 from cltools.training.curvature import largest_curvature
@@ -106,7 +106,7 @@ def test_initial_vit_is_drawn_like_torchvisions():
     torch.manual_seed(0)
     theirs = from_torchvision(torchvision_vit(32, 4, TRANSFORMERS["vit_small"]).state_dict())
     ours = VisionTransformer(TRANSFORMERS["vit_small"], 4, (32, 32, 3))
-    initialise(ours, 0)
+    initialize(ours, 0)
     assert theirs.keys() == ours.state_dict().keys()
     for name, tensor in ours.state_dict().items():
         assert tensor.shape == theirs[name].shape
@@ -115,7 +115,7 @@ def test_initial_vit_is_drawn_like_torchvisions():
         assert float(tensor.mean()) == pytest.approx(mean, abs=error * spread)
         assert float(tensor.std()) == pytest.approx(spread, rel=error)
     again = VisionTransformer(TRANSFORMERS["vit_small"], 4, (32, 32, 3))
-    initialise(again, 0)
+    initialize(again, 0)
     assert all(torch.equal(v, ours.state_dict()[k]) for k, v in again.state_dict().items())
 
 
@@ -146,7 +146,7 @@ def test_patches_that_do_not_fit():
     with pytest.raises(InputError, match=sentence):
         build_network(cell(architecture="small_vit", patch=3), (8, 12, 1), 10, "dcl")
     rectangular = build_network(cell(architecture="small_vit"), (8, 12, 1), 10, "dcl")
-    initialise(rectangular, 0)
+    initialize(rectangular, 0)
     assert rectangular(torch.randn(3, 1, 8, 12))[0].shape == (3, 64)
 
 
@@ -197,7 +197,7 @@ def test_a_step_of_the_papers_cells(side, settings):
 @pytest.fixture
 def small_vit():
     network = build_network(cell(architecture="small_vit"), (8, 8, 1), 10, "dcl")
-    initialise(network, 0)
+    initialize(network, 0)
     return network
 
 
@@ -238,7 +238,7 @@ def test_network_outputs():
 
 def test_last_projector_shift_stays_zero():
     network = build_network(cell(optimizer="sgd"), (8, 8, 3), 10, "dcl")
-    initialise(network, 0)
+    initialize(network, 0)
     optimizer = build_optimizer(cell(optimizer="sgd"), network)
     set_lr(optimizer, 0.5)
     for _ in range(3):
@@ -250,9 +250,9 @@ def test_last_projector_shift_stays_zero():
 
 
 def test_lars_neither_adapts_nor_freezes_shifts():
-    """The authors' LARS gives zero-initialised shifts a trust ratio of 0 and never moves them."""
+    """The authors' LARS gives zero-initialized shifts a trust ratio of 0 and never moves them."""
     network = build_network(cell(optimizer="lars"), (8, 8, 3), 10, "dcl")
-    initialise(network, 0)
+    initialize(network, 0)
     optimizer = build_optimizer(cell(optimizer="lars"), network)
     set_lr(optimizer, 0.1)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}

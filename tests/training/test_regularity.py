@@ -11,7 +11,7 @@ from precise import RECIPE, in_float64, make_float_double
 from small import small_cell
 
 from cltools.data.image_set import image_set, open_store
-from cltools.maths.randomness import generator, initialise
+from cltools.maths.randomness import generator, initialize
 from cltools.maths.surrogate import (
     batch_gradient,
     batch_negatives,
@@ -71,7 +71,7 @@ def tiny():
     """Σ(w) of two views of four random images, w, and a direction in the space of w."""
     settings = cell(projector_hidden=4, projector_dim=3)
     network = build_network(settings, (4, 4, 1), 10, "dcl")
-    initialise(network, 0)
+    initialize(network, 0)
     views = torch.randn(2, 4, 1, 4, 4, generator=generator("test"))
     similarities = SimilarityMap(network, views)
     weights = similarities.weights(network)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 cell = partial(
     small_cell,
     images_per_class=None,
-    dataset="colours",
+    dataset="colors",
     recipe="imagenet",
     horizon=5,
     objectives=OBJECTIVES,
@@ -34,13 +34,13 @@ cell = partial(
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
+def colors(tmp_path_factory):
     """Random RGB images: the recipe `imagenet` on them has every change that a view may have."""
-    folder = tmp_path_factory.mktemp("stores") / "colours"
+    folder = tmp_path_factory.mktemp("stores") / "colors"
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (60, 12, 12, 3), dtype=np.uint8)
     splits = dict.fromkeys(("train", "test"), (images, np.arange(60) % 5))
-    write_store(folder, "colours", list("abcde"), splits, {})
+    write_store(folder, "colors", list("abcde"), splits, {})
     return folder
 
 
@@ -66,14 +66,14 @@ class Transfers(TorchDispatchMode):
         return out
 
 
-def test_nothing_waits_for_the_device(colours, monkeypatch):
+def test_nothing_waits_for_the_device(colors, monkeypatch):
     """The step runs on the device `meta`, which computes nothing, so nothing can be read there.
 
     With LARS: torch's fused SGD does not know that device.
     """
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     settings = cell(optimizer="lars", batch_size=60)
-    made = trainer(settings, colours)
+    made = trainer(settings, colors)
     meta = torch.device("meta")
     for name in ("images", "mean", "std"):
         object.__setattr__(made.data, name, getattr(made.data, name).to(meta))
@@ -96,8 +96,8 @@ def test_nothing_waits_for_the_device(colours, monkeypatch):
     assert not transfers.waited_for
 
 
-def test_shared_views_are_made_once(colours, monkeypatch):
-    made, calls, at = trainer(cell(), colours), [], Batches.at
+def test_shared_views_are_made_once(colors, monkeypatch):
+    made, calls, at = trainer(cell(), colors), [], Batches.at
     monkeypatch.setattr(Batches, "at", lambda self, step: calls.append(step) or at(self, step))
     made.train_step()
     made.train_step()
@@ -110,12 +110,12 @@ def test_new_memory_is_not_filled():
     assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
-def test_compiling_is_another_cell_with_the_same_state(colours, monkeypatch):
+def test_compiling_is_another_cell_with_the_same_state(colors, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain, compiled = (cell(compile=c, objectives=["dcl", "ce"]) for c in (False, True))
     assert "compile" not in canonical_cell(plain)
     assert cell_id(plain) != cell_id(compiled)
-    trainers = [trainer(settings, colours) for settings in (plain, compiled)]
+    trainers = [trainer(settings, colors) for settings in (plain, compiled)]
     for made in trainers:
         for _ in range(3):
             made.train_step()
@@ -124,9 +124,9 @@ def test_compiling_is_another_cell_with_the_same_state(colours, monkeypatch):
     torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_machine_that_cannot_compile(colours, monkeypatch, tmp_path):
+def test_a_machine_that_cannot_compile(colors, monkeypatch, tmp_path):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/no/such/compiler"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    made = trainer(cell(compile=True, objectives=["dcl"]), colours)
+    made = trainer(cell(compile=True, objectives=["dcl"]), colors)
     with pytest.raises(InputError, match=r"config key compile is true, but .* cannot compile"):
         made.train_step()

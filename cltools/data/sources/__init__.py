@@ -74,7 +74,7 @@ def _check_sizes(options: dict[str, Any]) -> None:
     if resize is not None and (size is None or resize < size):
         raise InputError(
             f"resize is {resize}, but size is {size}: `resize` is what the shorter side is brought "
-            "to before the centre, `size`, is cropped; raise it or leave it out"
+            "to before the center, `size`, is cropped; raise it or leave it out"
         )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from cltools.data.decoding import centre
+from cltools.data.decoding import center
 from cltools.data.sources.source import Source, drawn_split, held_out
 
 
@@ -19,7 +19,7 @@ def read_digits(size: int | None = None, test_fraction: float = 0.2, seed: int =
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     preprocessing = "values 0..16 scaled to 0..255"
     if size not in (None, 8):
-        images = np.stack([np.asarray(centre(Image.fromarray(image), size)) for image in images])
+        images = np.stack([np.asarray(center(Image.fromarray(image), size)) for image in images])
         preprocessing += f", 8x8 resized to {size}x{size} (bilinear)"
     images, labels = images[..., None], digits.target.astype(np.int64)
     test = held_out(labels, test_fraction, seed)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cltools.data.decoding import (
     GRAY_MODES,
     DamagedImageError,
-    centre,
+    center,
     format_of,
     open_new_image,
     say_skipped,
@@ -149,7 +149,7 @@ class Decoder:
         self.all_gray &= image.mode in GRAY_MODES
         self.seen[format_of(image)] += 1
         color = image.convert("RGB")
-        return np.asarray(color if self.size is None else centre(color, self.size, self.resize))
+        return np.asarray(color if self.size is None else center(color, self.size, self.resize))
 
 
 def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:
