@@ -19,8 +19,8 @@ if not workflow.configfiles:
     configfile: "config/config.yaml"
 
 
-# A scheduler sends its signals to all processes of a job. Without a trap, the shell of the command
-# would be gone at once, and the job be over for it, while training still saves its state.
+# A scheduler sends its signals to all processes of a job. Without a trap, the shell would end at once
+# and the scheduler would end the job, while training still saves its state.
 LOGGED = shlex.quote(f"{workflow.basedir}/workflow/logged.sh")
 shell.prefix(f"set -euo pipefail; trap : TERM USR1 HUP; source {LOGGED}; ")
 

@@ -1,5 +1,5 @@
-# `logged LOG COMMAND…` runs a command of a rule: all that it writes goes to the job's log, and when it
-# fails, the last lines, which say what is wrong, go to the console as well.
+# `logged LOG COMMAND…` runs the command of a rule and writes its output to the job's log. If it fails,
+# the last lines, which say what is wrong, are also printed.
 logged() {
   local log=$1
   shift

@@ -1,4 +1,4 @@
-"""From what one step of a cell costs to what its whole run takes. Light: rules import it.
+"""Time and memory of jobs, from the cost of one training step. Imports quickly, for the rules.
 
 `cltools bench` measures the costs, kind by kind; a kind is all cells whose steps cost the same.
 Sizes are in MB of 10^6 bytes.
@@ -18,19 +18,19 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
 from cltools.runtime.sealed import read_json
 
-# Settings that a step takes the same time and memory for. Those that say how long a run is and what
-# it keeps are here too: they are put in afterwards.
+# Settings that do not change the time and memory of a step. Those for the length of a run and for
+# what it keeps are here too, because they enter the estimate separately.
 COST_FREE = (
     "base_batch", "checkpoints", "class_draw", "horizon", "key_momentum", "lr", "lr_rule",
     "lr_schedule", "seed", "tau", "trust_coefficient", "warmup", "weight_decay",
 )  # fmt: skip
-# Columns of the training log, at 8 bytes: what parquet makes of them is less.
+# Columns of the training log, at 8 bytes each; parquet needs less.
 LOG_COLUMNS = 14
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one kind of cell costs on the machine where it was measured.
+    """The measured costs of one kind of cell on one machine.
 
     A step and a save (of the resume state, in `state_mb`) are of all objectives together, and so
     are one checkpoint's weights and its float32 embeddings (of all training and test images).
@@ -52,7 +52,7 @@ class Costs:
 
 
 class Needs(NamedTuple):
-    """What a job asks the scheduler for: MB of main memory, minutes."""
+    """What a job requests from the scheduler: MB of main memory and minutes."""
 
     mem_mb: int
     runtime: int
@@ -65,7 +65,7 @@ class Run(NamedTuple):
     until: Duration
 
 
-# What jobs of an unmeasured kind ask for: enough for the papers' CIFAR cells.
+# Requests of jobs that were not measured: enough for the papers' CIFAR cells.
 TRAIN_DEFAULT = Needs(mem_mb=16000, runtime=1440)
 EMBED_DEFAULT = Needs(mem_mb=16000, runtime=120)
 MEASURE_DEFAULT = Needs(mem_mb=16000, runtime=480)
@@ -74,27 +74,27 @@ MERGE_DEFAULT = Needs(mem_mb=16000, runtime=240)
 # Decoding photographs takes hours; images that are kept decoded must fit into memory.
 PREPARE_ENCODED = Needs(mem_mb=6000, runtime=720)
 PREPARE_DECODED = Needs(mem_mb=8000, runtime=60)
-# Jobs ask for more than was measured: other jobs on the same node and slow disks cost time, and
-# starting Python, reading the images and writing files are not part of a step.
+# Jobs request more than was measured: other jobs on the node and slow disks cost time, and starting
+# Python, reading images and writing files are not part of a step.
 MARGIN = 1.5
 STARTING = Needs(mem_mb=500, runtime=10)
 
 
 def kind_of(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what a step of a resolved cell costs, but for defaults."""
+    """The settings of a resolved cell that decide the cost of a step, without those at defaults."""
     settings = json.loads(canonical_cell(cell))
     return {key: value for key, value in settings.items() if key not in COST_FREE}
 
 
 def checkpoint_steps(run: Run, steps_per_epoch: int) -> list[int]:
-    """The steps before which a run keeps weights, its end included."""
+    """The steps at which a run keeps weights, including its end."""
     stop = run.until.in_steps(steps_per_epoch)
     kept = {Duration.parse(c).in_steps(steps_per_epoch) for c in run.cell["checkpoints"]}
     return sorted({step for step in kept if step < stop} | {stop})
 
 
 def training_seconds(costs: Costs, run: Run) -> float:
-    """Seconds that training a cell takes, saves included."""
+    """Seconds of training a cell, including saves."""
     steps = run.until.in_steps(costs.steps_per_epoch)
     epochs = math.ceil(steps / costs.steps_per_epoch)
     seconds = steps * costs.seconds_per_step + epochs * costs.seconds_per_epoch
@@ -104,7 +104,7 @@ def training_seconds(costs: Costs, run: Run) -> float:
 
 
 def disk_mb(costs: Costs, run: Run, embedding_bytes: int = 0) -> float:
-    """MB that a trained cell's folder holds: weights, resume state and log.
+    """Size in MB of a trained cell's folder: weights, resume state and log.
 
     At its horizon the state is without the slots of the optimizers: the networks, nearly. While the
     cell trains there are two whole ones. `embedding_bytes` is the size of a stored number (4 or 2)
@@ -120,7 +120,7 @@ def disk_mb(costs: Costs, run: Run, embedding_bytes: int = 0) -> float:
 
 
 def train_needs(costs: Costs | None, run: Run, attempt: int = 1) -> Needs:
-    """What the training job of a cell asks for; a second attempt twice as much as the first."""
+    """What the training job of a cell requests; a second attempt requests twice as much."""
     if costs is None:
         return _times(TRAIN_DEFAULT, attempt)
     return _needs(costs.memory_mb, training_seconds(costs, run), attempt)
@@ -130,7 +130,7 @@ Work = Iterable[tuple[Costs | None, Run]]  # the cells that a job works through,
 
 
 def embed_needs(work: Work, attempt: int = 1) -> Needs:
-    """What a job that embeds these cells asks for.
+    """What a job that embeds these cells requests.
 
     A checkpoint's embeddings are held three times while they are put together and written.
     """
@@ -144,7 +144,7 @@ def embed_needs(work: Work, attempt: int = 1) -> Needs:
 
 
 def measure_needs(work: Work, attempt: int = 1) -> Needs:
-    """What a job that measures these cells asks for.
+    """What a job that measures these cells requests.
 
     Embeddings are held as they were read, by split, and as float64 while they are compared. What
     measuring takes is not benched: the time is the default, whatever their number.
@@ -160,7 +160,7 @@ def measure_needs(work: Work, attempt: int = 1) -> Needs:
 
 
 def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
-    """What a job that sets bounds beside these cells asks for; `settings` are the config's.
+    """What a job that works out the bounds of these cells requests; `settings` are the config's.
 
     A Hessian-vector product takes three times what a network's part of a training step takes, and
     is made for two networks. Its graph is held twice.
@@ -176,7 +176,7 @@ def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> N
 
 
 def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
-    """What a job that merges the networks of these cells asks for; `settings` are the config's.
+    """What a job that merges the networks of these cells requests; `settings` are the config's.
 
     A network on the line sees the plain training images twice and the test images once, which is
     less than the plain images and views of all networks that an embedded checkpoint stands for.
@@ -193,7 +193,7 @@ def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Ne
 
 
 def prepare_needs(definition: Mapping[str, Any], attempt: int = 1) -> Needs:
-    """What a job that makes the store of a data set asks for."""
+    """What a job that makes the store of a data set requests."""
     return _times(PREPARE_ENCODED if definition.get("encoded") else PREPARE_DECODED, attempt)
 
 
@@ -270,7 +270,7 @@ def _costs(entry: Mapping[str, Any]) -> Costs:
 
 
 def describe(kind: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> str:
-    """A kind in words: its main settings, and what else tells it from the others."""
+    """A kind in words: its main settings, and those in which it differs from the others."""
     cell = {**defaults(), **kind}
     classes = "all" if cell["classes"] is None else cell["classes"]
     main = ("dataset", "classes", "architecture", "batch_size", "objectives")

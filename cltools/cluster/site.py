@@ -1,4 +1,4 @@
-"""What a cluster's site wants of jobs: partitions, accounts, kind of GPU. Light: rules import it.
+"""What a cluster needs to know of jobs: partition, account, kind of GPU. Imports quickly.
 
 A file of the site's own says it by class of job (`slurm/site.yaml`, made from
 `slurm/site.example.yaml`): what jobs ask for beyond time and memory.
@@ -19,7 +19,7 @@ OF_GPUS = ("gpu_model", "gpu_request")
 
 
 class Site:
-    """The site's wishes, by class of job; none without its file.
+    """The site's settings by class of job; empty without its file.
 
     Raises InputError when the file is no YAML mapping, or for an unknown key.
     """

@@ -1,7 +1,7 @@
-"""The processor, as far as results and speed depend on it.
+"""What results and speed depend on in the processor.
 
-Sums are rounded in another order with other vector instructions, so that training ends in other
-last digits; and without instructions for bfloat16 that type is slower than float32.
+With other vector instructions, sums are rounded in another order, so the last digits of a training
+run differ. Without instructions for bfloat16, bfloat16 is slower than float32.
 """
 
 import platform
@@ -16,7 +16,7 @@ def instructions() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether torch has instructions for products of bfloat16 here."""
+    """Whether torch can use bfloat16 instructions on this processor."""
     import torch
 
     able = torch.cpu.get_capabilities()
@@ -29,7 +29,7 @@ def has_bfloat16() -> bool:
 
 
 def name() -> str:
-    """The name of the processor, as far as the system tells."""
+    """The name of the processor, or its kind where the system gives no name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""One way to show how far a long loop has come."""
+"""Progress of long loops."""
 
 import logging
 import sys
@@ -15,8 +15,8 @@ SECONDS_BETWEEN_LINES = 15.0
 def track(iterable: Iterable[Item], total: int, description: str) -> Iterator[Item]:
     """Yield the items of `iterable` and show progress on stderr.
 
-    A terminal gets a rich progress bar. Anything else (the log file of a cluster job) gets a plain
-    line every 15 seconds, and none at all from a loop that is over sooner.
+    On a terminal this is a rich progress bar. Elsewhere, as in the log file of a cluster job, it is
+    one plain line every 15 seconds, and no line if the loop takes less than that.
     """
     if sys.stderr.isatty():
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors, whole or not at all, with one key of sorted metadata."""
+"""Tensors on disk, as safetensors files that are written completely or not at all."""
 
 import hashlib
 import json
@@ -23,7 +23,8 @@ CONTENT = "content"  # key of the metadata
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """Write tensors and return the file's SHA-256. Same tensors and metadata, same bytes.
 
-    The metadata is one key of canonical JSON: safetensors writes several keys in random order.
+    The metadata is one key with canonical JSON, because safetensors writes several keys in random
+    order.
     """
     with whole_file(path) as scratch:
         _write(scratch, _plain(tensors), metadata)
@@ -34,9 +35,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def save_checked(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], previous: Path | None
 ) -> None:
-    """Write tensors with a hash of all that is in the file, by which `load_checked` checks it.
+    """Write tensors and a hash of them, which `load_checked` checks.
 
-    What was at `path` is kept at `previous`, if that is given.
+    If `previous` is given, the file that was at `path` is kept under that name.
     """
     plain = _plain(tensors)
     with whole_file(path, previous) as scratch:
@@ -61,12 +62,13 @@ def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
 
 
 def load_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and metadata. Raises InputError when missing, cut short or foreign.
+    """Tensors (on the CPU) and metadata.
 
-    `remedy` ends the message: what the user can do about it. Raises OSError where reading fails.
+    Raises InputError when the file is missing, cut short or of another program; `remedy`, which
+    says what the user can do, ends its message. Raises OSError when reading fails.
     """
     try:
-        open(path, "rb").close()  # safetensors says of any file it cannot open that there is none
+        open(path, "rb").close()  # safetensors reports any file it cannot open as missing
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["cltools"])
         return load_file(path), metadata

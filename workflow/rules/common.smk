@@ -163,8 +163,8 @@ def store_identity(wildcards):
 
 
 def definition(wildcards, output):
-    # Where the files are is no part of what they are. Parameters that are functions of outputs are
-    # not compared with those of an earlier run.
+    # The place of the files does not change the data set. Snakemake does not compare parameters that
+    # are functions of outputs with those of an earlier run, so moving the files runs nothing again.
     return canonical_json(EXPERIMENT.stores[wildcards.store])
 
 
@@ -181,14 +181,14 @@ def gpus_per_cell(wildcards):
 
 
 def cell_threads(wildcards):
-    # The threads of a cell are those of each of its processes.
+    # The setting is the number of threads of each process.
     return EXPERIMENT.plans[wildcards.cell].cell["threads"] * gpus_per_cell(wildcards)
 
 
-# The number of GPUs starts other processes and trains nothing again: parameters that are functions of
-# resources are not compared with those of an earlier run.
+# Another number of GPUs starts other processes but trains nothing again: Snakemake does not compare
+# parameters that are functions of resources with those of an earlier run.
 def cltools_on_gpus(wildcards, resources):
-    # Without the two dashes torchrun takes --run for one of its own options.
+    # Without the two dashes, torchrun takes --run as an option of its own.
     gpus = gpus_per_cell(wildcards)
     if gpus == 1:
         return "cltools"
@@ -196,7 +196,7 @@ def cltools_on_gpus(wildcards, resources):
     return f"cltools with-gpus {gpus} -- {torchrun}"
 
 
-# Time and memory that jobs ask for: no parameters, so that a new estimate runs nothing again.
+# Time and memory that jobs request. They are not parameters, so a new estimate runs nothing again.
 def train_resources(wildcards, attempt):
     cell = EXPERIMENT.plans[wildcards.cell].cell
     run = Run(cell, Duration.parse(wildcards.until))
@@ -204,7 +204,7 @@ def train_resources(wildcards, attempt):
 
 
 def train_memory(wildcards, attempt):
-    # Of every process: each holds the images.
+    # Every process holds the images.
     return train_resources(wildcards, attempt).mem_mb * gpus_per_cell(wildcards)
 
 
@@ -245,8 +245,8 @@ def prepare_memory(wildcards, attempt):
 
 
 def plan_config(wildcards):
-    # The order of sweeps is kept, since figures follow it; that of all other keys means nothing.
-    # Where the files of data sets are means nothing either.
+    # Figures follow the order of sweeps, so it is kept. The order of all other keys and the place of
+    # the data sets' files change nothing.
     datasets = {
         name: {**identity_of(about), "recipe": about["recipe"]}
         for name, about in config["datasets"].items()
@@ -267,7 +267,7 @@ def figures_folder(wildcards):
 
 
 def shown_config(wildcards):
-    # What the report shows of the config: all that its numbers depend on.
+    # The report shows all settings that its numbers depend on.
     others = {
         key: value
         for key, value in config.items()

@@ -1,6 +1,6 @@
-# Both stages work through a batch of cells in one process (config key cells_per_job). Their files
-# lie with each cell and are kept while they are up to date, so that a batch with a new cell costs
-# the new cell only.
+# These stages work through a batch of cells in one process (config key cells_per_job). Their files
+# lie in the folder of each cell and are kept while they are up to date, so a batch with one new cell
+# costs only that cell.
 rule embed:
     input:
         manifests=manifests_in(EXPERIMENT.batches),

@@ -1,4 +1,5 @@
-# One self-contained HTML file. It shows what jobs took, so it alone differs from run to run.
+# One self-contained HTML file. It shows the time that jobs took, so it is the only
+# file that differs from run to run.
 rule report:
     input:
         plan=HERE.plan,

@@ -1,6 +1,6 @@
-# Weights, log and resume state live undeclared in the cell's run/ folder, since Snakemake deletes
-# declared outputs before every attempt. The declared output is the manifest with their hashes; its
-# name says where training stops, so that a longer run continues the shorter one.
+# Weights, log and resume state are in the cell's run/ folder and are not declared as outputs, because
+# Snakemake deletes declared outputs before every attempt. The output is the manifest with their
+# hashes. Its name says where training stops, so that a longer run continues the shorter one.
 rule train:
     input:
         store_of_cell,
