@@ -426,9 +426,10 @@ def test_a_large_store_is_checked_while_it_is_in_use(both, tmp_path, monkeypatch
     sizes = np.load(tmp_path / "store/test-sizes.npy")
     sizes[0] += 1
     np.save(tmp_path / "store/test-sizes.npy", sizes)
-    store = ImageStore.open(tmp_path / "store")  # nothing is said yet
     with pytest.raises(InputError, match="other images or labels"):
-        store.check()
+        ImageStore.open(
+            tmp_path / "store"
+        ).check()  # whichever of the two is later than the reading
     with pytest.raises(InputError, match="other images or labels"):
         train.run(cell=cell(), store=tmp_path / "store", run=tmp_path / "run",
                   manifest=tmp_path / "trained.json")  # fmt: skip
