@@ -9,7 +9,6 @@ One netCDF file per checkpoint. With n samples (training images first, then test
 """
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +19,7 @@ import xarray as xr
 from cltools.layout import VERSIONS, EmbeddingFolder, Embeddings
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, whole_file
-from cltools.runtime.sealed import BLANK, KEY, METADATA, Damaged, check_seal, sealed
-
-log = logging.getLogger("cltools")
+from cltools.runtime.sealed import BLANK, KEY, METADATA, Damaged, check_seal, sealed, usable
 
 
 def origin(
@@ -74,14 +71,7 @@ def usable_embeddings(path: Path, made_from: Mapping[str, Any]) -> bool:
 
     If it is damaged, one line of the log says that it is made again.
     """
-    try:
-        _check(path, made_from)
-    except FileNotFoundError:
-        return False
-    except Damaged as error:
-        log.warning("%s %s: it is made again", path, error)
-        return False
-    return True
+    return usable(path, lambda: _check(path, made_from))
 
 
 def _check(path: Path, made_from: Mapping[str, Any]) -> None:

@@ -91,8 +91,8 @@ class ImageStore:
     resize: what evaluation resizes the shorter side of encoded images to; None where decoded.
 
     Whoever opens a store has its images, labels and sizes compared with their hash, once in a
-    process: at once up to `LARGE` bytes, in the background beyond. Before anything is written that
-    was made from a store, `check` waits for the end of that.
+    process: at once up to `LARGE` bytes, in the background beyond. Before a training manifest, a
+    table or embeddings are written, `check` waits for the end of that.
     """
 
     folder: Path

@@ -14,8 +14,7 @@ import hashlib
 import json
 import logging
 import mmap
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cltools")
 
 _MARK = b"cltools-seal:"
-_SEAL = re.compile(_MARK + rb"([0-9a-f]{64})")
 _DIGITS = 64
 BLANK = (_MARK + b"0" * _DIGITS).decode()  # what a writer puts where the seal will stand
 KEY = "seal"  # in JSON
@@ -59,18 +57,16 @@ def check_seal(path: Path) -> None:
         if not file.seek(0, 2):
             raise Damaged("is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = _SEAL.search(content)
-            if found is None:
+            if (place := content.find(_MARK)) < 0:
                 raise Damaged("is damaged, or was written by an older version")
-            digits = slice(*found.span(1))
+            begin, end = place + len(_MARK), place + len(_MARK) + _DIGITS
             digest = hashlib.sha256()
             with memoryview(content) as view:
-                digest.update(view[: digits.start])
+                digest.update(view[:begin])
                 digest.update(b"0" * _DIGITS)
-                digest.update(view[digits.stop :])
-            if digest.hexdigest().encode() != found[1]:
+                digest.update(view[end:])
+            if digest.hexdigest().encode() != content[begin:end]:
                 raise Damaged("is damaged (its content does not fit its hash)")
-            del found  # it refers to the map, which is closed now
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -142,19 +138,27 @@ def read_any_table(path: Path, made_by: str, of: Of) -> "pl.DataFrame":
     return read_table(path, remedy, of)
 
 
-def usable_table(path: Path, of: Of) -> bool:
-    """Whether this table is there as `write_table` wrote it; one that is not is named in the log.
+def usable(path: Path, check: Callable[[], None]) -> bool:
+    """Whether `check`, which raises Damaged or FileNotFoundError, has nothing against a file.
 
-    For tables that are made once and kept: those that are not usable are made again.
+    One that is damaged is named in the log, since its writer makes it again.
     """
     try:
-        _check_table(path, of)
+        check()
     except FileNotFoundError:
         return False
     except Damaged as error:
         log.warning("%s %s: it is made again", path, error)
         return False
     return True
+
+
+def usable_table(path: Path, of: Of) -> bool:
+    """Whether this table is there as `write_table` wrote it; one that is not is named in the log.
+
+    For tables that are made once and kept: those that are not usable are made again.
+    """
+    return usable(path, lambda: _check_table(path, of))
 
 
 def _table(path: Path, of: Of) -> "pl.DataFrame":

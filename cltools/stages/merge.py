@@ -28,7 +28,7 @@ from cltools.runtime.progress import track
 from cltools.runtime.sealed import usable_table, write_json, write_table
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.merging import interpolate
-from cltools.training.networks import Network, build_network
+from cltools.training.networks import Network, build_network, on_device
 from cltools.training.recalibration import recalibrate
 from cltools.training.trained import BLOCK, load_weights, trained_images, with_stores
 
@@ -79,7 +79,7 @@ def merge_cell(
     sets = trained_images(store, manifest, manifest_path, device)
     shape, classes = sets["train"].image_shape, sets["train"].classes
     network = build_network(manifest["cell"], shape, classes, measurements.REFERENCE)
-    network.to(device).to(memory_format=torch.channels_last)
+    on_device(network, device)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
     rows = [{**at, **row} for row in _lines(network, weights, sets, points)]
     store.check()

@@ -3,17 +3,21 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import xarray as xr
 from commands import cltools
+from waiting import HANGS, wait_until
 
 from cltools import measurements
 from cltools.config.cells import canonical_cell, resolve_cell
 from cltools.maths.alignment import alignment
-from cltools.runtime.sealed import write_json
+from cltools.runtime.files import only_process
+from cltools.runtime.sealed import read_json, write_json
 from cltools.stages import embed, measure
 from cltools.stages.measure import measure_cell
 
@@ -413,3 +417,18 @@ def test_wrong_command_lines(digits, tmp_path):
     assert ".png" in message
     assert message.count("\n") == 1
     assert not (tmp_path / "store/store.json").exists()
+
+
+def test_a_cell_that_another_process_measures_is_waited_for(made, tmp_path, caplog):
+    shutil.copytree(made / "cell", tmp_path / "cell")
+    shutil.rmtree(tmp_path / "cell/measures")
+    given = {"manifests": [tmp_path / "cell/trained-2epochs.json"], "done": tmp_path / "m.json"}
+    caplog.set_level("INFO", "cltools")
+    with ThreadPoolExecutor(1) as pool:
+        with only_process(tmp_path / "cell"):
+            measuring = pool.submit(measure.run, **given)
+            wait_until(lambda: "waiting for its end" in caplog.text, "the second process")
+            assert not list(tmp_path.glob("cell/measures/*.parquet"))
+        measuring.result(HANGS)
+    (table,) = read_json(given["done"], made_by="cltools measure")["tables"].values()
+    assert Path(table).exists()
