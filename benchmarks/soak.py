@@ -1,12 +1,13 @@
 """Kill a small experiment again and again, and compare its results with those of a normal run.
 
-    python benchmarks/soak.py --kills 50
+    python benchmarks/soak.py --kills 10
 
-Snakemake trains, embeds and measures four cells on digits. At random times, one of its commands, or
-Snakemake and all its commands, get SIGKILL. In half of the cases they get SIGTERM up to a second
-before, as from batch systems. Then the folder is unlocked and Snakemake is started again. The files
-of a finished experiment are compared, and the next experiment begins, until the given number of
-kills is reached. Linux only.
+An experiment with every stage runs to its end once. Then it is run again and again, and each stage
+gets SIGKILL at a random moment of its usual time, once in each run; so does Snakemake with all that
+it has started. In half of the cases SIGTERM comes up to a second before, as from batch systems.
+After each of them the folder is unlocked and Snakemake is started again. The files of each run are
+compared with those of the first, until every stage and Snakemake were killed `--kills` times. Linux
+only.
 """
 
 import argparse
@@ -36,13 +37,21 @@ CONFIG = {
         "projector_hidden": 32,
         "projector_dim": 16,
         "optimizer": "sgd",
-        "horizon": 60,
-        "checkpoints": [0, 20, 40],
+        "horizon": 40,
+        "checkpoints": [0, 20],
     },
-    "sweeps": {"temperature": {"vary": {"tau": [0.1, 0.5], "seed": [0, 1]}}},
+    "sweeps": {"base": {"vary": {"seed": [0, 1]}}},
+    "cells_per_job": 1,
+    "theory": {"power_iterations": 3},
+    "merge": {"sweeps": ["base"], "points": 3},
+    "project": {"images_per_class": 10},
+    "surrogate": {"seeds": [0], "steps": 20, "classes": [2, 4]},
+    "minimise": {"seeds": [0], "classes": [2, 4], "taus": [1.0]},
+    "regularity": {"set": {"batch_size": 16}, "steps": 4, "reference_images": 16},
+    "figures": {"dpi": 50},
 }
-STAGES = ("prepare", "train", "embed", "measure", "theory", "plan", "collect", "plot")
-LONGEST_WAIT = 25.0  # seconds to the next kill, enough for one or two cells
+SNAKEMAKE = "snakemake"  # and all that it has started
+POLL = 0.05  # seconds between two looks at the processes
 
 
 @dataclass(frozen=True)
@@ -89,41 +98,81 @@ def send(number: signal.Signals, pids: list[int]) -> None:
             continue
 
 
-def strike(session: int, draw: random.Random) -> str | None:
-    """Kill a random command, or everything; returns what was killed, None if nothing was left."""
-    alive = processes(session)
-    commands = [process for process in alive if process.stage in STAGES]
-    if commands and draw.random() < 0.6:
-        victim = draw.choice(commands)
-        hit, pids = victim.stage, [victim.pid]
-    else:
-        hit, pids = "everything", [process.pid for process in alive]
-    if not pids:
-        return None
+def strike(session: int, victim: Process | None, draw: random.Random) -> None:
+    """Kill a command, or with None the whole session."""
+
+    def alive() -> list[int]:
+        return [p.pid for p in processes(session) if victim is None or p.pid == victim.pid]
+
     if draw.random() < 0.5:
-        send(signal.SIGTERM, pids)
+        send(signal.SIGTERM, alive())
         time.sleep(draw.random())
-        hit += " (SIGTERM first)"
-    send(signal.SIGKILL, pids)
-    while hit.startswith("everything") and (rest := processes(session)):
-        send(signal.SIGKILL, [process.pid for process in rest])
-        time.sleep(0.05)
-    return hit
+    while pids := alive():
+        send(signal.SIGKILL, pids)
+        time.sleep(POLL)
 
 
-def disturbed(folder: Path, draw: random.Random, kills: int, hits: Counter[str]) -> None:
-    """Run the experiment in `folder` to its end, with kills until `hits` counts `kills` of them."""
+def watched(session: int, seen: dict[Process, list[float]]) -> None:
+    """Note when each command of a session was first and last seen."""
+    for process in processes(session):
+        if process.stage is not None:
+            seen.setdefault(process, [time.monotonic(), 0.0])[1] = time.monotonic()
+
+
+def undisturbed(folder: Path) -> dict[str, float]:
+    """Run the experiment to its end; returns the longest time of each stage, in seconds."""
     begin(folder)
+    start, process = time.monotonic(), snakemake(folder)
+    seen: dict[Process, list[float]] = {}
+    while process.poll() is None:
+        watched(process.pid, seen)
+        time.sleep(POLL)
+    if process.wait() != 0:
+        raise SystemExit("the undisturbed experiment fails: see its snakemake.log")
+    longest = {SNAKEMAKE: time.monotonic() - start}
+    for command, (first, last) in seen.items():
+        longest[command.stage] = max(longest.get(command.stage, 0.0), last - first)
+    return longest
+
+
+def chosen(
+    seen: dict[Process, list[float]], moments: dict[Process, float], due: set[str]
+) -> Process | None:
+    """A running command of a stage in `due` whose moment, in seconds after its start, has come."""
+    now = time.monotonic()
+    for command, (first, last) in seen.items():
+        runs = now - last < 2 * POLL
+        if command.stage in due and runs and now - first >= moments[command]:
+            return command
+    return None
+
+
+def disturbed(
+    folder: Path, draw: random.Random, longest: dict[str, float], hits: Counter[str], kills: int
+) -> None:
+    """Run the experiment to its end; kill once each stage that was killed less than `kills` times.
+
+    `hits` counts the kills of each.
+    """
+    begin(folder)
+    due = {stage for stage in longest if hits[stage] < kills}
     while True:
         process, before = snakemake(folder, "--rerun-incomplete"), hits.total()
-        while process.poll() is None and hits.total() < kills:
-            wait = draw.uniform(0, LONGEST_WAIT)
-            try:
-                process.wait(wait)
-            except subprocess.TimeoutExpired:
-                if hit := strike(process.pid, draw):
-                    hits[hit.partition(" ")[0]] += 1
-                    print(f"kill {hits.total()} of {kills}: {hit} after {wait:.1f} s", flush=True)
+        seen: dict[Process, list[float]] = {}
+        moments: dict[Process, float] = {}
+        of_all = time.monotonic() + draw.uniform(0, longest[SNAKEMAKE] / 2)
+        while process.poll() is None:
+            watched(process.pid, seen)
+            for command in seen.keys() - moments.keys():
+                moments[command] = draw.uniform(0, longest[command.stage])
+            victim = chosen(seen, moments, due)
+            if victim or (SNAKEMAKE in due and time.monotonic() >= of_all):
+                hit = victim.stage if victim else SNAKEMAKE
+                strike(process.pid, victim, draw)
+                due.remove(hit)
+                hits[hit] += 1
+                print(f"kill {hits.total()}: {hit}", flush=True)
+            time.sleep(POLL)
         if process.wait() == 0:
             return
         if hits.total() == before:
@@ -146,24 +195,23 @@ def made(folder: Path) -> dict[str, bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=10, help="of each stage and of Snakemake")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     draw, hits = random.Random(args.seed), Counter()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"in {folder}", flush=True)
     start = time.monotonic()
-    begin(folder / "undisturbed")
-    if snakemake(folder / "undisturbed").wait() != 0:
-        raise SystemExit("the undisturbed experiment fails: see its snakemake.log")
+    longest = undisturbed(folder / "undisturbed")
     wanted = made(folder / "undisturbed")
-    print(f"undisturbed: {len(wanted)} files after {time.monotonic() - start:.0f} s", flush=True)
+    print(f"undisturbed: {len(wanted)} files", flush=True)
+    print(", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in longest.items()), flush=True)
 
     rounds, resumed, scratch, wrong = 0, 0, 0, []
-    while hits.total() < args.kills:
+    while any(hits[stage] < args.kills for stage in longest):
         rounds += 1
         place = folder / f"round-{rounds}"
-        disturbed(place, draw, args.kills, hits)
+        disturbed(place, draw, longest, hits, args.kills)
         found = made(place)
         left = {name for name in found if Path(name).name.startswith(".")}
         scratch += len(left)
@@ -176,11 +224,12 @@ def main() -> None:
         print(f"round {rounds} ends: {len(names)} files, {len(differ)} differ", flush=True)
     for name in wrong:
         print(f"differs: {name}")
-    each = ", ".join(f"{count} {hit}" for hit, count in hits.most_common())
+    each = ", ".join(f"{count} {stage}" for stage, count in hits.most_common())
     print(
         f"{hits.total()} kills ({each}) in {rounds} experiments, "
-        f"{(time.monotonic() - start) / 60:.1f} min: {len(wrong)} of {rounds * len(wanted)} files "
-        f"differ; {resumed} cells resumed from a saved state, {scratch} temporary files left"
+        f"{(time.monotonic() - start) / 60:.1f} min: {len(wanted)} files of each compared, "
+        f"{len(wrong)} differ; {resumed} cells resumed from a saved state, "
+        f"{scratch} temporary files left"
     )
     if wrong:
         sys.exit(1)
