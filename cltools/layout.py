@@ -24,7 +24,7 @@ VERSIONS = {
     "prepare": 2,
     "train": 1,
     "embed": 3,
-    "measure": 4,
+    "measure": 5,
     "plan": 3,
     "collect": 5,
     "plot": 2,
@@ -177,8 +177,11 @@ class RunFolder:
         return self.path / "weights"
 
     def weights(self, objective: str, step: int) -> Path:
-        """The weights of one objective before training step `step`."""
-        return self.all_weights / f"{objective}-{step:07d}.safetensors"
+        """The weights of one objective before training step `step`.
+
+        Not every file system and copying tool takes the colon of `nscl:shuffled` in a name.
+        """
+        return self.all_weights / f"{objective.replace(':', '-')}-{step:07d}.safetensors"
 
     def log(self, until: str) -> Path:
         return self.path / f"log-{until}.parquet"

@@ -295,6 +295,7 @@ def theory(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
         for ways, shots in product(("all_way", "two_way"), SHOTS):
             few_shot = {
                 "objective": "nscl",
+                "features": "h",
                 "source": "P1 Proposition 1",
                 "quantity": f"few_shot_error_{ways}",
                 "variant": f"best_shots_{shots}",

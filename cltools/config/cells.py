@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -93,14 +93,44 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         )
     cell["warmup"] = str(warmup)
     cell["checkpoints"] = [str(Duration.parse(c, horizon.unit)) for c in cell["checkpoints"]]
-    order = list(cell_keys()["objectives"]["items"]["enum"])
-    cell["objectives"] = sorted(cell["objectives"], key=order.index)
+    cell["objectives"] = in_order(cell["objectives"])
+    _check_labels(cell, where)
     sources = list(cell_keys()["coupling"]["items"]["enum"])
     cell["coupling"] = sorted(cell["coupling"], key=sources.index)
-    if cell["coupling"] == sources:
-        # With nothing of its own, the second DCL model would be the first.
-        cell["objectives"] = [o for o in cell["objectives"] if o != "dcl_twin"]
     return cell
+
+
+def in_order(objectives: Iterable[str]) -> list[str]:
+    """The distinct objectives in the order of tables and figures.
+
+    Objectives with labels of their own come last, and more classes after fewer.
+    """
+    rules = cell_keys()["objectives"]["items"]
+    names, kinds = rules["names"], ["", *rules["labels"]]
+
+    def rank(objective: str) -> tuple[int, int, int]:
+        loss, kind, number = parts_of(objective)
+        return kinds.index(kind), number, names.index(loss)
+
+    return sorted(set(objectives), key=rank)
+
+
+def parts_of(objective: str) -> tuple[str, str, int]:
+    """("nscl", "coarse", 2) of "nscl:coarse2"; "" and 0 for what is not there."""
+    loss, _, labels = objective.partition(":")
+    kind = labels.rstrip("0123456789")
+    return loss, kind, int(labels[len(kind) :] or 0)
+
+
+def _check_labels(cell: Mapping[str, Any], where: str) -> None:
+    """Refuse to group the classes of a cell into as many groups as there are classes."""
+    for objective in cell["objectives"]:
+        _, kind, number = parts_of(objective)
+        if kind == "coarse" and cell["classes"] is not None and number >= cell["classes"]:
+            raise InputError(
+                f"config key {where}.objectives asks for {objective}, but the cell has only "
+                f"{cell['classes']} classes: lower the number, or take the objective out"
+            )
 
 
 def _with_floats(value: Any, rules: Mapping[str, Any]) -> Any:
@@ -147,11 +177,12 @@ def _check_framework(cell: Mapping[str, Any], where: str) -> None:
             f"config key {where}.queue_size is {queue}, but framework moco needs a multiple of "
             f"batch_size ({batch})"
         )
-    if "scl" in cell["objectives"]:
-        raise InputError(
-            f"config key {where}.objectives lists scl, which has no form with a queue: take it "
-            "out, or set framework to simclr"
-        )
+    for objective in cell["objectives"]:
+        if parts_of(objective)[0] == "scl":
+            raise InputError(
+                f"config key {where}.objectives lists {objective}, which has no form with a queue: "
+                "take it out, or set framework to simclr"
+            )
     for key, value in (("views", 2), ("view_forward", "together")):
         if cell[key] != value:
             raise InputError(

@@ -7,6 +7,7 @@ meanings and defaults.
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -46,9 +47,31 @@ _TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
         "number": _is_number,
     }
 )
+
+
+def _names(
+    validator: Any, names: list[str], value: Any, rules: Mapping[str, Any]
+) -> Iterator[jsonschema.ValidationError]:
+    """The keyword `names`: an objective, which may have labels of its own after a colon.
+
+    `with_labels` are the objectives that may. `labels` are the kinds of labels, with the smallest
+    and the largest number that follows, if one does.
+    """
+    if not isinstance(value, str) or value in names:
+        return
+    found = re.fullmatch("([a-z_]+):([a-z]+)([1-9][0-9]{0,3})?", value)
+    if found is not None and found[1] in rules["with_labels"] and found[2] in rules["labels"]:
+        limits, number = rules["labels"][found[2]], found[3]
+        if not (limits or number):
+            return
+        if limits and number and limits[0] <= int(number) <= limits[1]:
+            return
+    yield jsonschema.ValidationError(f"{value!r} is no objective")
+
+
 # The stubs have no types for what `extend` makes.
 Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-    jsonschema.Draft202012Validator, {"uniqueItems": _unique}, type_checker=_TYPES
+    jsonschema.Draft202012Validator, {"uniqueItems": _unique, "names": _names}, type_checker=_TYPES
 )
 
 
@@ -177,6 +200,12 @@ def _sentence(error: jsonschema.ValidationError, where: str) -> str:
         case "not":
             names = ", ".join(map(repr, limit.get("enum", ())))
             must = f"be none of {names}, which are folders of results" if names else "be odd"
+        case "names":
+            kinds = (kind + str(most[0] if most else "") for kind, most in rules["labels"].items())
+            must = (
+                f"be one of {', '.join(limit)}, or {', '.join(rules['with_labels'])} with labels "
+                f"of its own, after a colon: {', '.join(kinds)}, with any such number"
+            )
         case "type":
             must = f"be of type {_types(limit)}{_hint(value)}"
         case "pattern":

@@ -48,12 +48,12 @@ def _draw(ax: Axes, table: pl.DataFrame, x: str, metric: str, *, bars: bool) -> 
     """One panel with a curve for every objective."""
     drawn = table.filter(pl.col("metric") == metric)
     for name in style.ordered(drawn["objective"]):
-        look = style.OBJECTIVES[name]
+        look = style.look_of(name)
         style.curve(ax, drawn.filter(pl.col("objective") == name), x, look, bars=bars)
 
 
 def _handles(table: pl.DataFrame) -> list[Line2D]:
-    return [style.handle(style.OBJECTIVES[name]) for name in style.ordered(table["objective"])]
+    return [style.handle(style.look_of(name)) for name in style.ordered(table["objective"])]
 
 
 def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
@@ -80,11 +80,11 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
                     "objective", maintain_order=True
                 ):
                     means = thin.unique("epoch").sort("epoch")
-                    color = style.OBJECTIVES[name].color
+                    color = style.look_of(name).color
                     ax.plot(means["epoch"], means["mean"], "--", color=color, linewidth=0.8)
             for name in style.ordered(plotted["objective"]):
                 theirs = papers.filter(metric=metric, split=split, objective=name)
-                style.paper_curve(ax, theirs, "epoch", style.OBJECTIVES[name])
+                style.paper_curve(ax, theirs, "epoch", style.look_of(name))
             ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["mean"])

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.alignment import CONTROL_NOTE, alignments
-from cltools.figures.style import OBJECTIVES, Look
+from cltools.figures.style import Look, look_of
 from cltools.figures.tables import ExperimentTables
 
 PANELS = {"cka": "CKA with DCL", "rsa": "RSA with DCL"}
@@ -31,7 +31,7 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
             for x, group in enumerate(groups):
                 about = dict(zip(CELLS, group, strict=True), metric=metric, objective=name)
                 theirs = papers.filter(**about)["value"]
-                _bar(ax, plotted.filter(**about), theirs, x + shift, width, OBJECTIVES[name])
+                _bar(ax, plotted.filter(**about), theirs, x + shift, width, look_of(name))
         if metric == "cka":
             _controls(ax, plotted, groups)
         ax.set(title=title, ylabel=title.split()[0])
@@ -44,7 +44,7 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         figure,
         "Alignment of each objective with DCL by data set and architecture",
         [
-            *(style.handle(OBJECTIVES[o], linestyle="", marker="s") for o in objectives),
+            *(style.handle(look_of(o), linestyle="", marker="s") for o in objectives),
             style.handle(style.NEUTRAL, "CKA of DCL with own initial weights", marker=""),
             *style.paper_handles(papers),
         ],

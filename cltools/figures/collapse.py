@@ -29,7 +29,7 @@ def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         for ax, split in zip(row, splits, strict=True):
             for name in objectives:
                 one = {"variant": variant, "split": split, "objective": name}
-                look = style.OBJECTIVES[name]
+                look = style.look_of(name)
                 style.curve(ax, plotted.filter(**one), "epoch", look)
                 style.paper_curve(ax, papers.filter(**one), "epoch", look)
             ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
@@ -40,7 +40,7 @@ def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     style.finish(
         figure,
         "Variance within classes relative to the distance between them, during training",
-        [*(style.handle(style.OBJECTIVES[o]) for o in objectives), *style.paper_handles(papers)],
+        [*(style.handle(style.look_of(o)) for o in objectives), *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CDNV: mean over pairs of classes of (v + v′) "
         "/ (2 d²), where v and v′ are the variances of the two classes and d is the distance of "
@@ -91,7 +91,7 @@ def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
         figure,
         "Collapse onto a simplex: networks" + " and free embeddings" * (free is not None),
         [
-            *(style.handle(style.OBJECTIVES[name]) for name in objectives),
+            *(style.handle(style.look_of(name)) for name in objectives),
             style.handle(
                 style.Look("angle of a simplex", style.THEORY, ""), linestyle="--", linewidth=0.9
             ),
@@ -124,7 +124,7 @@ def _draw_networks(row: Sequence[Axes], networks: pl.DataFrame, classes: pl.Seri
     """The panels of networks, with the angle of a simplex for each number in `classes`."""
     for ax, ((metric, variant), title) in zip(row, OF_NETWORKS.items(), strict=True):
         for name in style.ordered(networks["objective"]):
-            look = style.OBJECTIVES[name]
+            look = style.look_of(name)
             one = networks.filter(metric=metric, objective=name)
             style.curve(ax, one.filter(variant=variant), "epoch", look)
             if metric == "class_mean_angle":
@@ -158,7 +158,7 @@ def _draw_free(row: Sequence[Axes], free: pl.DataFrame) -> str:
     newton = free.filter(phase="newton")["iteration"].min()
     for ax, (column, title) in zip(row, OF_FREE.items(), strict=True):
         for run in free.partition_by("objective", "seed", maintain_order=True):
-            look = style.OBJECTIVES[run["objective"][0]]
+            look = style.look_of(run["objective"][0])
             ax.plot(run["iteration"], run[column], color=look.color, linewidth=1.1)
         ax.set_yscale("log")
         ax.set_ylim(COLLAPSED, 2 * max(1.0, free[column].max()))

@@ -57,7 +57,7 @@ def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     style.finish(
         figure,
         "What sharing initial weights, batches and views contributes to alignment",
-        [style.handle(style.OBJECTIVES[name], linestyle="") for name in objectives],
+        [style.handle(style.look_of(name), linestyle="") for name in objectives],
         f"{tidy.setting(cells, ['coupling'])}. Test images, encoder features h, each run at its "
         f"last step. {tables.seeds_note(plotted, cells)} What is not shared is drawn "
         "separately for each model. Second DCL: another model with DCL’s loss, which differs from "
@@ -68,7 +68,10 @@ def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
 
 
 def _cells(experiment: ExperimentTables) -> pl.DataFrame:
-    """The rows for all panels, at the end of training."""
+    """The rows for all panels, at the end of training.
+
+    Where all is shared, the second DCL has batches and views of its own, as it has one row below.
+    """
     ended = tidy.last_step(experiment.over(experiment.measures, "coupling"))
     others = tidy.against_dcl(ended)
     where = {"features": "h", "split": "test"}
@@ -76,13 +79,14 @@ def _cells(experiment: ExperimentTables) -> pl.DataFrame:
     for metric, variant in PANELS:
         table = ended if metric == "cka_to_init" else others
         found.append(tidy.rows(table, metric=metric, variant=variant, **where))
-    return pl.concat(found)
+    repeated = (pl.col("coupling") == LEVELS[0]) & (pl.col("objective") == "dcl_twin")
+    return pl.concat(found).filter(~repeated)
 
 
 def _dots(ax: Axes, panel: pl.DataFrame, objectives: list[str], levels: list[str]) -> None:
     """Mean ± standard deviation and single runs; a row per level, with objectives below others."""
     for number, name in enumerate(objectives):
-        look = style.OBJECTIVES[name]
+        look = style.look_of(name)
         shift = 0.5 * (number / max(1, len(objectives) - 1) - 0.5)
         for y, level in enumerate(levels):
             one = panel.filter(objective=name, coupling=level)

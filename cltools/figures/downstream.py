@@ -69,10 +69,10 @@ def _draw(
         numbers.text(place, 0, f"{split} (%)", fontweight="bold", **right)
     labels = []
     for y, (probe, name) in enumerate(lines):
-        labels.append(style.OBJECTIVES[name].label if name else PROBES[probe])
+        labels.append(style.look_of(name).label if name else PROBES[probe])
         for split, place in COLUMNS.items() if name else ():
             one = plotted.filter(metric=probe, split=split, objective=name)
-            _dot(dots, one, y, style.OBJECTIVES[name], filled=split == "test")
+            _dot(dots, one, y, style.look_of(name), filled=split == "test")
             numbers.text(place, y, _number(one), **right)
         theirs = 100 * papers.filter(metric=probe, objective=name or "")["value"]
         dots.plot(theirs, [y] * len(theirs), **THEIRS)

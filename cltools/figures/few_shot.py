@@ -39,6 +39,7 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
     proved = theory.filter(
         pl.col("source") == "P1 Proposition 1",
         pl.col("split") == "test",
+        pl.col("features") == "h",
         pl.col("variant").str.starts_with("best_"),
         pl.col("bound").is_finite(),
     ).with_columns(
@@ -82,7 +83,7 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         for ax, (probe, title) in zip(row, PROBES.items(), strict=True):
             panel = plotted.filter(ways=ways, probe=probe)
             for name in objectives:
-                _draw(ax, panel.filter(objective=name), style.OBJECTIVES[name])
+                _draw(ax, panel.filter(objective=name), style.look_of(name))
             ax.set_title(f"{title}, {classes}")
             shots = plotted["shots"].drop_nulls()
             style.factor_axis(ax, shots, "Labeled images per class")
@@ -99,7 +100,7 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         figure,
         "Few-shot error of each objective, and the bound of P1",
         [
-            *(style.handle(style.OBJECTIVES[name]) for name in objectives),
+            *(style.handle(style.look_of(name)) for name in objectives),
             style.handle(gray, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
             style.handle(gray, "its limit for many shots", linestyle=":", linewidth=1),
         ],

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.style import OBJECTIVES, THEORY, Look
+from cltools.figures.style import THEORY, Look, look_of
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
@@ -79,8 +79,8 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
     losses = plotted.filter(pl.col("quantity") != "nscl loss + bound")["mean"]
     top = losses.max() + FAR * (losses.max() - losses.min())
     left = [
-        ("dcl loss", OBJECTIVES["dcl"], "DCL loss", "-"),
-        ("nscl loss", OBJECTIVES["nscl"], "NSCL loss", "-"),
+        ("dcl loss", look_of("dcl"), "DCL loss", "-"),
+        ("nscl loss", look_of("nscl"), "NSCL loss", "-"),
     ]
     note = ""
     if not bound.is_empty() and bound["mean"].min() < top:
@@ -92,7 +92,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
         line = {"label": label, "linestyle": dash}
         style.curve(row[0], one("dcl", quantity), "epoch", look, **line, **plain)
     for model in ("dcl", "nscl"):
-        look = OBJECTIVES[model]
+        look = look_of(model)
         label = f"network trained with {look.label}"
         style.curve(row[1], one(model, "nscl loss"), "epoch", look, label=label, **plain)
 
@@ -119,7 +119,7 @@ GAP_VARIANTS = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
 # Quantity -> look and line style.
 GAP_LOOKS = {
     "bound": (Look("bound log(1 + n_max exp(2/τ) / (N − n_max))", THEORY, ""), "-"),
-    "gap, trained": (OBJECTIVES["dcl"], "-"),
+    "gap, trained": (look_of("dcl"), "-"),
     "gap, untrained": (Look("gap of the untrained network", "#7A7A7A", "o"), ""),
 }
 
@@ -137,7 +137,7 @@ def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             _draw_gaps(ax, plotted.filter(arm=arm, variant=variant), plotted["classes"])
             ax.set_title(f"Gap {where} · {arm}" if len(arms) > 1 else f"Gap {where}")
     handles = [
-        style.handle(OBJECTIVES["dcl"], "gap after DCL training"),
+        style.handle(look_of("dcl"), "gap after DCL training"),
         style.handle(GAP_LOOKS["gap, untrained"][0], linestyle="", markerfacecolor="white"),
         style.handle(GAP_LOOKS["bound"][0]),
         style.handle(Look("log(C / (C − 1))", "#7A7A7A", ""), linestyle=":", linewidth=1.1),
@@ -217,7 +217,7 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(metric=metric, variant=variant, split=split)
             for model in models:
-                look = OBJECTIVES[model]
+                look = look_of(model)
                 style.curve(ax, panel.filter(objective=model), "epoch", look)
                 if metric in papers["metric"]:
                     theirs = papers.filter(split=split, objective=model)
@@ -228,7 +228,7 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             ax.label_outer()
         row[0].set_ylabel("NSCL loss (nats)")
     handles = [
-        style.handle(OBJECTIVES[model], f"network trained with {OBJECTIVES[model].label}")
+        style.handle(look_of(model), f"network trained with {look_of(model).label}")
         for model in models
     ]
     style.finish(

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.style import OBJECTIVES, Look
+from cltools.figures.style import Look, look_of
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
@@ -33,9 +33,9 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         for name in objectives:
             for split, dash in splits.items():
                 one = plotted.filter(metric=metric, split=split, objective=name)
-                face = OBJECTIVES[name].color if split == "test" else "white"
+                face = look_of(name).color if split == "test" else "white"
                 line = {"linestyle": dash, "markerfacecolor": face, "points": split == "test"}
-                style.curve(ax, one, "weight", OBJECTIVES[name], **line)
+                style.curve(ax, one, "weight", look_of(name), **line)
         ax.set(title=title, xlabel="λ, weight of the other objective")
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0\nDCL", "0.25", "0.5", "0.75", "1"])
         ax.set_ylabel("CKA" if metric == "merged_cka" else "Accuracy")
@@ -47,7 +47,7 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         figure,
         "Networks on the line between the weights of DCL and of another objective",
         [
-            *(style.handle(OBJECTIVES[name], f"DCL to {_label([name])}") for name in objectives),
+            *(style.handle(look_of(name), f"DCL to {_label([name])}") for name in objectives),
             style.handle(gray, "test images"),
             style.handle(gray, "training images", linestyle=":", markerfacecolor="white"),
         ],
@@ -59,4 +59,4 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
 
 
 def _label(objectives: list[str]) -> str:
-    return OBJECTIVES[objectives[0]].label
+    return look_of(objectives[0]).label

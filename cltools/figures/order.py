@@ -38,7 +38,7 @@ def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     style.finish(
         figure,
         "Order of collapse: how soon the free embeddings of a class come together",
-        [style.handle(style.OBJECTIVES[name]) for name in objectives],
+        [style.handle(style.look_of(name)) for name in objectives],
         f"Free embeddings in gradient descent from the same start, "
         f"{experiment.minimise['per_class'][0]} images per class, {plotted['seed'].n_unique()} "
         "seed(s), one line per run. Time: sum of learning rates. Spread: the share of the variance "
@@ -71,14 +71,14 @@ def _spreads(table: pl.DataFrame) -> pl.DataFrame:
 def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:
     """A line for each run, a marker at each halving; returns the objectives in this order."""
     for line in panel.filter(pl.col("time") > 0).partition_by("objective", "seed"):
-        look = style.OBJECTIVES[line["objective"][0]]
+        look = style.look_of(line["objective"][0])
         ax.plot(line["time"], line["value"], color=look.color, linewidth=1.1)
     halved = panel.unique("objective").drop_nulls("halved_time").sort("halved_time", "objective")
     for name, time in halved.select("objective", "halved_time").iter_rows():
-        ax.plot(time, 0.5, style.OBJECTIVES[name].marker, color=style.OBJECTIVES[name].color)
+        ax.plot(time, 0.5, style.look_of(name).marker, color=style.look_of(name).color)
     ax.axhline(0.5, color=style.THEORY, linewidth=0.8, linestyle=":")
     ax.set(xscale="log", xlabel="Time of gradient descent (log scale)", ylim=(0, 1.08))
-    return ", ".join(style.OBJECTIVES[name].label for name in halved["objective"]) or "none"
+    return ", ".join(style.look_of(name).label for name in halved["objective"]) or "none"
 
 
 def summary(table: pl.DataFrame) -> pl.DataFrame:

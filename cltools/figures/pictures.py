@@ -59,7 +59,7 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
                 )  # fmt: skip
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect=1)
             ax.spines[:].set_visible(True)
-        row[0].set_ylabel(style.OBJECTIVES[name].label)
+        row[0].set_ylabel(style.look_of(name).label)
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=4, color=colors[c], label=f"class {c}")
         for c in classes

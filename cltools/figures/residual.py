@@ -47,7 +47,7 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             for y, name in enumerate(objectives):
                 _line(ax, plotted.filter(measure=measure, split=split, objective=name), y, name)
             ax.set_title(f"{measure}, {images}")
-            ax.set_yticks(range(len(objectives)), [style.OBJECTIVES[o].label for o in objectives])
+            ax.set_yticks(range(len(objectives)), [style.look_of(o).label for o in objectives])
             ax.set_ylim(len(objectives) - 0.4, -0.6)
             ax.grid(axis="y", visible=False)
             ax.set_xlabel("Similarity with DCL")
@@ -91,7 +91,7 @@ def _cells(experiment: ExperimentTables) -> pl.DataFrame:
 
 def _line(ax: Axes, plotted: pl.DataFrame, y: int, name: str) -> None:
     """One objective, with all kinds around the height y."""
-    color = style.OBJECTIVES[name].color
+    color = style.look_of(name).color
     for kind, (_, marker, filled, shift) in KINDS.items():
         one = plotted.filter(kind=kind)
         if one.is_empty():

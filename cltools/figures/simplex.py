@@ -56,7 +56,7 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
             )  # fmt: skip
             if ax in axes[0]:
                 ax.set_title(f"epoch {epoch:g}", loc="center")
-        look = style.OBJECTIVES[name]
+        look = style.look_of(name)
         row[0].text2D(
             -0.04, 0.5, look.label, transform=row[0].transAxes, rotation=90, va="center",
             color=look.color, weight="bold",

@@ -29,6 +29,7 @@ from matplotlib.ticker import (
 from matplotlib.typing import RcKeyType
 from PIL import Image
 
+from cltools.config.cells import in_order, parts_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file, whole_file
 
@@ -45,7 +46,7 @@ class Look:
 
 
 # The palette of Okabe and Ito, which is safe for color-blind readers, and two colors of Tol. Yellow
-# is left out because it is too faint for lines. Figures show objectives in this order.
+# is left out because it is too faint for lines.
 OBJECTIVES: dict[str, Look] = {
     "dcl": Look("DCL", "#0072B2", "o"),
     "nscl": Look("NSCL", "#D55E00", "s"),
@@ -56,6 +57,15 @@ OBJECTIVES: dict[str, Look] = {
     "nt_xent_double_positive": Look("NT-Xent, positive twice", "#332288", "*"),
     "dcl_twin": Look("second DCL", "#882255", "X"),
 }
+# Kind of labels that an objective is trained with -> label and color. Colors of Tol.
+OWN_LABELS = {
+    "shuffled": ("shuffled labels", "#000000"),
+    "noise": ("{} % label noise", "#AA4499"),
+    "random": ("{} random classes", "#777777"),
+    "coarse": ("{} coarse classes", "#999933"),
+    "clusters": ("{} pixel clusters", "#44AA99"),
+}
+MARKERS = "sP^Dv*X<>"
 NEUTRAL = Look("", "#7A7A7A", "x")
 THEORY = "#222222"
 FOOTNOTE = "#6B6B6B"
@@ -119,14 +129,31 @@ def panels(rows: int, columns: int, height: float = 2.1, **subplots: Any) -> tup
     return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
 
-def ordered(objectives: Iterable[str]) -> list[str]:
-    """The distinct objectives, in the order of `OBJECTIVES`. Raises InputError for others."""
-    present = set(objectives)
-    if unknown := present - OBJECTIVES.keys():
+def look_of(objective: str) -> Look:
+    """The look of an objective, which may have labels of its own.
+
+    Raises InputError for an objective without a look.
+    """
+    loss, kind, number = parts_of(objective)
+    try:
+        look = OBJECTIVES[loss]
+        words, color = OWN_LABELS[kind] if kind else ("", "")
+    except KeyError:
         raise InputError(
-            f"no color is set for objective {min(unknown)!r}: add it to cltools/figures/style.py"
-        )
-    return [name for name in OBJECTIVES if name in present]
+            f"no color is set for objective {objective!r}: add it to cltools/figures/style.py"
+        ) from None
+    if not kind:
+        return look
+    place = number + list(OBJECTIVES).index(loss)
+    return Look(f"{look.label}, {words.format(number)}", color, MARKERS[place % len(MARKERS)])
+
+
+def ordered(objectives: Iterable[str]) -> list[str]:
+    """The distinct objectives in the order of figures. Raises InputError as `look_of`."""
+    present = set(objectives)
+    for name in sorted(present):
+        look_of(name)
+    return in_order(present)
 
 
 def curve(
@@ -277,16 +304,17 @@ def save(figure: Figure, table: pl.DataFrame, stem: Path) -> None:
         figure.savefig(png, metadata={"Software": None, ABOUT: about})
 
 
-def saved(stem: Path) -> tuple[bytes, bytes] | None:
-    """The PNG and CSV file that `save` wrote; None where one is missing.
+def saved(stem: Path) -> tuple[bytes, bytes]:
+    """The PNG and CSV file that `save` wrote.
 
-    Raises InputError where they are not as they were written, or not of one figure.
+    Raises InputError where one is missing, and where they are not as they were written or not of
+    one figure.
     """
     png, csv = (Path(f"{stem}.{suffix}") for suffix in ("png", "csv"))
     try:
         picture, numbers = png.read_bytes(), csv.read_bytes()
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing: run `cltools plot` again") from None
     try:
         with Image.open(BytesIO(picture)) as image:
             image.verify()  # the checksums that PNG has

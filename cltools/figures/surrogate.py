@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cltools.figures import style
-from cltools.figures.style import OBJECTIVES, THEORY, Look
+from cltools.figures.style import THEORY, Look, look_of
 from cltools.figures.tables import ExperimentTables
 
 # Colors of batch sizes, from small to large. They differ from those of the objectives.
@@ -58,7 +58,7 @@ def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
             style.handle(Look("bound with the real class fractions", THEORY, ""), linestyle="--"),
             *[style.handle(look) for look in (NETWORK, OWN) if networks],
             *[
-                style.handle(OBJECTIVES[name], f"network trained with {OBJECTIVES[name].label}")
+                style.handle(look_of(name), f"network trained with {look_of(name).label}")
                 for name in ("dcl", "nscl")
                 if networks
             ],
@@ -151,12 +151,12 @@ def _draw_networks(row: Sequence[Axes], found: pl.DataFrame) -> None:
     _lines(drift, network, NETWORK.color)
     _lines(drift, surrogate, OWN.color)
     for name in style.ordered(found.filter(quantity=MOVED)["objective"]):
-        for part, color in ((network, OBJECTIVES[name].color), (surrogate, OWN.color)):
+        for part, color in ((network, look_of(name).color), (surrogate, OWN.color)):
             one = part.filter(quantity=MOVED, objective=name).sort("step")
             moved.plot(one["sum_lr"], one["value"], color=color, linewidth=1.1)
             if color != OWN.color:
                 end = one["sum_lr"][-1], one["value"][-1]
-                moved.plot(*end, OBJECTIVES[name].marker, color=color)
+                moved.plot(*end, look_of(name).marker, color=color)
     drift.set_title(f"Networks: distance, τ = {found['tau'][0]:g}, B = {found['batch_size'][0]}")
     moved.set_title("Networks: distance from their start")
     _distance_axes([drift, moved], found)

@@ -27,9 +27,9 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
     for ax, quantity in zip(row, gaps, strict=True):
         for name in objectives:
             one = plotted.filter(quantity=quantity, objective=name)
-            style.curve(ax, one, "epoch", style.OBJECTIVES[name])
+            style.curve(ax, one, "epoch", style.look_of(name))
             theirs = papers.filter(quantity=quantity, objective=name)
-            style.paper_curve(ax, theirs, "epoch", style.OBJECTIVES[name])
+            style.paper_curve(ax, theirs, "epoch", style.look_of(name))
         style.epoch_axis(ax, plotted["epoch"])
         # The same limits in both panels, so that a steeper curve is a larger gap.
         ax.set_ylim(0, 1.05 * max(1.0, plotted["value"].max()))
@@ -39,7 +39,7 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         figure,
         "Distance of each objective from DCL: weights against representations",
         [
-            *(style.handle(style.OBJECTIVES[name]) for name in objectives),
+            *(style.handle(style.look_of(name)) for name in objectives),
             *style.paper_handles(papers),
         ],
         f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "

@@ -37,6 +37,7 @@ OBJECTIVES = (*CONTRASTIVE, "ce")
 QUEUE_OBJECTIVES = tuple(name for name in CONTRASTIVE if name != "scl")
 REFERENCE = "dcl"  # all others are compared with it
 TWIN = "dcl_twin"  # a second DCL model, to see how far apart two runs of one objective are
+OWN_LABELS = ":"  # separates an objective from the labels it is trained with: nscl:shuffled
 # Undefined when the whole batch is of one class: then no anchor has a negative.
 NEED_TWO_CLASSES = ("nscl", "nscl_with_positive")
 # How often the positive is in the denominator, for the objectives where it is.
@@ -71,8 +72,21 @@ class KeyMasks:
 
 
 def loss_of(objective: str) -> str:
-    """The loss that trains an objective: its own, or DCL for the second DCL model, `dcl_twin`."""
-    return "dcl" if objective == TWIN else objective
+    """The loss that trains an objective: `nscl` for `nscl:shuffled`, `dcl` for `dcl_twin`.
+
+    >>> loss_of("nscl:shuffled")
+    'nscl'
+    """
+    return "dcl" if objective == TWIN else objective.partition(OWN_LABELS)[0]
+
+
+def labels_of(objective: str) -> str:
+    """The labels that an objective is trained with; "" for those of the data set.
+
+    >>> labels_of("nscl:coarse2")
+    'coarse2'
+    """
+    return objective.partition(OWN_LABELS)[2]
 
 
 def pair_masks(labels: Tensor, views: int) -> PairMasks:

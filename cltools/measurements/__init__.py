@@ -15,7 +15,12 @@ from cltools.measurements.alignment import (
 )
 from cltools.measurements.downstream import downstream_rows
 from cltools.measurements.geometry import geometry_rows, head_rows, view_rows
-from cltools.measurements.losses import batch_loss_rows, labelling_rows, loss_rows
+from cltools.measurements.losses import (
+    batch_loss_rows,
+    dropped_rows,
+    labelling_rows,
+    loss_rows,
+)
 from cltools.measurements.table import SCHEMA, Row, tidy
 from cltools.measurements.weights import weight_rows
 
@@ -29,6 +34,7 @@ __all__ = [
     "batch_loss_rows",
     "corollary_rows",
     "downstream_rows",
+    "dropped_rows",
     "geometry_rows",
     "head_rows",
     "labelling_rows",

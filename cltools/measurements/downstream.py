@@ -1,4 +1,4 @@
-"""Accuracy of simple classifiers on the encoder's features."""
+"""Accuracy of simple classifiers on features."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -20,9 +20,14 @@ Sets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train x, y, test
 
 
 def downstream_rows(
-    train: Features, y: np.ndarray, test: Features, test_y: np.ndarray, full: bool
+    train: Features,
+    y: np.ndarray,
+    test: Features,
+    test_y: np.ndarray,
+    full: bool,
+    features: str = "h",
 ) -> Iterator[Row]:
-    """Accuracies in [0, 1] on h: nearest class center; with `full` also the slower ones.
+    """Accuracies in [0, 1]: nearest class center; with `full` also the slower ones.
 
     Intervals (90 %) are over test images, for this one classifier. Few-shot accuracies vary more
     with the draw of the support set, so their limits are the 5 and 95 % quantiles of the draws.
@@ -35,7 +40,7 @@ def downstream_rows(
             probe = linear_probe(*sets)
             on_train["linear_probe", "accuracy"], on_test["linear_probe", "accuracy"] = probe[:2]
             on_test["knn", f"k_{NEIGHBOURS}"] = knn(*sets, NEIGHBOURS)
-        about = {"objective": objective, "features": "h"}
+        about = {"objective": objective, "features": features}
         for split, values, n in (("train", on_train, len(y)), ("test", on_test, len(test_y))):
             for row in rows_of(values, split=split, n=n, **about):
                 yield row | dict(

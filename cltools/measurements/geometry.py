@@ -20,14 +20,16 @@ WITH_INTERVAL = {
 }
 
 
-def geometry_rows(arrays: Features, labels: np.ndarray, intervals: bool = False) -> Iterator[Row]:
+def geometry_rows(
+    arrays: Features, labels: np.ndarray, features: str = "h", intervals: bool = False
+) -> Iterator[Row]:
     """Collapse to class means and a simplex, and the effective rank.
 
     `class_mean_cosine` is the cosine of one pair of centered class means; classes are numbered as
     in the cell. With `intervals`, the measures of `WITH_INTERVAL` get 90 % intervals over images.
     """
-    for name, h in arrays.items():
-        s = collapse.class_statistics(h, labels)
+    for name, array in arrays.items():
+        s = collapse.class_statistics(array, labels)
         equiangular_sd, equiangular = collapse.nc2_equiangularity(s)
         pairs = np.triu_indices(len(s.means), 1)
         cosines = collapse.class_mean_cosines(s)[pairs]
@@ -49,8 +51,8 @@ def geometry_rows(arrays: Features, labels: np.ndarray, intervals: bool = False)
                 ("class_mean_cosine", f"classes_{i}_{j}"): cosine
                 for i, j, cosine in zip(*pairs, cosines, strict=True)
             }
-        limits = _intervals(h, labels) if intervals else {}
-        for row in rows_of(values, objective=name, features="h"):
+        limits = _intervals(array, labels) if intervals else {}
+        for row in rows_of(values, objective=name, features=features):
             yield row | limits.get((row["metric"], row["variant"]), {})
 
 
@@ -78,18 +80,18 @@ def head_rows(
     yield from rows_of(values, features="z", **about)
 
 
-def _intervals(h: np.ndarray, labels: np.ndarray) -> dict[tuple[str, str], dict[str, float]]:
+def _intervals(array: np.ndarray, labels: np.ndarray) -> dict[tuple[str, str], dict[str, float]]:
     """ci_low and ci_high of the measures in WITH_INTERVAL; none for fewer than four images."""
 
     def values(images: np.ndarray) -> list[float]:
         if len(np.unique(labels[images])) < 2:
             return [np.nan] * len(WITH_INTERVAL)
-        s = collapse.class_statistics(h[images], labels[images])
+        s = collapse.class_statistics(array[images], labels[images])
         return [function(s) for function in WITH_INTERVAL.values()]
 
-    if len(h) < FEWEST_IMAGES:
+    if len(array) < FEWEST_IMAGES:
         return {}
-    interval = subsampling_interval(values, len(h), draws=INTERVAL_DRAWS)
+    interval = subsampling_interval(values, len(array), draws=INTERVAL_DRAWS)
     low, high = np.asarray(interval.low), np.asarray(interval.high)
     return {
         measure: {"ci_low": float(low[i]), "ci_high": float(high[i])}

@@ -1,14 +1,19 @@
 """Losses of a whole data set, with its labels and with other labels, and of batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 
 from cltools.maths.batch_losses import batch_losses
 from cltools.maths.bounds import gap_bound
-from cltools.maths.labellings import clustered_labels, shuffled_labels, unbalanced_labels
-from cltools.maths.objectives import CONTRASTIVE, loss_of
+from cltools.maths.labellings import (
+    clustered_labels,
+    dropped_pairs,
+    shuffled_labels,
+    unbalanced_labels,
+)
+from cltools.maths.objectives import CONTRASTIVE, NEED_TWO_CLASSES, loss_of
 from cltools.maths.whole_set import whole_set_losses
 from cltools.measurements.table import Features, Row, rows_of
 
@@ -74,6 +79,27 @@ def batch_loss_rows(
             ("authors_gap", "tau_1"): theirs["nt_xent"] - theirs["nscl_with_positive"],
         }
         yield from rows_of(values, objective=objective, features="z")
+
+
+def dropped_rows(
+    objectives: Iterable[str], labels: np.ndarray, own: Mapping[str, Mapping[str, float | None]]
+) -> Iterator[Row]:
+    """Which pairs of training images each objective drops from the negatives of DCL, as shares.
+
+    labels (n,) of the training images. `own` holds the shares of objectives with labels of their
+    own. SCL and CE have no rows: their losses differ from DCL in more than the negatives.
+    """
+    with_labels = dropped_pairs(labels, labels)._asdict()
+    for objective in objectives:
+        loss = loss_of(objective)
+        if loss in CONTRASTIVE and loss != "scl":
+            shares = own.get(objective, with_labels)
+            dropped = shares if loss in NEED_TWO_CLASSES else dict.fromkeys(shares, 0.0)
+            values = {
+                ("dropped_negatives", variant): np.nan if value is None else value
+                for variant, value in dropped.items()
+            }
+            yield from rows_of(values, objective=objective)
 
 
 def _contrastive(z_views: Features) -> Iterator[tuple[str, torch.Tensor]]:

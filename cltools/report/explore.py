@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from cltools.config.sweeps import base_or_first
-from cltools.figures.style import OBJECTIVES
+from cltools.figures.style import look_of, ordered
 from cltools.tidy import with_setting
 
 # The measures of alignment that a reader can choose: name -> metric, variant.
@@ -35,9 +35,8 @@ def exploration(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> 
     known = measures["objective"].unique().to_list()
     return {
         "objectives": {
-            name: {"label": look.label, "color": look.color}
-            for name, look in OBJECTIVES.items()
-            if name in known
+            name: {"label": look_of(name).label, "color": look_of(name).color}
+            for name in ordered(known)
         },
         "gap": [row for sweep in sweeps for row in _gaps(measures, sweep)],
         "alignment": [
@@ -92,10 +91,12 @@ def _alignment(measures: pl.DataFrame, label: str) -> list[dict[str, Any]]:
 
 def _geometry(measures: pl.DataFrame, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = measures.filter(
-        pl.col("metric") == "class_mean_cosine", pl.col("seed") == pl.col("seed").min()
+        pl.col("metric") == "class_mean_cosine",
+        pl.col("features") == "h",
+        pl.col("seed") == pl.col("seed").min(),
     )
     keys = ["cell", "split", "objective", "epoch"]
-    order = pl.Enum(list(OBJECTIVES))
+    order = pl.Enum(ordered(rows["objective"]))
     rows = rows.sort(~_of(base), "cell", "split", pl.col("objective").cast(order), "epoch")
     found = []
     for key, pairs in rows.group_by(keys, maintain_order=True):

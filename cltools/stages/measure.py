@@ -122,9 +122,13 @@ def measure_cell(
             rows = _measure_split(part, initial.get(split), weights, cell, full, device_name)
             found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows]
         train, test = parts.values()
-        found += measurements.downstream_rows(
-            _arrays(train, "h"), train.label.values, _arrays(test, "h"), test.label.values, full
-        )
+        for features in ("h", "z"):
+            x, test_x = _arrays(train, features), _arrays(test, features)
+            y, test_y = train.label.values, test.label.values
+            found += measurements.downstream_rows(x, y, test_x, test_y, full, features)
+        own = {o: made["dropped"] for o, made in manifest.get("labels", {}).items()}
+        dropped = measurements.dropped_rows(hashes, train.label.values, own)
+        found += [{"split": "train", "n": train.sizes["sample"], **row} for row in dropped]
         found += measurements.weight_rows(weights, initial_weights)
         at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
         write_table(steps[-1], measurements.tidy({**at, **row} for row in found), of)
@@ -158,7 +162,8 @@ def _measure_split(
         *measurements.corollary_rows(z, features="z"),
         *measurements.loss_rows(z_views, labels, tau, device),
         *measurements.batch_loss_rows(z_views, z, labels, tau, cell["batch_size"]),
-        *measurements.geometry_rows(h, labels, intervals=full),
+        *measurements.geometry_rows(h, labels, "h", intervals=full),
+        *measurements.geometry_rows(z, labels, "z", intervals=full),
         *measurements.view_rows(z_views),
     ]
     for features, arrays in (("h", h), ("z", z)):

@@ -41,7 +41,7 @@ def run(
         plan: written by `cltools plan`.
         measures: written by `cltools collect`.
         claims: the table written by `cltools claims`.
-        figures: folder that `cltools plot` wrote to; the plan's figures that exist are shown.
+        figures: folder that `cltools plot` wrote to; those of the plan are shown.
         manifests: those of the experiment's trained cells.
         config: the experiment's config, shown unchanged.
         output: the HTML file.
@@ -60,7 +60,7 @@ def run(
         plan=planned,
         measures=read_experiment(measures, "measures", plan),
         claims=read_experiment(claims, "claims", plan),
-        figures=[f for name in planned["figures"] if (f := _drawn(figures, name)) is not None],
+        figures=[_drawn(figures, name) for name in planned["figures"]],
         cells={identity: cells[identity] for identity in planned["cells"]},
         config=json.dumps(config, indent=2, ensure_ascii=False),
         made=_made(cells.values()),
@@ -70,9 +70,8 @@ def run(
         scratch.write_text(page(material), encoding="utf-8")
 
 
-def _drawn(folder: Path, name: str) -> Drawn | None:
-    files = saved(folder / name)
-    return None if files is None else Drawn(name, FIGURES[name].description, *files)
+def _drawn(folder: Path, name: str) -> Drawn:
+    return Drawn(name, FIGURES[name].description, *saved(folder / name))
 
 
 def _made(manifests: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -152,7 +152,8 @@ class _Training:
             for objective in PAIR
         }  # fmt: skip
         # At the end of training this is the batch that would have come next.
-        views, labels = self.batches.at(step)
+        views, positions = self.batches.at(step)
+        labels = self.data.labels[positions]
         self.batches.close()  # the next checkpoint is not the next step
         with torch.no_grad():
             z = {o: self._embed(n, views).cpu().double().numpy() for o, n in networks.items()}

@@ -1,5 +1,6 @@
 """Stage `train`: train one cell from its last saved state, if any, to its stopping point."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import ImageStore
 from cltools.layout import VERSIONS, CellFolder, RunFolder
 from cltools.maths.bounds import gap_bound
+from cltools.maths.labellings import dropped_pairs
+from cltools.maths.objectives import labels_of
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file
 from cltools.runtime.processor import has_bfloat16, instructions
@@ -226,6 +229,7 @@ def _write_manifest(
             "class_ids": list(cell_subset(store, cell, "train").class_ids),
             "store": store.content,
             "peak_lr": trainer.peak_lr,
+            **_made_labels(trainer),
             "skipped_steps": trainer.skipped_steps(stop),
             "trained_by": {s: n for s, n in trainer.trained_by.items() if int(s) < stop},
             "checkpoints": {str(step): saved[str(step)] for step in checkpoints},
@@ -239,6 +243,21 @@ def _write_manifest(
             },
         },
     )
+
+
+def _made_labels(trainer: CoupledTrainer) -> dict[str, Any]:
+    """For the manifest: of labels that are not the data set's, which pairs NSCL drops with them."""
+    true = trainer.data.labels.numpy()
+    found = {
+        objective: {
+            "sha256": hashlib.sha256(labels.values.numpy().tobytes()).hexdigest(),
+            "classes": labels.classes,
+            "dropped": dropped_pairs(labels.values.numpy(), true)._asdict(),
+        }
+        for objective, labels in trainer.labels.items()
+        if labels_of(objective)
+    }
+    return {"labels": found} if found else {}
 
 
 def _processor(device: torch.device) -> str:

@@ -14,18 +14,24 @@ from torch import Tensor
 
 from cltools.data.image_set import ImageSet
 from cltools.data.views import EpochViews, Recipe, epoch_views
-from cltools.maths.objectives import REFERENCE
+from cltools.maths.objectives import REFERENCE, TWIN
 from cltools.maths.randomness import balanced_order, batch_order
 from cltools.runtime.errors import InputError
 from cltools.training.distributed import Ranks
+
+SOURCES = {"init", "batches", "views"}
 
 
 def owner(cell: dict[str, Any], model: str, source: str) -> str | None:
     """The name that seeds a model's draws of a source (init, batches or views).
 
-    None stands for the shared draws. DCL, the reference model, always takes these.
+    None stands for the shared draws. DCL, the reference model, always takes these. In a cell that
+    shares everything, the second DCL model shares the initial weights only: it would be the first.
     """
-    return None if model == REFERENCE or source in cell["coupling"] else model
+    shared = set(cell["coupling"])
+    if model == TWIN and shared == SOURCES:
+        shared = {"init"}
+    return None if model == REFERENCE or source in shared else model
 
 
 def batches_of_models(
@@ -79,19 +85,19 @@ class Batches:
         self._orders: dict[int, Tensor] = {}
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Views and labels of `step`.
+        """Views of `step`, and the images they are of.
 
         Returns:
             views (K*B, c, H, W), standardized, first all first views, then all second ones; only
             those of this rank's part of the batch; on the device.
-            labels (B,) of the whole batch, on the CPU.
+            positions (B,) in the training set of the images of the whole batch, on the CPU.
         """
         wanted = range(step, step + 1 + self.data.ahead)
         epochs = {later // self.steps_per_epoch for later in wanted}
         self._epochs = {e: drawn for e, drawn in self._epochs.items() if e in epochs}
         self._begun = {later: self._begun.get(later) or self._begin(later) for later in wanted}
         positions, views = self._begun.pop(step)
-        return self.data.normalize(views()), self.data.labels[positions]
+        return self.data.normalize(views()), positions
 
     def close(self) -> None:
         """Drop the batches that were started in advance."""

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cltools.maths.objectives import loss_of
 from cltools.runtime.errors import InputError
 
 
@@ -264,7 +265,7 @@ def build_network(
         _encoder(cell, image_shape),
         cell["projector_hidden"],
         cell["projector_dim"],
-        classes if objective == "ce" else None,
+        classes if loss_of(objective) == "ce" else None,
     )
 
 

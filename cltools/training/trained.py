@@ -14,6 +14,7 @@ from cltools.layout import CellFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import check_hash
 from cltools.runtime.tensors import load_tensors
+from cltools.training.labels import class_count
 from cltools.training.manifests import read_manifest
 from cltools.training.networks import Network, build_network, on_device
 
@@ -27,7 +28,8 @@ def load_network(
 ) -> Network:  # fmt: skip
     """A trained network in eval mode. Raises InputError as `load_weights`."""
     weights = load_weights(path, sha256)
-    network = build_network(cell, data.image_shape, data.classes, objective)
+    classes = class_count(objective, data.classes)
+    network = build_network(cell, data.image_shape, classes, objective)
     network.load_state_dict(weights)
     return on_device(network, device).eval()
 

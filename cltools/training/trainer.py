@@ -5,6 +5,9 @@ objectives. The cell's `coupling` can give objectives initial weights, batches o
 own. Random numbers are not drawn here (see `cltools.maths.randomness`), so that objectives do not
 influence each other. A step does not wait for the device.
 
+An objective may have labels of its own (see `labels`). Its row of the log then holds the losses,
+the bound and the composition of batches that these labels give.
+
 Several ranks (see `distributed`) can train one run together. Each passes its part of the batch
 through its copies of the networks. Losses, masks and labels are those of the whole batch, on every
 rank.
@@ -41,6 +44,7 @@ from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches, batches_of_models, owner
 from cltools.training.compiled import compiled
 from cltools.training.distributed import Ranks
+from cltools.training.labels import Labels, labels_of_models
 from cltools.training.moco import KeyQueue, key_masks, queued_positions
 from cltools.training.networks import Network, build_network, on_device
 from cltools.training.optimizers import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
@@ -57,7 +61,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Batch:
-    """One step's batch of models that share their batches: views (K*B, c, H, W), labels (B,).
+    """One step's batch of models that share batches and labels: views (K*B, c, H, W), labels (B,).
 
     `largest_class` is the size of the largest class, and `classes` the number of classes, among the
     images from which negatives are taken. These are the batch or, with a queue, all images whose
@@ -94,13 +98,15 @@ class CoupledTrainer:
     ) -> None:
         self.cell, self.data, self.device = cell, data, device
         self.ranks = ranks or Ranks()
+        self.labels = labels_of_models(cell, data)
         self.batches = batches_of_models(cell, data, device, self.ranks)
         self.steps_per_epoch = next(iter(self.batches.values())).steps_per_epoch
         self.horizon = self.in_steps(cell["horizon"])
         self.warmup = self.in_steps(cell["warmup"])
         self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
         self.queued: int = cell["queue_size"] // cell["batch_size"]  # batches; 0 without a queue
-        self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in cell["objectives"]]
+        own = {loss_of(objective) for objective in cell["objectives"]}
+        self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in own]
         self.columns = ["grad_norm", *self.logged, "ce"]
 
         self.networks = {o: self._network(o) for o in cell["objectives"]}
@@ -124,7 +130,8 @@ class CoupledTrainer:
 
     def _network(self, objective: str) -> Network:
         """The network of an objective with its initial weights."""
-        network = build_network(self.cell, self.data.image_shape, self.data.classes, objective)
+        classes = self.labels[objective].classes
+        network = build_network(self.cell, self.data.image_shape, classes, objective)
         initialize(network, self.cell["seed"], owner(self.cell, objective, "init"))
         self.ranks.couple(network)
         return on_device(network, self.device)
@@ -149,17 +156,15 @@ class CoupledTrainer:
 
     def train_step(self) -> None:
         """One step of every objective on one batch."""
-        distinct = {id(batches): batches for batches in self.batches.values()}
-        made = {key: self._make(batches) for key, batches in distinct.items()}
-
+        made = self._batches_of_models()
         lr = self.lr_at(self.step)
         rows, composition = [], []
         for objective, network in self.networks.items():
-            batch = made[id(self.batches[objective])]
+            batch = made[objective]
             composition.append([batch.largest_class, batch.classes])
             if objective in self.queues:
                 self._renew_keys(objective, batch)
-            if objective in NEED_TWO_CLASSES and batch.classes < 2:
+            if loss_of(objective) in NEED_TWO_CLASSES and batch.classes < 2:
                 # No anchor of this batch has a negative, so that the model takes no step. The
                 # manifest counts these steps.
                 rows.append(batch.views.new_full((len(self.columns),), torch.nan))
@@ -172,22 +177,39 @@ class CoupledTrainer:
             self.flush()
         self.lap("logging")
 
-    def _make(self, batches: Batches) -> _Batch:
-        """This step's batch. At the start of an epoch, this also updates the digests."""
+    def _batches_of_models(self) -> dict[str, _Batch]:
+        """Objective -> this step's batch. What models share is made once."""
+        drawn: dict[int, tuple[Tensor, Tensor]] = {}
+        made: dict[tuple[int, int], _Batch] = {}
+        found = {}
+        for objective in self.networks:
+            batches, labels = self.batches[objective], self.labels[objective]
+            if id(batches) not in drawn:
+                drawn[id(batches)] = self._draw(batches)
+            key = id(batches), id(labels)
+            if key not in made:
+                made[key] = self._make(batches, labels, *drawn[id(batches)])
+            found[objective] = made[key]
+        return found
+
+    def _draw(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """This step's views and positions. At the start of an epoch, digests are updated too."""
         if self.step % self.steps_per_epoch == 0:
             self.digests = batches.chain_digests(self.step, self.digests)
             self.lap("epoch")
-        views, labels = batches.at(self.step)
-        here, among = to_device(labels, self.device), labels
+        return batches.at(self.step)
+
+    def _make(self, batches: Batches, labels: Labels, views: Tensor, positions: Tensor) -> _Batch:
+        here = to_device(labels.values[positions], self.device)
+        among = positions
         masks: PairMasks | KeyMasks
         if self.queues:
-            queued = queued_positions(batches, self.step, self.queued)
-            among = self.data.labels[queued]
-            own = self.step % self.queued * len(labels)
-            masks = key_masks(queued, own, len(labels), self.data.labels, self.device)
+            among = queued_positions(batches, self.step, self.queued)
+            own = self.step % self.queued * len(positions)
+            masks = key_masks(among, own, len(positions), labels.values, self.device)
         else:
             masks = pair_masks(here, self.cell["views"])
-        counts = torch.bincount(among)
+        counts = torch.bincount(labels.values[among])
         self.lap("views")
         return _Batch(views, here, masks, int(counts.max()), int((counts > 0).sum()))
 
@@ -295,7 +317,7 @@ class CoupledTrainer:
         for number, objective in enumerate(self.networks):
             own = rows[:, number, self.columns.index(loss_of(objective))]
             bad = ~own.isfinite()
-            if objective in NEED_TWO_CLASSES:
+            if loss_of(objective) in NEED_TWO_CLASSES:
                 bad &= self._composition[first:, number, 1] > 1
             if bad.any():
                 raise InputError(
@@ -308,7 +330,7 @@ class CoupledTrainer:
         self.flush()
         one_class = (self._composition[:until, :, 1] == 1).sum(dim=0).tolist()
         found = dict(zip(self.networks, one_class, strict=True))
-        return {o: count for o, count in found.items() if o in NEED_TWO_CLASSES}
+        return {o: count for o, count in found.items() if loss_of(o) in NEED_TWO_CLASSES}
 
     def log(self, until: int) -> dict[str, np.ndarray]:
         """Columns of the training log, with one row per model and step before `until`."""

@@ -118,7 +118,7 @@ def test_coupling_can_be_swept():
     config = changed(sweeps=sweeps, base__objectives=["dcl", "nscl", "dcl_twin"])
     plans = load_experiment(config).plans.values()
     assert [plan.cell["coupling"] for plan in plans] == [levels[0], ["init", "views"], []]
-    assert [len(plan.cell["objectives"]) for plan in plans] == [2, 3, 3]
+    assert [len(plan.cell["objectives"]) for plan in plans] == [3, 3, 3]
 
 
 def test_merge_batches_are_of_the_named_sweeps():

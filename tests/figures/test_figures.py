@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 from cltools.config.schema import cell_keys
 from cltools.config.sweeps import base_sweep
 from cltools.figures import FIGURES
-from cltools.figures.style import NEUTRAL, OBJECTIVES
+from cltools.figures.style import NEUTRAL, OBJECTIVES, OWN_LABELS, look_of
 from cltools.figures.tables import PAPERS, ExperimentTables, papers_rows
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import write_json
@@ -90,10 +90,16 @@ def test_base_sweep_is_the_first_that_varies_the_seed_alone(factors):
 
 
 def test_palette_has_a_color_and_a_marker_of_its_own_for_every_objective():
-    assert list(OBJECTIVES) == cell_keys()["objectives"]["items"]["enum"]
+    rules = cell_keys()["objectives"]["items"]
+    assert list(OBJECTIVES) == rules["names"]
     looks = [*OBJECTIVES.values(), NEUTRAL]
     for trait in ("label", "color", "marker"):
         assert len({getattr(look, trait) for look in looks}) == len(looks)
+    assert sorted(OWN_LABELS) == sorted(rules["labels"])
+    with_labels = [look_of(f"nscl:{kind}7") for kind in OWN_LABELS]
+    assert len({look.color for look in [*looks, *with_labels]}) == len(looks) + len(OWN_LABELS)
+    groups = [look_of(f"nscl:coarse{number}") for number in (2, 5, 10)]
+    assert len({(look.label, look.marker) for look in groups}) == len(groups)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -118,6 +118,7 @@ WITHOUT_CLASSES = {
     "rank_rows": lambda e, rows: m.rank_rows(e.h),
     "null_rows": lambda e, rows: m.null_rows(e.h, e.labels),
     "weight_rows": lambda e, rows: m.weight_rows(weights(e), weights(e)["dcl"]),
+    "dropped_rows": lambda e, rows: m.dropped_rows(e.h, e.labels, {}),
 }  # fmt: skip
 OF_CLASSES = {
     "geometry_rows": lambda e, rows: m.geometry_rows(e.h, e.labels, intervals=True),

@@ -76,7 +76,7 @@ def material(measures, tmp_path_factory):
         }  # fmt: skip
         write_json(manifests[-1], manifest)
     plan = {"experiment": "made", "cells": cells, "sweeps": SWEEPS,
-            "figures": ["alignment_training", "downstream", "few_shot"]}  # fmt: skip
+            "figures": ["alignment_training", "downstream"]}  # fmt: skip
     # An earlier config of this experiment had it drawn.
     earlier = pl.DataFrame({"tau": [0], "value": [1]})
     save(Figure((1, 1)), earlier, folder / "figures/alignment_temperature")
@@ -263,8 +263,10 @@ def test_without_what_is_optional(material, measures, tmp_path):
     )
     few.write_parquet(tmp_path / "few.parquet")
     output = tmp_path / "few.html"
-    report.run(**{**material, "measures": tmp_path / "few.parquet", "benchmarks": None,
-              "figures": tmp_path, "output": output})  # fmt: skip
+    plan = tmp_path / "plan.json"
+    write_json(plan, {**json.loads(material["plan"].read_text()), "figures": []})
+    report.run(**{**material, "plan": plan, "measures": tmp_path / "few.parquet",
+                  "benchmarks": None, "figures": tmp_path, "output": output})  # fmt: skip
     text = output.read_text()
     assert 'id="gap"' in text
     assert 'id="geometry"' not in text
@@ -272,6 +274,8 @@ def test_without_what_is_optional(material, measures, tmp_path):
 
 
 def test_what_is_missing_is_named(material, tmp_path):
+    with pytest.raises(InputError, match=r"alignment_training.png is missing: run `cltools plot`"):
+        report.run(**{**material, "figures": tmp_path})
     with pytest.raises(InputError, match=r"has no manifest here: run `cltools train`"):
         report.run(**{**material, "manifests": material["manifests"][1:]})
     with pytest.raises(InputError, match=r"none\.parquet does not exist: run `cltools claims`"):

@@ -162,7 +162,8 @@ def test_the_trainer_takes_balanced_batches(digits):
     shuffled, balanced = trainer_of(digits), trainer_of(digits, sampler="authors")
     assert shuffled.batches["dcl"].labels(5).flatten().bincount().tolist() == [12] * 10
     assert balanced.batches["dcl"].labels(5).flatten().bincount().tolist() != [12] * 10
-    assert torch.equal(balanced.batches["dcl"].at(8)[1], balanced.batches["dcl"].labels(10)[8])
+    images = balanced.batches["dcl"].at(8)[1]
+    assert torch.equal(balanced.data.labels[images], balanced.batches["dcl"].labels(10)[8])
 
 
 def test_views_apart_have_batch_statistics_of_their_own(digits):

@@ -43,11 +43,11 @@ def test_only_what_is_private_differs(digits, private):
     reference = shared.batches["dcl"]
     assert torch.equal(start_of(one, "dcl"), start_of(shared, "dcl"))
     for step in (0, 3):
-        views, labels = reference.at(step)
+        views, images = reference.at(step)
         assert torch.equal(one.batches["dcl"].at(step)[0], views)
         for name in ("nscl", "dcl_twin"):
-            own_views, own_labels = one.batches[name].at(step)
-            assert torch.equal(own_labels, labels) == (private not in ("batches", "all"))
+            own_views, own_images = one.batches[name].at(step)
+            assert torch.equal(own_images, images) == (private not in ("batches", "all"))
             assert torch.equal(own_views, views) == (private == "init")
     for name in ("nscl", "dcl_twin"):
         same = torch.equal(start_of(one, name), start_of(shared, "dcl"))
@@ -110,13 +110,19 @@ def test_a_state_from_before_batches_could_be_private_is_taken_up(digits):
     assert all((before[key] == after[key]).all() for key in ("n_max", "dcl", "model"))
 
 
-def test_with_all_shared_the_second_dcl_model_would_be_the_first():
-    assert cell()["objectives"] == ["dcl", "nscl"]
-    assert cell_id(cell()) == cell_id(cell(objectives=["dcl", "nscl"]))
-    private = cell(coupling=["views", "init"])
-    assert private["objectives"] == ["dcl", "nscl", "dcl_twin"]
-    assert private["coupling"] == ["init", "views"]
-    assert cell_id(private) != cell_id(cell())
+def test_where_all_is_shared_the_second_dcl_model_has_its_own_batches_and_views(digits):
+    """It would be the first one otherwise. The other models share everything."""
+    one, apart = trainer(digits), trainer(digits, coupling=["init"])
+    assert torch.equal(start_of(one, "dcl_twin"), start_of(one, "dcl"))
+    assert one.batches["nscl"] is one.batches["dcl"]
+    for own, expected in zip(
+        one.batches["dcl_twin"].at(3), apart.batches["dcl_twin"].at(3), strict=True
+    ):
+        assert torch.equal(own, expected)
+    for same, other in zip(one.batches["dcl"].at(3), one.batches["dcl_twin"].at(3), strict=True):
+        assert not torch.equal(same, other)
+    assert cell(coupling=["views", "init"])["coupling"] == ["init", "views"]
+    assert cell_id(cell(coupling=["views", "init"])) != cell_id(cell())
 
 
 def test_measures_of_a_run_without_common_start(digits, tmp_path):

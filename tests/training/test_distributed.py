@@ -269,13 +269,13 @@ def test_statistics_do_not_cancel(digits):
 def test_each_rank_makes_its_part_of_the_same_views(digits):
     settings = cell()
     data = image_set(open_store(digits, settings), settings, "train", CPU)
-    whole, labels = Batches(settings, data, CPU).at(3)
+    whole, images = Batches(settings, data, CPU).at(3)
     parts = []
     for rank in range(3):
         ranks = SeveralRanks.__new__(SeveralRanks)
         ranks.rank, ranks.size = rank, 3
         views, everyone = Batches(settings, data, CPU, ranks=ranks).at(3)
-        assert torch.equal(everyone, labels)
+        assert torch.equal(everyone, images)
         parts.append(views.unflatten(0, (2, 8)))
     assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), whole)
 

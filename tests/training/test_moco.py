@@ -91,7 +91,8 @@ def test_steps_are_those_written_by_hand(digits, monkeypatch):
     past = []
     for step in range(4):
         ours.train_step()
-        views, labels = plain.batches["nscl"].at(step)
+        views, images = plain.batches["nscl"].at(step)
+        labels = plain.data.labels[images]
         query_view, key_view = views.chunk(2)
         with torch.no_grad():
             for old, new in zip(slow.parameters(), network.parameters(), strict=True):

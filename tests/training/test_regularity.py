@@ -174,9 +174,9 @@ def test_epoch_0_is_the_coupled_trainer_s(digits, monkeypatch):
     ours = in_float64(trainer_of(digits, recipe=RECIPE))
     plain = in_float64(CoupledTrainer(ours.cell, ours.data, CPU))
     for step in range(plain.steps_per_epoch):
-        views, labels = plain.batches["dcl"].at(step)
+        views, images = plain.batches["dcl"].at(step)
         torch.testing.assert_close(ours.batches["dcl"].at(step)[0], views)
-        assert torch.equal(ours.batches["dcl"].at(step)[1], labels)
+        assert torch.equal(ours.batches["dcl"].at(step)[1], images)
         ours.train_step()
         plain.train_step()
     trained = states(plain)
