@@ -1,8 +1,10 @@
-"""A small cell of the digits, and its training."""
+"""A small cell of the digits, an experiment of one such cell, and its training."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
@@ -22,6 +24,17 @@ SMALL = {
 def small_cell(**settings: Any) -> dict[str, Any]:
     """A resolved cell that trains in a moment; `settings` say where it leaves `SMALL`."""
     return resolve_cell({**SMALL, **settings})
+
+
+def small_config(**base: Any) -> str:
+    """A config of one cell, which trains for two epochs; `base` are further settings of it."""
+    config = {
+        "experiment": "tiny",
+        "datasets": {"digits": {"source": "digits", "recipe": "digits"}},
+        "base": {"dataset": "digits", "optimizer": "sgd", "horizon": 2, "checkpoints": [0], **base},
+        "sweeps": {"base": {"vary": {"seed": [0]}}},
+    }
+    return yaml.safe_dump(config)
 
 
 def train_rank(

@@ -5,6 +5,7 @@ import importlib
 import io
 import re
 import tokenize
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -98,3 +99,10 @@ def test_the_main_page_says_what_may_import_what():
     said = {part: {*NAME.findall(may)} for parts, may in rows for part in NAME.findall(parts)}
     assert said.pop("stages") == said.pop("cli") | {"cli"}
     assert said == {part: may for part, may in MAY_IMPORT.items() if part != "stages"}
+
+
+def test_the_main_page_says_how_tests_with_markers_are_run():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    markers = {marker.partition(":")[0] for marker in options["markers"]}
+    said = re.findall(r"`uv run pytest -m (\w+)`", (ROOT / "README.md").read_text())
+    assert sorted(said) == sorted(markers)

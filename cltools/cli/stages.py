@@ -272,7 +272,7 @@ def compare(
     files: Annotated[
         list[Path], typer.Argument(help="Two or more files: .npy, .npz, .safetensors, .nc.")
     ],
-    output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
+    output: Annotated[Path, typer.Option(help="Tidy table to write: .parquet or .csv.")],
     labels: Annotated[Path | None, typer.Option(help="Classes of the images (.npy).")] = None,
     threads: Threads = 1,
 ) -> None:

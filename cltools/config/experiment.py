@@ -10,6 +10,7 @@ from typing import Any
 
 from cltools.config.cells import cell_id, resolve_cell, resolve_recipe
 from cltools.config.durations import Duration
+from cltools.config.grids import GRIDS, grid_settings
 from cltools.config.schema import check, key_path, schema, shown, unknown_key, with_defaults
 from cltools.config.sweeps import alike, base_sweep
 from cltools.runtime.errors import InputError
@@ -152,6 +153,9 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     for name, definition in config["datasets"].items():
         resolve_recipe(definition["recipe"], f"datasets.{name}.recipe")
     _check_sweeps(config["sweeps"])
+    for section in GRIDS:
+        if section in config:
+            grid_settings(config[section], section)
     ids = {name: store_id(name, definition) for name, definition in config["datasets"].items()}
     stores = {
         ids[name]: {key: value for key, value in definition.items() if key != "recipe"}

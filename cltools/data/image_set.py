@@ -20,7 +20,7 @@ from cltools.data.decoding import (
     pool,
     workers_available,
 )
-from cltools.data.store import EncodedImages, ImageStore, Subset
+from cltools.data.store import PER_CLASS, EncodedImages, ImageStore, Subset
 from cltools.data.views import EpochViews, Recipe, ViewParameters, change_colors, flip, render
 from cltools.runtime.devices import to_device
 from cltools.runtime.errors import InputError
@@ -272,9 +272,6 @@ def _begun_ahead(starts: Iterable[Callable[[], _Decoding]]) -> Iterator[Tensor]:
             yield waiting.popleft()()
     while waiting:
         yield waiting.popleft()()
-
-
-PER_CLASS = {"train": "images_per_class", "test": "test_images_per_class"}
 
 
 def open_store(folder: Path, cell: dict[str, Any]) -> ImageStore:

@@ -31,6 +31,8 @@ from cltools.runtime.sealed import read_json, write_json
 FORMAT = 1
 ENCODED_FORMAT = "encoded-1"
 SPLITS = ("train", "test")
+# The config key of how many images of each class are taken from a split.
+PER_CLASS = {"train": "images_per_class", "test": "test_images_per_class"}
 
 Scalar = TypeVar("Scalar", np.uint8, np.int32, np.int64)
 
@@ -279,12 +281,12 @@ def select(
     smallest = chosen[np.argmin(counts[chosen])]
     wanted = 1 if per_class is None else per_class
     if wanted < 1:
-        raise InputError(f"per_class is {per_class}: at least 1 image per class is needed")
+        raise InputError(f"{PER_CLASS[split]} is {per_class}: at least 1 image per class is needed")
     if counts[smallest] < wanted:
         raise InputError(
             f"class '{class_names[smallest]}' of the data set '{name}' has {counts[smallest]} "
             f"{split} images, but {wanted} per class are needed: "
-            f"{'lower per_class or ' if wanted > 1 else ''}choose other classes"
+            f"{f'lower {PER_CLASS[split]} or ' if wanted > 1 else ''}choose other classes"
         )
 
     if imbalance < 1:

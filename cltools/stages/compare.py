@@ -4,11 +4,12 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from cltools import measurements
 from cltools.data.feature_files import Array, Arrays, as_text, differing, load, missing, read_arrays
@@ -17,9 +18,17 @@ from cltools.runtime.files import whole_file
 
 log = logging.getLogger("cltools")
 
+# What writes a table to a file with this ending.
+WRITERS: dict[str, Callable[[pl.DataFrame, Path], None]] = {
+    ".parquet": pl.DataFrame.write_parquet,
+    ".csv": pl.DataFrame.write_csv,
+}
+
 
 def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> None:
     """Measure the representations in `files` against the first one; tidy rows to `output`.
+
+    The ending of `output` says whether it is written as parquet or CSV.
 
     Representations are named like their files; of files with the same name in several folders, as
     much of the path is added as tells them apart. Images whose label is NaN are left out. Measured
@@ -28,7 +37,7 @@ def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> 
     from the files themselves.
 
     Raises InputError when a file cannot be read, images or labels do not match, labels are missing,
-    or features are not finite.
+    features are not finite, or `output` cannot be written or has another ending.
     """
     names = _names(files)
     _require_writable(output)
@@ -55,7 +64,7 @@ def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> 
         raise InputError(f"the embeddings cannot be compared: {error}") from None
     table = measurements.tidy({**row, "n": len(labels)} for row in rows)
     with whole_file(output) as scratch:
-        table.write_parquet(scratch)
+        WRITERS[output.suffix](table, scratch)
 
 
 def _rows(arrays: dict[str, np.ndarray], labels: np.ndarray, first: str) -> list[dict[str, Any]]:
@@ -84,15 +93,20 @@ def _names(files: list[Path]) -> list[str]:
 
 
 def _require_writable(output: Path) -> None:
-    """Raises InputError, before any work, when the folder of the output cannot be made."""
+    """Raises InputError, before any work, when the output cannot be made or has another ending."""
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: give --output the name of a file")
+    if output.suffix not in WRITERS:
+        raise InputError(
+            f"--output {output} must end in {' or '.join(WRITERS)}, which says how the table is "
+            "written: give it one of these endings"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"{output} cannot be written ({error.strerror}): choose another folder"
         ) from None
-    if output.is_dir():
-        raise InputError(f"{output} is a folder: give --output the name of a file")
 
 
 def _labeled(

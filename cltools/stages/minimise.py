@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from cltools.config.schema import with_defaults
+from cltools.config.grids import grid_settings
 from cltools.maths.minimise import minimise, nscl_minimum
 from cltools.runtime.errors import InputError
 from cltools.runtime.progress import track
@@ -36,10 +36,10 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
         output: the parquet file.
 
     Raises:
-        InputError: settings that the schema refuses, no dimension above 1, a temperature so extreme
-            that embeddings come out as NaN.
+        InputError: settings that the schema refuses, a grid that is too large, no dimension above
+            1, a temperature so extreme that embeddings come out as NaN.
     """
-    chosen = with_defaults(settings, "minimise")
+    chosen = grid_settings(settings, "minimise")
     runs = list(_runs(chosen))
     if not runs:
         raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cltools.config.schema import with_defaults
+from cltools.config.grids import grid_settings
 from cltools.maths.surrogate import similarities_of_views, similarity_descent
 from cltools.runtime.errors import InputError
 from cltools.runtime.progress import track
@@ -37,8 +37,9 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
         output: the parquet file.
 
     Raises:
-        InputError: settings that the schema refuses or that do not fit together, files that are
-            missing or do not fit, a batch drawn of one class (NSCL is undefined on it).
+        InputError: settings that the schema refuses or that do not fit together, a grid that is too
+            large, files that are missing or do not fit, a batch drawn of one class (NSCL is
+            undefined on it).
     """
     chosen = _checked(settings)
     axes = [chosen[key] for key in ("seeds", "batch_sizes", "taus", "sum_lrs")]
@@ -138,7 +139,7 @@ def _load(path: str | Path) -> NDArray[Any]:
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, with defaults for those left out. Raises InputError as `run` does."""
-    chosen = with_defaults(settings, "surrogate")
+    chosen = grid_settings(settings, "surrogate")
     given = chosen["features"] is not None
     if given != (chosen["labels"] is not None):
         raise InputError(

@@ -8,8 +8,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from cltools.data.image_set import PER_CLASS, ImageSet, image_set
-from cltools.data.store import ImageStore
+from cltools.data.image_set import ImageSet, image_set
+from cltools.data.store import PER_CLASS, ImageStore
 from cltools.layout import CellFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import check_hash

@@ -86,18 +86,43 @@ def test_an_empty_file_wishes_nothing(site):
     assert site("# nothing yet\n").resources("gpu", gpus=1) == {"gpu": 1}
 
 
-def test_the_profile_and_the_site_reach_the_jobs(tmp_path):
-    """A dry run in a fresh copy, as a user types it; it needs no Slurm."""
+@pytest.fixture
+def slurm_profile(tmp_path):
+    """`snakemake --profile slurm` in a fresh copy, where no Slurm is found: code, and its words."""
     for name in ("workflow", "slurm", "config"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "Snakefile", tmp_path)
+    commands = tmp_path / "commands"  # all that the PATH has
+    commands.mkdir()
+    for name in ("bash", "which"):
+        (commands / name).symlink_to(shutil.which(name))
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", "--profile", "slurm", *arguments], cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": str(commands)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_without_slurm_no_job_is_begun(slurm_profile, tmp_path):
+    code, text = slurm_profile()
+    assert code == 2, text
+    (said,) = re.findall("^Error: .*", text, re.M)
+    assert "the command sbatch is missing: run on a login node of the cluster, or give" in said
+    assert "Traceback" not in text
+    assert not (tmp_path / "results").exists()
+    assert not list(tmp_path.glob(".snakemake/locks/*"))
+
+
+def test_the_profile_and_the_site_reach_the_jobs(slurm_profile, tmp_path):
+    """A dry run, as a user types it; it needs no Slurm."""
     (tmp_path / "slurm/site.yaml").write_text(EXAMPLE.read_text())
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--profile", "slurm", "--dry-run"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text
+    code, text = slurm_profile("--dry-run")
+    assert code == 0, text
     jobs = re.findall(r"^ *(?:local)?rule (\w+):\n(?: .*\n)*? +resources: (.*)$", text, re.M)
     asked = {rule: dict(part.split("=") for part in found.split(", ")) for rule, found in jobs}
     gpu = {"slurm_partition": "gpu", "slurm_account": "my_account", "constraint": "a100_80gb"}

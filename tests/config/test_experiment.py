@@ -6,6 +6,7 @@ import re
 
 import pytest
 import yaml
+from commands import cltools
 from places import ROOT
 
 from cltools.config.cells import canonical_cell, cell_id, resolve_cell, training_key
@@ -232,6 +233,14 @@ def test_defaults_are_valid():
             {"sweeps": {"a": {"vary": {k: list(range(100)) for k in ("seed", "tau", "lr")}}}},
             r"sweeps asks for 1,000,000 cells by its sweep a, but an experiment may have 20,000",
         ),
+        (
+            {"surrogate": {"seeds": list(range(1000)), "taus": [0.1 * i for i in range(1, 1001)]}},
+            r"key surrogate asks for 12,000,000 simulations, .* of classes, taus, batch_sizes, ",
+        ),
+        (
+            {"minimise": {"seeds": list(range(93))}},
+            r"key minimise asks for 10,044 simulations, .* may ask for 10,000: shorten these lists",
+        ),
         ({"figures": {"dpi": 1}}, r"figures\.dpi is 1, but must be at least 50"),
     ],
 )
@@ -239,6 +248,18 @@ def test_mistakes(changes, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         load_experiment(changed(**changes))
     assert "\n" not in str(caught.value)
+
+
+def test_grids_up_to_the_limit_are_accepted(tmp_path):
+    """With features, the numbers of classes are no axis."""
+    many = {"classes": list(range(2, 1002)), "features": "z.npy", "labels": "y.npy"}
+    load_experiment(changed(minimise={"seeds": list(range(92))}, surrogate=many))
+    with pytest.raises(InputError, match="asks for 12,000 simulations"):
+        load_experiment(changed(surrogate={"seeds": list(range(500))}))
+    too_many = '{"seeds": [0], "taus": %s}' % [0.001 * i for i in range(1, 1001)]
+    message = cltools("surrogate", "--settings", too_many, "--output", tmp_path / "t", code=2)
+    assert "key surrogate asks for 12,000 simulations" in message
+    assert not any(tmp_path.iterdir())
 
 
 def examples(pattern):

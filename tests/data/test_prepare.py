@@ -365,15 +365,16 @@ def test_imbalance_is_of_the_training_set_only(digits):
     [
         ({"classes": 12}, ["'digits' has 10 classes, but classes is 12", "at most 10"]),
         ({"classes": 1}, ["at least 2"]),
-        ({"per_class": 500}, ["train images", "500", "lower per_class"]),
-        ({"per_class": 0}, ["per_class is 0"]),
+        ({"per_class": 500}, ["train images", "500", ": lower images_per_class or"]),
+        ({"split": "test", "per_class": 60}, ["test images", ": lower test_images_per_class or"]),
+        ({"per_class": 0}, ["images_per_class is 0"]),
         ({"class_draw": -1}, ["class_draw is -1"]),
         ({"imbalance": 0.5}, ["imbalance is 0.5"]),
     ],
 )
 def test_impossible_subsets_are_refused(digits, asked, words):
     with pytest.raises(InputError) as caught:
-        digits.subset("train", **asked)
+        digits.subset(**asked)
     for word in words:
         assert word in str(caught.value)
 

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch as torch_file
 import torch
 import xarray as xr
+from commands import cltools
 from safetensors.numpy import save_file
 
 from cltools.maths.alignment import alignment
@@ -158,3 +159,18 @@ def test_objects_and_outputs_that_cannot_be_are_refused(folder):
     for output in ("/proc/none/t.parquet", folder, folder / "b.npz" / "t.parquet"):
         with pytest.raises(InputError, match=r"cannot be written|is a folder"):
             compare.run(files=files, output=Path(output))
+
+
+def test_the_ending_of_the_output_says_how_it_is_written(folder):
+    table = run(folder, "a.npy", "b.npz")
+    files = [folder / "a.npy", folder / "b.npz"]
+    compare.run(files=files, output=folder / "out.csv")
+    written = pl.read_csv(folder / "out.csv", schema=table.schema)
+    assert written["value"].equals(table["value"])
+    names = ["objective", "reference", "metric", "variant"]
+    assert written.select(names).fill_null("").equals(table.select(names))
+    for name in ("out.txt", "out", "out.parquet.gz"):
+        message = cltools("compare", *files, "--output", folder / "new" / name, code=2)
+        assert f"{name} must end in .parquet or .csv" in message
+        assert message.count("\n") == 1
+        assert not (folder / "new").exists()

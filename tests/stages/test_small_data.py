@@ -6,25 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 from commands import cltools
+from small import small_config
 
 from cltools.config.cells import canonical_cell
 from cltools.data.store import write_store
-
-CONFIG = """
-experiment: tiny
-datasets:
-  digits: {source: digits, recipe: digits}
-base:
-  dataset: digits
-  batch_size: 4
-  projector_hidden: 8
-  projector_dim: 4
-  optimizer: sgd
-  horizon: 2
-  checkpoints: [0]
-sweeps:
-  base: {vary: {seed: [0]}}
-"""
 
 
 def store_of(folder, name, train, test, seed):
@@ -57,7 +42,8 @@ def store_of(folder, name, train, test, seed):
     ],
 )  # fmt: skip
 def test_every_stage_ends_well(tmp_path, train, test, seed):
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    config = small_config(batch_size=4, projector_hidden=8, projector_dim=4)
+    (tmp_path / "config.yaml").write_text(config)
     said = [cltools("plan", tmp_path / "config.yaml", "--output", tmp_path / "plan.json")]
     ((_, entry),) = json.loads((tmp_path / "plan.json").read_text())["cells"].items()
     store = store_of(tmp_path / "store", entry["cell"]["dataset"], train, test, seed)

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import xarray as xr
 from commands import cltools
+from small import small_config
 from waiting import HANGS, wait_until
 
 from cltools import measurements
@@ -21,30 +22,16 @@ from cltools.runtime.sealed import read_json, write_json
 from cltools.stages import embed, measure
 from cltools.stages.measure import measure_cell
 
-CONFIG = """
-experiment: tiny
-datasets:
-  digits: {source: digits, recipe: digits}
-base:
-  dataset: digits
-  images_per_class: 15
-  test_images_per_class: 10
-  batch_size: 30
-  projector_hidden: 16
-  projector_dim: 8
-  optimizer: sgd
-  horizon: 2
-  checkpoints: [0]
-sweeps:
-  base: {vary: {seed: [0]}}
-"""
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, digits):
     """An experiment of one cell, made by the stage commands alone."""
     folder = tmp_path_factory.mktemp("by hand")
-    (folder / "config.yaml").write_text(CONFIG.replace("dataset: digits", "dataset: digits"))
+    config = small_config(
+        images_per_class=15, test_images_per_class=10, batch_size=30, projector_hidden=16,
+        projector_dim=8,
+    )  # fmt: skip
+    (folder / "config.yaml").write_text(config)
     cltools("plan", folder / "config.yaml", "--output", folder / "plan.json")
     plan = json.loads((folder / "plan.json").read_text())
     ((identity, entry),) = plan["cells"].items()

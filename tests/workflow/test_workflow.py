@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from commands import STAGES, planned, snakemake
+from commands import STAGES, cltools, planned, snakemake
 from places import ROOT
 
 from cltools.cluster.estimates import kind_of
@@ -247,6 +247,26 @@ def test_what_snakemake_reads_in_silence_is_one_sentence(more, message, tmp_path
     line = len(text.splitlines())
     assert f"Error: config file {tmp_path / 'config.yaml'}, line {line}: {message}" in said
     assert "Traceback" not in said
+
+
+def test_what_snakemake_itself_does_with_a_config_is_not_done_by_plan(tmp_path):
+    """As docs/limits.md says: a traceback of its own, and code that a config holds."""
+    folder, latin, code = (tmp_path / name for name in ("folder", "latin.yaml", "code.yaml"))
+    folder.mkdir()
+    latin.write_bytes("experiment: é".encode("latin-1"))
+    code.write_text(
+        yaml.safe_dump({"__use_yte__": True, "__definitions__": ["print('code ran')"], **CONFIG})
+    )
+    for path, traceback, sentence in (
+        (folder, "IsADirectoryError", "is a folder"),
+        (latin, "UnicodeDecodeError", "line 1: this is not UTF-8"),
+    ):
+        assert traceback in snakemake(tmp_path, "--dry-run", "--configfile", path, code=1)
+        assert sentence in cltools("plan", path, code=2)
+    assert "code ran" in snakemake(tmp_path, "--dry-run", "--configfile", code)
+    said = cltools("plan", code, code=2)
+    assert "is unknown" in said
+    assert not re.search("^code ran", said, re.M)
 
 
 def test_numbers_of_the_command_line_are_numbers(tmp_path):

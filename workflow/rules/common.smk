@@ -1,6 +1,7 @@
 # The checked experiment, and the functions that name files and settings for the rules.
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,6 +51,17 @@ try:
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+# Runs before the first job, and not for a dry run, which needs no Slurm.
+onstart:
+    if workflow.executor_plugin.name == "slurm" and shutil.which("sbatch") is None:
+        print(
+            "Error: this machine has no Slurm, as the command sbatch is missing: run on a login node "
+            "of the cluster, or give --cores 2 in the place of --profile slurm to run here",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 wildcard_constraints:
