@@ -29,38 +29,73 @@ ALL = {claim.id: claim for claim in c.load_claims().claims}
 BY_SEEDS = [name for name, claim in ALL.items() if claim.tests[0].kind != "bound"]
 BOUNDS = [name for name in ALL if name not in BY_SEEDS]
 
-# ---- t intervals and many claims ----------------------------------------------------------------
+# ---- sign tests and many claims -----------------------------------------------------------------
 
-EFFECTS = np.array([0.12, 0.31, 0.18, 0.25])
+EFFECTS = np.array([0.12, 0.31, 0.18, 0.25, -0.02, 0.2, 0.22])
 
 
-@pytest.mark.parametrize("border", [0.0, 0.2, 0.5])
-def test_one_sided_p_and_interval_are_those_of_the_t_test(border):
-    above = ev.evidence(EFFECTS, Region(low=border))
+def sign_p(agree, seeds):
+    return stats.binomtest(agree, seeds, alternative="greater").pvalue
+
+
+@pytest.mark.parametrize(("border", "above"), [(0.0, 6), (0.2, 3), (0.5, 0)])
+def test_one_sided_p_is_that_of_the_sign_test(border, above):
+    """An effect on the border (0.2) counts for neither side."""
+    on = int((EFFECTS == border).sum())
+    found = ev.evidence(EFFECTS, Region(low=border))
+    assert (found.seeds, found.inside, found.median) == (7, above, 0.2)
+    assert found.p_inside == pytest.approx(sign_p(above, 7))
+    assert found.p_outside == pytest.approx(sign_p(7 - above - on, 7))
     below = ev.evidence(EFFECTS, Region(high=border))
-    greater = stats.ttest_1samp(EFFECTS, border, alternative="greater").pvalue
-    assert above.p_inside == pytest.approx(greater)
-    assert above.p_outside == pytest.approx(1 - greater)
-    assert below.p_inside == pytest.approx(1 - greater)
-    known = stats.ttest_1samp(EFFECTS, 0).confidence_interval(0.9)
-    inside = above if EFFECTS.mean() > border else below
-    assert ev.interval(inside, 0.1) == pytest.approx(tuple(known))
+    assert (below.p_inside, below.p_outside) == (found.p_outside, found.p_inside)
 
 
 def test_equivalence_is_two_one_sided_tests():
-    found = ev.evidence(EFFECTS, Region(-0.1, 0.4))
-    low = stats.ttest_1samp(EFFECTS, -0.1, alternative="greater").pvalue
-    high = stats.ttest_1samp(EFFECTS, 0.4, alternative="less").pvalue
-    assert found.p_inside == pytest.approx(max(low, high))
-    # Outside it may lie on either side: twice the smaller p, here of a mean beyond 0.1.
+    found = ev.evidence(EFFECTS, Region(-0.1, 0.24))
+    assert found.inside == 5
+    assert found.p_inside == pytest.approx(max(sign_p(7, 7), sign_p(5, 7)))
+    # Outside it may lie on either side: twice the smaller p, here of a median beyond 0.1.
     beyond = ev.evidence(EFFECTS, Region(-0.1, 0.1))
-    p = stats.ttest_1samp(EFFECTS, 0.1, alternative="greater").pvalue
-    assert beyond.p_outside == pytest.approx(2 * p)
+    assert beyond.p_outside == pytest.approx(2 * sign_p(6, 7))
+
+
+def test_the_interval_is_one_between_effects():
+    """Of ten effects, the second from both ends cover the median with 97.9 %, the third with 89 %."""
+    found = ev.evidence(np.arange(10.0), Region(low=-1))
+    assert ev.interval(found, 0.05) == (1, 8)
+    assert ev.interval(found, 0.02) == (0, 9)
+    assert ev.interval(found, 0.11) == (2, 7)
+    assert np.isnan(ev.interval(found, 0.001)).all()
+    # A median outside the region: two parts with two borders each are four chances to reject.
+    outside = ev.evidence(np.arange(10.0), Region(-2, -1))
+    assert ev.interval(outside, 0.11, 2) == ev.interval(found, 0.11 / 4) == (1, 8)
+
+
+@pytest.mark.parametrize("law", ["normal", "exponential", "lognormal"])
+def test_intervals_cover_the_median_of_skewed_effects_too(law):
+    rng = np.random.default_rng(4)
+    median = {"normal": 0, "exponential": math.log(2), "lognormal": 1}[law]
+    draws, covered = 1000, 0
+    for effects in getattr(rng, law)(size=(draws, 9)):
+        low, high = ev.interval(ev.evidence(effects, Region(low=-1)), 0.1)
+        covered += low < median < high
+    exact = 1 - 2 * stats.binom.cdf(1, 9, 0.5)  # 96 %
+    assert abs(covered / draws - exact) < 4 * math.sqrt(exact * (1 - exact) / draws)
+
+
+def test_the_least_number_of_seeds_is_that_which_decides():
+    for level in (0.5, 0.05, 0.01, 0.05 / 26):
+        least = ev.least_seeds(level)
+        for seeds, decides in ((least - 1, False), (least, True)):
+            found = ev.evidence(np.arange(1.0, seeds + 1), Region(low=0))
+            assert (ev.p_of_all([found]) <= level) == decides
+            assert (ev.verdict(found, level) == HOLDS) == decides
+    assert ev.least_seeds(0.05) == 6
 
 
 def test_one_seed_and_equal_effects_say_nothing():
-    for effects in ([5.0], [5.0, 5.0, 5.0], [0.1 + 0.2, 0.3, 0.3]):
-        found = ev.evidence(effects, Region(low=0))
+    for effects in ([5.0], [5.0] * 8, [0.1 + 0.2, *[0.3] * 7], [0.0] * 8):
+        found = ev.evidence(effects, Region(low=-1))
         assert not found.decidable
         assert (found.p_inside, found.p_outside) == (1, 1)
         assert ev.verdict(found, 0.05) == UNDECIDED
@@ -80,46 +115,60 @@ def test_holm():
         ev.holm_levels([1.2])
 
 
+def test_benjamini_hochberg():
+    p = [0.01, 0.2, 0.03, 0.035]
+    # The second smallest is above 0.025, but the third is below 0.0375: three are decided.
+    assert ev.bh_p(p) == pytest.approx([0.04, 0.2, 0.14 / 3, 0.14 / 3])
+    assert ev.bh_levels(p) == pytest.approx([0.0375, 0.05, 0.0375, 0.0375])
+    assert ev.bh_levels([0.3, 0.4]) == pytest.approx([0.025, 0.025])
+    assert ev.bh_levels([0.01, 0.05]) == pytest.approx([0.05, 0.05])
+    assert len(ev.bh_levels([])) == len(ev.bh_p([])) == 0
+    with pytest.raises(ValueError, match="need p"):
+        ev.bh_levels([0.1], 1)
+
+
 def draws(rng, claims, parts, seeds, mean=0.0):
-    """Evidence of made-up claims that say that means are above 0."""
+    """Evidence of made-up claims that say that medians are above 0."""
     x = rng.normal(mean, 1, (claims, parts, seeds))
     return [[ev.evidence(one, Region(low=0)) for one in claim] for claim in x]
 
 
-def test_intervals_decide_exactly_where_p_is_below_its_level():
+@pytest.mark.parametrize(("levels", "adjusted"), [(ev.holm_levels, ev.holm_p),
+                                                  (ev.bh_levels, ev.bh_p)])  # fmt: skip
+def test_intervals_decide_exactly_where_p_is_below_its_level(levels, adjusted):
     rng = np.random.default_rng(0)
     decided = 0
     for _ in range(60):
         mean = rng.choice([-3, 0, 3], (6, 1, 1))
-        family = draws(rng, 6, 2, 4, mean)
+        family = draws(rng, 6, 2, 7, mean)
         p = np.array([ev.p_of_all(parts) for parts in family])
-        levels = ev.holm_levels(p, 0.2)
-        for parts, one, level in zip(family, p, levels, strict=True):
+        for parts, one, level in zip(family, p, levels(p, 0.2), strict=True):
             verdict = over_parts(ev.verdict(part, level, len(parts)) for part in parts)
             assert (verdict != UNDECIDED) == (one <= level)
             decided += verdict != UNDECIDED
-        assert ((ev.holm_p(p) <= 0.2) == (p <= levels)).all()
+        assert ((adjusted(p) <= 0.2) == (p <= levels(p, 0.2))).all()
     assert 50 < decided < 310
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_planted_nulls_are_rarely_decided(parts):
-    """Of 15 claims whose means are 0, in one of 20 experiments at most is any decided at all."""
+    """Of 5 claims whose medians are 0, in one of 20 experiments at most is any decided at all."""
     rng = np.random.default_rng(1)
     experiments, corrected, plain = 400, 0, 0
     for _ in range(experiments):
-        p = [ev.p_of_all(claim) for claim in draws(rng, 15, parts, 3)]
+        p = [ev.p_of_all(claim) for claim in draws(rng, 5, parts, 8)]
         corrected += (p <= ev.holm_levels(p)).any()
-        plain += min(p) <= 0.05
+        plain += min(p) <= 0.2
     assert corrected / experiments < 0.05 + 3 * math.sqrt(0.05 * 0.95 / experiments)
-    assert plain / experiments > 0.3  # so that the correction has something to correct
+    assert plain / experiments > 0.1  # so that the correction has something to correct
 
 
 def test_a_real_effect_is_found_among_nulls():
     rng = np.random.default_rng(2)
-    claims = draws(rng, 15, 1, 5) + draws(rng, 1, 1, 5, mean=30)
+    claims = draws(rng, 15, 1, 10) + draws(rng, 1, 1, 10, mean=30)
     p = [ev.p_of_all(claim) for claim in claims]
     assert p[-1] <= ev.holm_levels(p)[-1]
+    assert p[-1] <= ev.bh_levels(p)[-1]
 
 
 def test_over_parts_and_arms():
@@ -265,7 +314,7 @@ SWEEP_OF = {
     None: "base", "classes": "classes_epochs", "tau": "temperature", "batch_size": "batch",
     "architecture": "architecture",
 }  # fmt: skip
-FIVE = range(5)
+SEEDS = range(8)
 POINTS = {"epoch": [0.0, 20.0, 60.0, 150.0, 300.0], "classes": [2, 5, 10, 20, 40],
           "variant": [f"best_shots_{m}" for m in (1, 5, 10, 20, 50)]}  # fmt: skip
 # Two orthonormal vectors of mean 0: combined, they have any correlation.
@@ -348,7 +397,7 @@ def effects_of(test, outcome, seeds):
     return {s: math.tanh(e) for s, e in found.items()} if test.kind == "correlation" else found
 
 
-def rows_by_seed(claim, outcome, seeds=FIVE):
+def rows_by_seed(claim, outcome, seeds=SEEDS):
     """Rows of a claim's table under which every part of it has this outcome."""
     groups = {}
     for test in claim.tests:
@@ -437,7 +486,7 @@ MAKERS = {
 }
 
 
-def rows_of_bound(claim, broken, seeds=FIVE):
+def rows_of_bound(claim, broken, seeds=SEEDS):
     kept, breaks = CASES[claim.id]
     where = one_of(claim.tests[0].where)
     plain = {"classes": 10, "dimension": 10, "tau": 1.0, "iteration": 0, **at_epoch(300)}
@@ -472,20 +521,29 @@ def test_a_claim_about_seeds(name, outcome):
     table = judged(claim, rows_by_seed(claim, outcome))
     assert set(table["verdict"]) == {outcome}, table
     assert set(table["part_verdict"]) == {outcome}
-    assert set(table["seeds"]) == {5}
+    assert set(table["seeds"]) == {len(SEEDS)}
+    assert set(table["inside"]) == {{HOLDS: 8, FAILS: 0, UNDECIDED: 4}[outcome]}
     assert len(table) == len(claim.tests)
     for row in table.iter_rows(named=True):
         assert row["low"] < row["effect"] < row["high"]
 
 
 @pytest.mark.parametrize("name", BY_SEEDS)
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_few_seeds_never_decide(name, seeds):
+@pytest.mark.parametrize("outcome", [HOLDS, FAILS])
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_few_seeds_never_decide(name, outcome, seeds):
     claim = ALL[name]
-    table = judged(claim, rows_by_seed(claim, HOLDS, range(seeds)))
+    table = judged(claim, rows_by_seed(claim, outcome, range(seeds)))
     assert set(table["verdict"]) == {UNDECIDED}
-    assert set(table["reason"]) == {f"{seeds} of 3 seeds"}
     assert table["p"].is_null().all()
+    agree = seeds * (outcome == HOLDS)
+    for row in table.iter_rows(named=True):
+        if seeds > 1:
+            assert row["reason"].startswith(f"{agree} of 5 seeds agree; at least 6 are needed")
+        else:
+            value = f"{row['effect']:.3g}".replace("-", "−")
+            words = f"agrees: {value} (" if agree else f"disagrees: {value} (not "
+            assert row["reason"] == f"the one seed {words}{row['claimed']})"
 
 
 @pytest.mark.parametrize("name", ALL)
