@@ -17,6 +17,7 @@ from scipy import stats
 import cltools.claims as c
 from cltools.claims import statistics
 from cltools.claims.evaluate import UNTESTED, evaluate, over_arms, over_parts
+from cltools.claims.report import in_sweeps
 from cltools.figures import FIGURES
 from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
@@ -41,7 +42,7 @@ def sign_p(agree, seeds):
 @pytest.mark.parametrize(("border", "above"), [(0.0, 6), (0.2, 3), (0.5, 0)])
 def test_one_sided_p_is_that_of_the_sign_test(border, above):
     """An effect on the border (0.2) counts for neither side."""
-    on = int((EFFECTS == border).sum())
+    on = sum(effect == border for effect in EFFECTS)
     found = ev.evidence(EFFECTS, Region(low=border))
     assert (found.seeds, found.inside, found.median) == (7, above, 0.2)
     assert found.p_inside == pytest.approx(sign_p(above, 7))
@@ -60,7 +61,7 @@ def test_equivalence_is_two_one_sided_tests():
 
 
 def test_the_interval_is_one_between_effects():
-    """Of ten effects, the second from both ends cover the median with 97.9 %, the third with 89 %."""
+    """Of ten effects the second ones from both ends cover the median with 97.9 %."""
     found = ev.evidence(np.arange(10.0), Region(low=-1))
     assert ev.interval(found, 0.05) == (1, 8)
     assert ev.interval(found, 0.02) == (0, 9)
@@ -152,13 +153,13 @@ def test_intervals_decide_exactly_where_p_is_below_its_level(levels, adjusted):
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_planted_nulls_are_rarely_decided(parts):
-    """Of 5 claims whose medians are 0, in one of 20 experiments at most is any decided at all."""
+    """Of 15 claims whose medians are 0, in one of 20 experiments at most is any decided at all."""
     rng = np.random.default_rng(1)
     experiments, corrected, plain = 400, 0, 0
     for _ in range(experiments):
-        p = [ev.p_of_all(claim) for claim in draws(rng, 5, parts, 8)]
+        p = [ev.p_of_all(claim) for claim in draws(rng, 15, parts, 12)]
         corrected += (p <= ev.holm_levels(p)).any()
-        plain += min(p) <= 0.2
+        plain += min(p) <= 0.05
     assert corrected / experiments < 0.05 + 3 * math.sqrt(0.05 * 0.95 / experiments)
     assert plain / experiments > 0.1  # so that the correction has something to correct
 
@@ -629,9 +630,14 @@ def test_minimisers_are_those_that_reached_the_least_loss():
 # ---- many claims, parts and arms ----------------------------------------------------------------
 
 
-def plain_claim(name, **spec):
+def plain_claim(name, primary=False, **spec):
     test = {"label": name, "where": {"metric": name}, "region": (0.0, math.inf)} | spec
-    return c.Claim(name, "It is.", "P1", "losses_training", "", (), (c.Test(kind="level", **test),))
+    tests = (c.Test(kind="level", **test),)
+    return c.Claim(name, "It is.", "P1", "losses_training", "", (), tests, primary)
+
+
+UP = [0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03, 1.04]
+DOWN = [-value for value in UP]
 
 
 def plain_rows(metric, values, **columns):
@@ -642,41 +648,93 @@ def plain_rows(metric, values, **columns):
 
 
 def test_the_correction_bites():
-    """An effect that decides alone does not among nine claims without one; a stronger one does."""
-    weak, strong = [0.5, 0.8, 1.0, 1.2, 1.5], [0.98, 0.99, 1.0, 1.01, 1.02]
+    """Six seeds decide a claim alone, but not among nine without an effect; twelve do."""
     names = [f"null_{i}" for i in range(9)]
     rng = np.random.default_rng(3)
-    made = plain_rows("weak", weak) + plain_rows("strong", strong)
-    made += [row for name in names for row in plain_rows(name, rng.normal(0, 1, 5))]
+    made = plain_rows("weak", UP[:6]) + plain_rows("strong", np.linspace(0.9, 1, 12))
+    made += [row for name in names for row in plain_rows(name, rng.normal(0, 1, 10))]
     tables = {"measures": table_of(made)}
 
-    def verdicts(*claims):
-        table = evaluate(c.Claims(0.005, tuple(map(plain_claim, claims))), tables, SWEEPS)
+    def judge(*chosen):
+        return evaluate(c.Claims(0.05, chosen), tables, SWEEPS)
+
+    def verdicts(table):
         return dict(table.select("claim", "verdict").iter_rows())
 
-    assert verdicts("weak")["weak"] == HOLDS
-    among = verdicts("weak", "strong", *names)
-    assert among["weak"] == UNDECIDED
-    assert among["strong"] == HOLDS
+    others = [plain_claim(name) for name in ("strong", *names)]
+    assert verdicts(judge(plain_claim("weak")))["weak"] == HOLDS
+    table = judge(plain_claim("weak"), *others)
+    assert verdicts(table)["weak"] == UNDECIDED
+    assert verdicts(table)["strong"] == HOLDS
+    weak = table.row(0, named=True)
+    assert (weak["family"], weak["p_holm"], weak["low"]) == ("further", None, None)
+    assert weak["reason"] == "6 of 6 seeds agree; at least 8 are needed"
+    assert weak["p_bh"] == pytest.approx(11 / 2 * 2 / 2**6)
+
+    # Further claims do not count for a primary one, whose error rate is its own.
+    table = judge(plain_claim("weak", primary=True), *others)
+    assert verdicts(table)["weak"] == verdicts(table)["strong"] == HOLDS
+    weak = table.row(0, named=True)
+    assert (weak["family"], weak["p_bh"]) == ("primary", None)
+    assert weak["p"] == weak["p_holm"] == pytest.approx(2 / 2**6)
+    assert (weak["low"], weak["high"], weak["level"]) == (UP[0], UP[5], 0.95)
+    # With Holm's method a second primary claim counts, even if it is decided itself.
+    table = judge(*(plain_claim(n, primary=True) for n in ("weak", "strong", "null_0")))
+    assert verdicts(table) == {"weak": UNDECIDED, "strong": HOLDS, "null_0": UNDECIDED}
+
+
+def test_more_seeds_than_the_error_rate_asks_for():
+    """A claim may ask for more seeds; without a smaller error rate, it cannot ask for fewer."""
+    rows = plain_rows("a", UP[:6])
+    assert verdict_on(plain_claim("a", needs={"seeds": 2}), rows) == HOLDS
+    table = judged(plain_claim("a", needs={"seeds": 7}), rows)
+    assert table["reason"].to_list() == ["6 of 6 seeds agree; at least 7 are needed"]
+    assert set(judged(plain_claim("a"), rows, 0.01)["verdict"]) == {UNDECIDED}
+    assert set(judged(plain_claim("a"), rows[:5], 0.1)["verdict"]) == {HOLDS}
+
+
+def test_equal_effects_are_not_independent_evidence():
+    table = judged(plain_claim("a"), plain_rows("a", [1.0] * 8))
+    assert table["reason"].to_list() == ["no spread over seeds"]
+    assert set(table["verdict"]) == {UNDECIDED}
+
+
+@pytest.mark.parametrize(
+    ("draws", "note"),
+    [
+        ([[0]] * 8, "one draw of classes: seeds say nothing of other draws"),
+        ([[0, 1]] * 8, "the same 2 draws of classes: seeds say nothing of other draws"),
+        ([[seed] for seed in range(8)], ""),
+    ],
+)
+def test_a_claim_about_classes_says_whether_seeds_share_their_classes(draws, note):
+    found = [
+        {**row, **made_up.cell(seed=seed, class_draw=draw, sweeps=["classes_epochs"])}
+        for seed, row in enumerate(plain_rows("a", UP))
+        for draw in draws[seed]
+    ]
+    table = judged(plain_claim("a", sweep="classes"), found)
+    assert table["reason"].to_list() == [note]
+    assert set(table["verdict"]) == {HOLDS}
+    one = judged(plain_claim("a", sweep="classes"), found[:1])
+    assert one["reason"].to_list() == ["the one seed agrees: 0.97 (> 0)"]
 
 
 def test_one_part_that_fails_refutes_the_claim():
     tests = tuple(plain_claim(name).tests[0] for name in ("a", "b"))
     claim = c.Claim("both", "Both.", "P1", "losses_training", "", (), tests)
-    up, down = [0.98, 0.99, 1.0, 1.01, 1.02], [-0.98, -0.99, -1.0, -1.01, -1.02]
-    table = judged(claim, plain_rows("a", up) + plain_rows("b", down))
+    table = judged(claim, plain_rows("a", UP) + plain_rows("b", DOWN))
     assert table["part_verdict"].to_list() == [HOLDS, FAILS]
     assert set(table["verdict"]) == {FAILS}
-    table = judged(claim, plain_rows("a", up))  # the other part has no rows
+    table = judged(claim, plain_rows("a", UP))  # the other part has no rows
     assert table["part_verdict"].to_list() == [HOLDS, UNTESTED]
     assert set(table["verdict"]) == {UNDECIDED}
 
 
 def test_every_sweep_and_data_set_is_an_arm_of_its_own():
-    up, down = [0.98, 0.99, 1.0, 1.01, 1.02], [-0.98, -0.99, -1.0, -1.01, -1.02]
     claim = plain_claim("a", sweep="tau")
-    here = plain_rows("a", up, sweeps=["temperature"])
-    there = plain_rows("a", down, sweeps=["temperature"], dataset="others")
+    here = plain_rows("a", UP, sweeps=["temperature"])
+    there = plain_rows("a", DOWN, sweeps=["temperature"], dataset="others")
     for row in there:
         row["cell"] += "-others"
     table = judged(claim, here)
@@ -686,6 +744,8 @@ def test_every_sweep_and_data_set_is_an_arm_of_its_own():
         "digits": HOLDS, "others": FAILS,
     }  # fmt: skip
     assert set(table["verdict"]) == {FAILS}
+    assert in_sweeps(table) == "in 1 of 2 sweeps"
+    assert in_sweeps(table[:1]) == ""
 
 
 def test_cells_of_other_sweeps_are_not_mixed_in():
@@ -711,6 +771,20 @@ def test_cells_that_only_a_hidden_setting_tells_apart_are_not_averaged():
 
 def test_every_claim_that_a_reproduction_must_show_is_there():
     assert {n for claim in ALL.values() for n in claim.of_paper} == set(range(1, 23))
+
+
+def test_few_claims_are_primary():
+    primary = [claim for claim in ALL.values() if claim.primary]
+    assert 1 <= len(primary) <= 5
+    assert {claim.source.partition(" ")[0] for claim in primary} == {"P1", "P2"}
+
+
+def test_a_bound_cannot_be_primary(tmp_path):
+    path = tmp_path / "claims.yaml"
+    text = c.FILE.read_text().replace("  gap_bounded:", "  gap_bounded:\n    primary: true")
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"claims\.gap_bounded\.primary is for tests over seeds"):
+        c.load_claims(path)
 
 
 def test_no_claim_is_written_twice():
@@ -758,6 +832,7 @@ def test_quoted_numbers_are_the_papers(name):
     [
         ({"statement": "No full stop"}, "claims.a.statement is wrong"),
         ({"color": "red"}, "claims.a is wrong"),
+        ({"primary": "yes"}, "claims.a.primary is wrong"),
         ({"test": {"kind": "level"}}, "'region' is a required property"),
         ({"test": {"kind": "bound"}}, "'proved' is a required property"),
         ({"test": {"kind": "guess", "region": {"above": 0}}}, "claims.a.test.kind is wrong"),
@@ -828,7 +903,10 @@ def test_the_table_and_its_readable_form(folder, tmp_path):
     for claim in ALL.values():
         (line,) = [one for one in summary.splitlines() if one.startswith(f"| {claim.statement}")]
         (verdict,) = set(table.filter(claim=claim.id)["verdict"])
-        assert f"| **{verdict}** |" in line
+        assert f"| **{verdict}**" in line
+        arms = table.filter(claim=claim.id).unique(["dataset", "sweep", "cells"])
+        count = (arms["arm_verdict"] == verdict).sum()
+        assert (f"in {count} of {len(arms)} sweeps" in line) == (len(arms) > 1)
     assert details.count("\n| `") == len(table.filter(pl.col("part_verdict") != UNTESTED))
     # Every seed of the made-up drift is 10 times beyond its bound.
     assert table.filter(claim="surrogate_theorem_for_networks")["violations"].to_list() == [
