@@ -108,9 +108,8 @@ def power(rng: np.random.Generator, effect: float, seeds: int, experiments: int)
 
 def print_wrong(rng: np.random.Generator, laws: dict[str, Law], experiments: int) -> None:
     sizes = [1, 5, CLAIMS]
-    print(
-        f"{'on the border':34}{'seeds':>6}" + "".join(f"{f'{size} claims':>11}" for size in sizes)
-    )
+    head = "".join(f"{f'{size} claim' + 's' * (size > 1):>11}" for size in sizes)
+    print(f"{'on the border':34}{'seeds':>6}{head}")
     for name, law in laws.items():
         for seeds in (3, 5, 8, 10, 20):
             rates = wrong_at_all(rng, law, seeds, experiments, sizes)

@@ -151,6 +151,44 @@ def test_intervals_decide_exactly_where_p_is_below_its_level(levels, adjusted):
     assert 50 < decided < 310
 
 
+@pytest.mark.parametrize("law", ["normal", "exponential", "lognormal", "own class draws"])
+def test_skewed_effects_are_not_decided_more_often(law):
+    """Five primary claims with their medians on the border; benchmarks/claims.py does more."""
+    rng = np.random.default_rng(5)
+    shape = 400, 5, 8
+    effects = {
+        "normal": lambda: rng.normal(size=shape),
+        "exponential": lambda: rng.exponential(size=shape) - math.log(2),
+        "lognormal": lambda: rng.lognormal(size=shape) - 1,
+        "own class draws": lambda: rng.normal(size=shape) + 2 * rng.normal(size=(400, 1, 8)),
+    }[law]()
+    wrong = 0
+    for experiment in effects:
+        p = [ev.p_of_all([ev.evidence(one, Region(low=0))]) for one in experiment]
+        wrong += (p <= ev.holm_levels(p)).any()
+    assert 0 < wrong / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_few_of_the_decided_further_claims_are_wrong():
+    rng = np.random.default_rng(6)
+    true, shares, found = 16, [], []
+    for _ in range(100):
+        p = [ev.p_of_all(claim) for claim in draws(rng, true, 1, 8, 2.0) + draws(rng, 10, 1, 8)]
+        decided = p <= ev.bh_levels(p)
+        shares.append(decided[true:].sum() / max(1, decided.sum()))
+        found.append(decided[:true].mean())
+    assert 0 < np.mean(shares) < 0.05
+    assert np.mean(found) > 0.7
+
+
+def test_eight_seeds_find_an_effect_of_two_standard_deviations():
+    rng = np.random.default_rng(7)
+    p = np.array([ev.p_of_all(claim) for claim in draws(rng, 1000, 1, 8, 2.0)])
+    exact = stats.norm.cdf(2) ** 8  # that all eight agree: 0.83
+    assert exact > 0.8
+    assert abs((p <= 0.05).mean() - exact) < 4 * math.sqrt(exact * (1 - exact) / 1000)
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_planted_nulls_are_rarely_decided(parts):
     """Of 15 claims whose medians are 0, in one of 20 experiments at most is any decided at all."""
