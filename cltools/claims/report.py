@@ -107,11 +107,16 @@ def because(rows: pl.DataFrame) -> str:
     if verdict == UNTESTED:
         return next((reason for reason in rows["reason"] if reason), "")
     shown = same if len(same) else deciding
-    texts = dict.fromkeys(_found(row) for row in shown.iter_rows(named=True))
+    reasons = shown["reason"].unique()
+    common = reasons[0] if len(shown) > 1 and len(reasons) == 1 else ""
+    texts = dict.fromkeys(
+        _found(row | {"reason": "" if common else row["reason"]})
+        for row in shown.iter_rows(named=True)
+    )
     said = list(texts)[:2]
     if len(texts) > 2:
         said.append(f"and {len(texts) - 2} more")
-    return "; ".join(said)
+    return "; ".join(filter(None, (*said, common)))
 
 
 def _found(row: dict[str, Any]) -> str:
@@ -131,7 +136,7 @@ def _found(row: dict[str, Any]) -> str:
 
 def part_verdict(row: dict[str, Any]) -> str:
     """The verdict on one part, with the reason for it or what it does not say."""
-    return ": ".join(filter(None, (row["part_verdict"], row["reason"])))
+    return ", ".join(filter(None, (row["part_verdict"], row["reason"])))
 
 
 def seeds(row: dict[str, Any]) -> str:

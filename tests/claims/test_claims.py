@@ -17,7 +17,7 @@ from scipy import stats
 import cltools.claims as c
 from cltools.claims import statistics
 from cltools.claims.evaluate import UNTESTED, evaluate, over_arms, over_parts
-from cltools.claims.report import in_sweeps
+from cltools.claims.report import because, in_sweeps
 from cltools.figures import FIGURES
 from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
@@ -802,6 +802,27 @@ def test_cells_that_only_a_hidden_setting_tells_apart_are_not_averaged():
     twice += [{**row, "cell": row["cell"] + "-other"} for row in twice[:1]]
     with pytest.raises(InputError, match=r"cannot tell .* apart"):
         judged(claim, twice)
+
+
+def test_why_a_claim_has_its_verdict():
+    """What all parts have in common is said once; a single seed's effect, too."""
+    tests = tuple(plain_claim(name).tests[0] for name in ("a", "b"))
+    claim = c.Claim("both", "Both.", "P1", "losses_training", "", (), tests)
+
+    def words(a, b):
+        return because(judged(claim, plain_rows("a", a) + plain_rows("b", b)))
+
+    assert words(UP[:2], UP[1:3]) == (
+        "a: 0.975; b: 0.985; 2 of 2 seeds agree; at least 6 are needed"
+    )
+    assert words(UP[:2], [-1.0, 1.0]) == (
+        "a: 0.975, 2 of 2 seeds agree; at least 6 are needed; "
+        "b: 0, 1 of 2 seeds agree; at least 6 are needed"
+    )
+    assert words(UP[:1], DOWN[:1]) == (
+        "a: the one seed agrees: 0.97 (> 0); b: the one seed disagrees: −0.97 (not > 0)"
+    )
+    assert words(UP, UP) == "a: 1 [0.97, 1.04] at 95 %; b: 1 [0.97, 1.04] at 95 %"
 
 
 # ---- the file of claims -------------------------------------------------------------------------
