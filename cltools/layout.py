@@ -34,8 +34,8 @@ VERSIONS = {
     "project": 3,
     "minimise": 2,
     "regularity": 2,
-    "claims": 2,
-    "report": 2,
+    "claims": 3,
+    "report": 3,
 }
 
 # Name -> file name of the tables that figures are drawn from. Every experiment has the first three.

@@ -20,7 +20,6 @@ from cltools.runtime.yaml_text import read_yaml
 
 FILE = Path(str(resources.files("cltools") / "claims" / "claims.yaml"))
 EXPRESSIONS = ("value", "lower", "upper")
-LEAST_SEEDS = 3
 
 Where = Mapping[str, Any]
 
@@ -55,11 +54,6 @@ class Test:
     region: tuple[float, float] = (-math.inf, math.inf)
     needs: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def seeds(self) -> int:
-        """The smallest number of seeds that can decide the test."""
-        return int(self.needs.get("seeds", LEAST_SEEDS))
-
     def named(self, key: str) -> str:
         """The column that the key x, along, column or clock names.
 
@@ -85,7 +79,10 @@ class Test:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. It holds if all its tests pass."""
+    """One claim. It holds if all its tests pass.
+
+    The few `primary` claims are corrected among themselves only, and more strictly than the others.
+    """
 
     id: str
     statement: str
@@ -94,6 +91,12 @@ class Claim:
     paper: str
     of_paper: tuple[int, ...]
     tests: tuple[Test, ...]
+    primary: bool = False
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether a test of it uses effects over seeds. Bounds are checked in every row."""
+        return any(test.kind != "bound" for test in self.tests)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,12 @@ def load_claims(path: Path = FILE) -> Claims:
         where = ".".join(str(part) for part in error.absolute_path) or "the top level"
         raise InputError(f"claims file {path}: {where} is wrong: {error.message}")
     claims = tuple(_claim(name, about) for name, about in found["claims"].items())
+    for claim in claims:
+        if claim.primary and not claim.over_seeds:
+            raise InputError(
+                f"claims file {path}: claims.{claim.id}.primary is for tests over seeds, and "
+                "bounds are checked in every row: remove primary"
+            )
     return Claims(found["error_rate"], claims)
 
 
@@ -132,6 +141,7 @@ def _claim(name: str, about: Mapping[str, Any]) -> Claim:
         **said,
         source=", ".join(about["source"]),
         of_paper=tuple(about.get("of_paper", ())),
+        primary=about.get("primary", False),
         tests=tuple(one for label, spec in tests.items() for one in _tests(label, spec)),
     )
 

@@ -5,9 +5,12 @@ claim is about a factor, in the seed and this factor. Arms without the rows that
 left out. In an arm, a claim may have several *parts*, which must all hold (CKA and RSA, or NSCL
 above SCL and NSCL above CE).
 
-- Most tests use effects over seeds, see `cltools.maths.evidence`. All claims of an experiment, in
-  all arms, form one family: with Holm's procedure, the chance of any wrong decision in the family
-  is below the error_rate of the file. The intervals in the table have the level that decides.
+- Most tests use effects over seeds, see `cltools.maths.evidence`. They are about the median over
+  seeds and assume that seeds are independent. The claims of an experiment, in all arms, form two
+  families. Primary claims are corrected with Holm's method: the chance of any wrong decision among
+  them is at most the error_rate of the file. All further claims are corrected with the method of
+  Benjamini and Hochberg: the expected share of wrong ones among the decided ones is at most
+  error_rate. The intervals in the table have the level that decides.
 - `bound` checks every row. One violation refutes the claim. Without a violation, a bound that is
   proved for these rows holds, whatever the number of seeds. A bound that is not proved needs as
   many seeds as other tests.
@@ -17,11 +20,10 @@ Otherwise it is undecided.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from cltools.claims import Claim, Claims, Test
@@ -33,10 +35,14 @@ from cltools.maths.evidence import (
     UNDECIDED,
     Evidence,
     Region,
+    bh_levels,
+    bh_p,
     evidence,
     holm_levels,
     holm_p,
     interval,
+    least_seeds,
+    level_of_part,
     p_of_all,
     verdict,
 )
@@ -46,19 +52,15 @@ from cltools.tidy import COLUMNS, not_told_apart, setting
 UNTESTED = "not tested here"
 VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)
 NO_ROWS = "no such rows"
-# Correlations are compared on Fisher's scale (artanh). On it, their spread does not shrink near 1.
-ALMOST_1 = 1 - 1e-12
-# A function of a number or an array, and its inverse.
-Scale = tuple[Callable[[Any], Any], Callable[[Any], Any]]
-SCALES: dict[str, Scale] = {
-    "correlation": (lambda r: np.arctanh(np.clip(r, -ALMOST_1, ALMOST_1)), np.tanh)
-}
-PLAIN: Scale = (lambda x: x, lambda x: x)
+PRIMARY, FURTHER = "primary", "further"
+# Family of claims -> functions that correct its p values and find the levels of its tests.
+CORRECTIONS = {PRIMARY: (holm_p, holm_levels), FURTHER: (bh_p, bh_levels)}
 # Factor -> columns whose values follow from it.
 DEPENDENT = {"classes": ("train_images",)}
 SCHEMA = {
     "claim": pl.String,
     "verdict": pl.String,  # of the claim
+    "family": pl.String,  # primary or further, which are corrected apart; empty for bounds
     "dataset": pl.String,
     "sweep": pl.String,
     "cells": pl.String,
@@ -69,15 +71,17 @@ SCHEMA = {
     "statistic": pl.String,
     "claimed": pl.String,
     "unit": pl.String,
-    "effect": pl.Float64,  # mean over seeds; for a bound, the smallest distance to it
+    "effect": pl.Float64,  # median over seeds; for a bound, the smallest distance to it
     "low": pl.Float64,
     "high": pl.Float64,
-    "level": pl.Float64,  # coverage of this interval, considered alone
+    "level": pl.Float64,  # least coverage of this interval, considered alone
     "seeds": pl.Int64,
+    "inside": pl.Int64,  # seeds whose effect lies in the claimed range
     "rows": pl.Int64,
     "violations": pl.Int64,  # for a bound only
     "p": pl.Float64,  # of the claim in this arm
-    "p_holm": pl.Float64,
+    "p_holm": pl.Float64,  # for primary claims
+    "p_bh": pl.Float64,  # for further claims
     "statement": pl.String,
     "source": pl.String,
     "paper": pl.String,
@@ -100,13 +104,17 @@ class Arm(NamedTuple):
 
 @dataclass
 class Part:
-    """The result of one test in one arm: evidence over seeds, counts of a bound, or neither."""
+    """The result of one test in one arm: evidence over seeds, counts of a bound, or neither.
+
+    `reason` says why the test is not decided, and `note` what its verdict does not say.
+    """
 
     test: Test
     evidence: Evidence | None = None
     counts: Violations | None = None
     rows: int = 0
     reason: str = ""
+    note: str = ""
     verdict: str = UNTESTED
     limits: tuple[float | None, float | None, float | None] = (None, None, None)
 
@@ -119,8 +127,14 @@ class Trial:
     key: tuple[str, str, str]
     parts: list[Part]
     p: float | None = None
-    p_holm: float | None = None
+    p_adjusted: float | None = None
     verdict: str = field(default=UNTESTED)
+
+    @property
+    def family(self) -> str:
+        if not self.claim.over_seeds:
+            return ""
+        return PRIMARY if self.claim.primary else FURTHER
 
     @property
     def deciding(self) -> list[Evidence]:
@@ -140,7 +154,8 @@ def evaluate(claims: Claims, tables: Mapping[str, pl.DataFrame], sweeps: Sweeps)
             differ in something that no column shows.
     """
     arms = _Arms(tables, sweeps)
-    trials = [trial for claim in claims.claims for trial in _trials(claim, arms)]
+    least = least_seeds(claims.error_rate)
+    trials = [trial for claim in claims.claims for trial in _trials(claim, arms, least)]
     _decide(trials, claims.error_rate)
     overall = {
         claim.id: over_arms(t.verdict for t in trials if t.claim.id == claim.id)
@@ -219,12 +234,15 @@ def _check_told_apart(arm: pl.DataFrame, factor: str | None) -> None:
         )
 
 
-def _trials(claim: Claim, arms: _Arms) -> list[Trial]:
-    """The claim in every arm where a part of it can be tested, or one trial with the reason."""
+def _trials(claim: Claim, arms: _Arms, least: int) -> list[Trial]:
+    """The claim in every arm where a part of it can be tested, or one trial with the reason.
+
+    A test needs `least` seeds, or more if it says so.
+    """
     by_arm: dict[tuple[str, str, str], list[Part]] = {}
     for test in claim.tests:
         for arm in arms.of(test):
-            by_arm.setdefault(arm.key, []).append(_part(test, arm))
+            by_arm.setdefault(arm.key, []).append(_part(test, arm, least))
     trials = [Trial(claim, key, parts) for key, parts in by_arm.items()]
     tested = [trial for trial in trials if any(part.rows for part in trial.parts)]
     if not tested:
@@ -234,13 +252,13 @@ def _trials(claim: Claim, arms: _Arms) -> list[Trial]:
     return tested
 
 
-def _part(test: Test, arm: Arm) -> Part:
+def _part(test: Test, arm: Arm, least: int) -> Part:
+    least = max(least, int(test.needs.get("seeds", 0)))
     rows = select(arm.rows, test)
     if rows.is_empty():
         return Part(test, reason=NO_ROWS)
     if test.kind == "bound":
-        counts = violations(rows, test)
-        return Part(test, counts=counts, rows=counts.rows, reason="" if counts.rows else NO_ROWS)
+        return _bound(test, violations(rows, test), least)
     found = STATISTICS[test.kind](rows, test)
     part = Part(test, rows=found.rows)
     epochs = float(rows["epoch"].to_numpy().max()) if "epoch" in rows.columns else math.inf
@@ -253,14 +271,27 @@ def _part(test: Test, arm: Arm) -> Part:
     elif found.levels < test.needs.get("levels", 0):
         part.reason = _too_few(test, found)
     else:
-        there, _ = SCALES.get(test.kind, PLAIN)
-        region = Region(*(float(there(b)) if math.isfinite(b) else b for b in test.region))
-        part.evidence = evidence(there(found.values), region)
+        part.evidence = evidence(found.values, Region(*test.region))
         part.verdict = UNDECIDED
-        if len(found.values) < test.seeds:
-            part.reason = f"{len(found.values)} of {test.seeds} seeds"
+        part.note = _shared_draws(rows, test)
+        if part.evidence.seeds < least:
+            part.reason = _too_few_seeds(test, part.evidence, least)
         elif not part.evidence.decidable:
             part.reason = "no spread over seeds"
+    return part
+
+
+def _bound(test: Test, counts: Violations, least: int) -> Part:
+    part = Part(test, counts=counts, rows=counts.rows)
+    if not counts.rows:
+        part.reason = NO_ROWS
+    elif counts.violations:
+        part.verdict = FAILS
+    elif not test.proved and counts.seeds < least:
+        part.verdict = UNDECIDED
+        part.reason = f"{counts.seeds} of at least {least} seeds"
+    else:
+        part.verdict = HOLDS
     return part
 
 
@@ -268,40 +299,55 @@ def _too_few(test: Test, found: Effects) -> str:
     return f"{found.levels} of {test.needs['levels']} values of {test.x or test.along}"
 
 
+def _too_few_seeds(test: Test, part: Evidence, least: int) -> str:
+    if part.seeds > 1:
+        return f"{part.inside} of {part.seeds} seeds agree; at least {least} are needed"
+    agrees, claimed = ("agrees", "") if part.inside else ("disagrees", "not ")
+    return f"the one seed {agrees}: {number(part.median)} ({claimed}{test.claimed})"
+
+
+def _shared_draws(rows: pl.DataFrame, test: Test) -> str:
+    """What to add to a claim about the number of classes whose seeds all have the same classes."""
+    if test.sweep != "classes" or "class_draw" not in rows.columns:
+        return ""
+    of_seeds = rows.group_by("seed").agg(pl.col("class_draw").unique().sort())["class_draw"]
+    draws = of_seeds.to_list()
+    if len(draws) == 1 or any(some != draws[0] for some in draws):
+        return ""
+    words = "one draw" if len(draws[0]) == 1 else f"the same {len(draws[0])} draws"
+    return f"{words} of classes: seeds say nothing of other draws"
+
+
+def number(value: float) -> str:
+    """A value as the readable tables give it."""
+    return f"{value:.3g}".replace("-", "−")
+
+
 def _decide(trials: list[Trial], error_rate: float) -> None:
-    """Set the verdicts of parts and trials. All tests over seeds are one family."""
-    family = [trial for trial in trials if trial.deciding]
-    for trial in family:
-        trial.p = p_of_all(trial.deciding, len(trial.deciding) == len(trial.parts))
-    p = [trial.p for trial in family if trial.p is not None]
-    for trial, p_holm, level in zip(family, holm_p(p), holm_levels(p, error_rate), strict=True):
-        trial.p_holm = float(p_holm)
-        count = len(trial.deciding)
-        for part in trial.parts:
-            if part.evidence and not part.reason:
-                part.verdict = verdict(part.evidence, level, count)
-                _, back = SCALES.get(part.test.kind, PLAIN)
-                low, high = (float(back(end)) for end in interval(part.evidence, level, count))
-                part.limits = low, high, 1 - _error_of(part.evidence, level, count)
+    """Set the verdicts of trials and of their parts that use effects over seeds."""
+    for family, (adjusted, levels) in CORRECTIONS.items():
+        tested = [trial for trial in trials if trial.family == family and trial.deciding]
+        p = [p_of_all(trial.deciding, len(trial.deciding) == len(trial.parts)) for trial in tested]
+        for trial, *found in zip(tested, p, adjusted(p), levels(p, error_rate), strict=True):
+            trial.p, trial.p_adjusted, level = map(float, found)
+            _decide_parts(trial, level)
     for trial in trials:
-        for part in trial.parts:
-            if part.counts and part.counts.rows:
-                part.verdict = _of_counts(part, part.counts)
         trial.verdict = over_parts(part.verdict for part in trial.parts)
 
 
-def _error_of(part: Evidence, level: float, parts: int) -> float:
-    """The probability that `interval` does not contain the mean."""
-    return level if part.mean in part.region else level / (parts * part.region.sides)
-
-
-def _of_counts(part: Part, counts: Violations) -> str:
-    if counts.violations:
-        return FAILS
-    if not part.test.proved and counts.seeds < part.test.seeds:
-        part.reason = f"{counts.seeds} of {part.test.seeds} seeds"
-        return UNDECIDED
-    return HOLDS
+def _decide_parts(trial: Trial, level: float) -> None:
+    """Decide the parts of a claim that is tested at `level`."""
+    count = len(trial.deciding)
+    for part in trial.parts:
+        if not part.evidence or part.reason:
+            continue
+        part.verdict = verdict(part.evidence, level, count)
+        low, high = interval(part.evidence, level, count)
+        of_part = level_of_part(part.evidence, level, count)
+        if math.isfinite(low):
+            part.limits = low, high, 1 - of_part
+        else:
+            part.reason = _too_few_seeds(part.test, part.evidence, least_seeds(of_part))
 
 
 def _rows(trial: Trial, overall: str) -> Iterator[dict[str, Any]]:
@@ -312,13 +358,14 @@ def _rows(trial: Trial, overall: str) -> Iterator[dict[str, Any]]:
         row = {
             "claim": claim.id,
             "verdict": overall,
+            "family": trial.family,
             "dataset": dataset,
             "sweep": sweep,
             "cells": cells,
             "arm_verdict": trial.verdict,
             "part": part.test.label,
             "part_verdict": part.verdict,
-            "reason": part.reason,
+            "reason": "; ".join(filter(None, (part.reason, part.note))),
             "statistic": part.test.kind,
             "claimed": part.test.claimed,
             "unit": part.test.unit,
@@ -327,15 +374,16 @@ def _rows(trial: Trial, overall: str) -> Iterator[dict[str, Any]]:
             "level": level,
             "rows": part.rows,
             "p": trial.p,
-            "p_holm": trial.p_holm,
+            "p_holm": trial.p_adjusted if trial.family == PRIMARY else None,
+            "p_bh": trial.p_adjusted if trial.family == FURTHER else None,
             "statement": claim.statement,
             "source": claim.source,
             "paper": claim.paper,
             "figure": claim.figure,
         }
         if part.evidence:
-            _, back = SCALES.get(part.test.kind, PLAIN)
-            row |= {"effect": float(back(part.evidence.mean)), "seeds": part.evidence.seeds}
+            row |= {"effect": part.evidence.median, "seeds": part.evidence.seeds,
+                    "inside": part.evidence.inside}  # fmt: skip
         elif part.counts:
             row |= {"effect": part.counts.margin, "seeds": part.counts.seeds,
                     "violations": part.counts.violations}  # fmt: skip

@@ -5,25 +5,33 @@ from typing import Any
 
 import polars as pl
 
-from cltools.claims.evaluate import UNTESTED, VERDICTS
+from cltools.claims.evaluate import FURTHER, PRIMARY, UNTESTED, VERDICTS, number
 
 HOW = """\
-A claim **holds** if an interval over seeds lies completely inside the claimed range, and it
-**does not hold** if the interval lies completely outside. The level of the interval is
-corrected for the {family} tests over seeds in this experiment (Holm; the chance of any wrong
-decision among them is at most {error:.0%}). A claim is **undecided** if the interval contains
-values inside and outside, or if there are fewer seeds than the test needs. A bound is checked
-in every row: one violation refutes it. A proved bound needs no minimum number of seeds. **Not
-tested here** means that the experiment has no such rows, or is smaller than the test needs. All
-parts of a claim must hold, in every sweep that decides it."""
+A claim is about the median over seeds of an effect. It **holds** if an interval for this median
+lies completely inside the claimed range, and it **does not hold** if the interval lies completely
+outside. The intervals belong to sign tests. They assume that the seeds are independent of each
+other, and nothing about how effects are distributed. They are corrected for the number of claims
+that are tested over seeds. The {primary} tests of the **primary** claims are corrected among
+themselves (Holm): the chance of any wrong decision among them is at most {error:.0%}. The
+{further} tests of all **further** claims are corrected among themselves (Benjamini and Hochberg):
+of their decisions, a share of at most {error:.0%} is expected to be wrong, if claims do not
+depend on each other or tend to be wrong together. A claim is **undecided** if the interval
+contains values inside and outside, or if there are too few seeds. The more claims are tested
+together, the more seeds each of them may need. A bound is checked in every row: one violation
+refutes it. A proved bound needs no minimum number of seeds. **Not tested here** means that the
+experiment has no such rows, or is smaller than the test needs. All parts of a claim must hold, in
+every sweep that decides it."""
 SUMMARY = ("claim", "verdict", "because", "the papers", "source", "our figure")
 DETAILS = (
-    "claim", "sweep", "part", "verdict", "claimed", "effect", "seeds", "rows", "p", "p, Holm",
+    "claim", "family", "sweep", "part", "verdict", "claimed", "effect", "seeds", "rows", "p",
+    "p, corrected",
 )  # fmt: skip
 RESTS = """\
-Effect: the mean over seeds, with its interval and the coverage of this interval considered
-alone; for a bound, the smallest distance of a value to its bound. p: the p value of the whole
-claim in that sweep, before and after Holm's correction."""
+Effect: the median over seeds, with its interval and the least coverage of this interval considered
+alone; for a bound, the smallest distance of a value to its bound. Seeds: how many of them have an
+effect in the claimed range. p: the p value of the whole claim in that sweep, before and after the
+correction for the number of claims in its family."""
 
 
 def markdown(name: str, table: pl.DataFrame, error_rate: float) -> str:
@@ -31,14 +39,14 @@ def markdown(name: str, table: pl.DataFrame, error_rate: float) -> str:
     claims = table.unique("claim", keep="first", maintain_order=True)
     counts = dict(claims["verdict"].value_counts().iter_rows())
     summary = ", ".join(f"{counts.get(v, 0)} {v}" for v in VERDICTS)
-    arm = ["claim", "dataset", "sweep", "cells"]
-    family = table.filter(pl.col("p").is_not_null()).unique(arm).height
+    arms = table.filter(pl.col("p").is_not_null()).unique(["claim", "dataset", "sweep", "cells"])
+    tested = {family: len(arms.filter(family=family)) for family in (PRIMARY, FURTHER)}
     lines = [
         f"# Claims of the papers in the experiment {name}",
         "",
         f"{len(claims)} claims: {summary}.",
         "",
-        *HOW.format(family=family, error=error_rate).splitlines(),
+        *HOW.format(**tested, error=error_rate).splitlines(),
         "",
         *_table(
             SUMMARY,
@@ -71,7 +79,7 @@ def _claim(rows: pl.DataFrame) -> tuple[str, ...]:
     one = rows.row(0, named=True)
     return (
         one["statement"],
-        f"**{one['verdict']}**",
+        " ".join(filter(None, (f"**{one['verdict']}**", in_sweeps(rows)))),
         because(rows),
         one["paper"],
         one["source"],
@@ -79,52 +87,78 @@ def _claim(rows: pl.DataFrame) -> tuple[str, ...]:
     )
 
 
+def in_sweeps(rows: pl.DataFrame) -> str:
+    """In how many of its sweeps a claim has its verdict, in words.
+
+    Empty for a single sweep, and for claims that were not tested.
+    """
+    arms = rows.unique(["dataset", "sweep", "cells"])
+    if len(arms) == 1 or rows["verdict"][0] == UNTESTED:
+        return ""
+    count = (arms["arm_verdict"] == arms["verdict"]).sum()
+    return f"in {count} of {len(arms)} sweeps"
+
+
 def because(rows: pl.DataFrame) -> str:
-    """The reason for a claim's verdict: the parts and arms that have this verdict."""
+    """The reason for a claim's verdict: the parts that have this verdict."""
     verdict = rows["verdict"][0]
-    arms = rows.select("dataset", "sweep", "cells", "arm_verdict").unique(maintain_order=True)
-    said = []
-    if len(arms) > 1:
-        count = (arms["arm_verdict"] == verdict).sum()
-        said.append(f"in {count} of {len(arms)} sweeps")
     deciding = rows.filter(arm_verdict=verdict)
     same = deciding.filter(part_verdict=verdict)
     if verdict == UNTESTED:
         return next((reason for reason in rows["reason"] if reason), "")
     shown = same if len(same) else deciding
-    texts = dict.fromkeys(_found(row) for row in shown.iter_rows(named=True))
-    said += list(texts)[:2]
+    reasons = shown["reason"].unique()
+    common = reasons[0] if len(shown) > 1 and len(reasons) == 1 else ""
+    texts = dict.fromkeys(
+        _found(row | {"reason": "" if common else row["reason"]})
+        for row in shown.iter_rows(named=True)
+    )
+    said = list(texts)[:2]
     if len(texts) > 2:
         said.append(f"and {len(texts) - 2} more")
-    return "; ".join(said)
+    return "; ".join(filter(None, (*said, common)))
 
 
 def _found(row: dict[str, Any]) -> str:
-    """One part in words: its name, then its effect and interval, or its counts."""
+    """One part in words: its name, then its effect and interval, or its counts.
+
+    Of a single seed, the reason gives the effect already.
+    """
     part = f"{row['part']}: " if row["part"] else ""
     if row["violations"] is not None:
         cases = f"{row['violations']:,} violations in {row['rows']:,} cases"
         if row["reason"]:
             return f"{part}{cases}, {row['reason']}"
         return f"{part}{cases}, smallest distance {_number(row['effect'])}"
-    return f"{part}{effect(row)}" + (f", {row['reason']}" if row["reason"] else "")
+    shown = "" if row["seeds"] == 1 and row["reason"] else effect(row)
+    return part + ", ".join(filter(None, (shown, row["reason"])))
+
+
+def part_verdict(row: dict[str, Any]) -> str:
+    """The verdict on one part, with the reason for it or what it does not say."""
+    return ", ".join(filter(None, (row["part_verdict"], row["reason"])))
+
+
+def seeds(row: dict[str, Any]) -> str:
+    """How many seeds have an effect in the claimed range; for a bound, the number of seeds."""
+    if row["seeds"] is None:
+        return ""
+    return f"{row['seeds']}" if row["inside"] is None else f"{row['inside']} of {row['seeds']}"
 
 
 def _part(row: dict[str, Any]) -> tuple[str, ...]:
-    verdict = row["part_verdict"]
-    if row["reason"]:
-        verdict += f" ({row['reason']})"
     return (
         f"`{row['claim']}`",
+        row["family"],
         row["sweep"],
         row["part"],
-        verdict,
+        part_verdict(row),
         row["claimed"] + (f" ({row['unit']})" if row["unit"] else ""),
         effect(row),
-        "" if row["seeds"] is None else str(row["seeds"]),
+        seeds(row),
         f"{row['rows']:,}",
         _p(row["p"]),
-        _p(row["p_holm"]),
+        _p(row["p_holm"] if row["family"] == PRIMARY else row["p_bh"]),
     )
 
 
@@ -136,14 +170,14 @@ def effect(row: dict[str, Any]) -> str:
 
 
 def _limits(row: dict[str, Any]) -> str:
-    """An interval and its coverage, considered alone; empty where there is none."""
+    """An interval and its least coverage, considered alone; empty where there is none."""
     if row["low"] is None or row["level"] is None:
         return ""
     return f"[{_number(row['low'])}, {_number(row['high'])}] at {100 * row['level']:.3g} %"
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+    return "–" if value is None else number(value)
 
 
 def _p(value: float | None) -> str:

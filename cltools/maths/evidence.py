@@ -1,9 +1,12 @@
-"""What the effects of several seeds say about a claim: t intervals, corrected for many claims.
+"""What the effects of several seeds say about a claim: sign tests, corrected for many claims.
 
-Each seed gives one effect. A claim says that mean effects lie in regions (above 0, below 0, within
-±0.05 …). It holds if all of its intervals lie inside their regions. It does not hold if one lies
-outside. Otherwise it is undecided. Three seeds can never pass a sign test (its smallest p is 0.25),
-so effects are assumed to be normally distributed.
+Each seed gives one effect. A claim says that medians of effects lie in regions (above 0, below 0,
+within ±0.05 …). It holds if intervals for all of its medians lie inside their regions. It does not
+hold if one lies outside. Otherwise it is undecided.
+
+The only assumption is that the seeds are independent of each other. Effects may be skewed and have
+any distribution: each seed lies above the true median with probability 1/2 at most, and below it
+with probability 1/2 at most. So the number of seeds above a border is compared with fair coins.
 """
 
 import math
@@ -12,14 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 SAME = 1e-9  # relative; effects closer together than this are the same number, with rounding
 
 
 class Region(NamedTuple):
-    """Where a claim says that a mean lies: between `low` and `high`, without the borders.
+    """Where a claim says that a median lies: between `low` and `high`, without the borders.
 
     One of the two may be infinite.
     """
@@ -36,30 +39,42 @@ class Region(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Effects of `seeds` seeds: their mean, its standard error, and the region that is claimed.
+    """Effects of seeds, in ascending order, and the region that is claimed for their median.
 
-    p_inside: one-sided p-value against the mean lying outside the region.
-    p_outside: one-sided p-value against the mean lying inside the region.
+    p_inside: one-sided p-value against the median lying outside the region.
+    p_outside: one-sided p-value against the median lying inside the region.
     Both are 1 when nothing can be said: fewer than two seeds, or effects that are all equal.
     """
 
     region: Region
-    seeds: int
-    mean: float
-    error: float
+    effects: tuple[float, ...]
     p_inside: float
     p_outside: float
 
     @property
+    def seeds(self) -> int:
+        return len(self.effects)
+
+    @property
+    def inside(self) -> int:
+        """The number of seeds whose effect lies inside the region."""
+        return sum(effect in self.region for effect in self.effects)
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.effects))
+
+    @property
     def decidable(self) -> bool:
-        return self.error > 0
+        return _spread(self.effects)
 
 
 def evidence(effects: ArrayLike, region: Region) -> Evidence:
-    """One-sided t tests of effects (n,), one per seed, against the borders of a region.
+    """Exact one-sided sign tests of effects (n,), one per seed, against the borders of a region.
 
-    A mean counts as inside when it passes at both borders (two one-sided tests of equivalence). It
-    counts as outside when it passes at one border, Bonferroni-corrected if there are two.
+    A median counts as inside when it passes at both borders (two one-sided tests of equivalence).
+    It counts as outside when it passes at one border, Bonferroni-corrected if there are two. An
+    effect on a border is neither inside nor outside.
 
     Raises:
         ValueError: no effects, effects that are not finite, or a region without a border.
@@ -67,16 +82,31 @@ def evidence(effects: ArrayLike, region: Region) -> Evidence:
     x = np.asarray(effects, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all() or not region.sides:
         raise ValueError("need finite effects (n,), n ≥ 1, and a region with a border")
-    mean = float(x.mean())
-    spread = float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    if spread <= SAME * float(np.abs(x).max()):
-        return Evidence(region, len(x), mean, math.nan, 1.0, 1.0)
-    error = spread / math.sqrt(len(x))
-    # Distance of the mean from each border in standard errors, above 0 if it is inside.
-    room = np.array([mean - region.low, region.high - mean]) / error
-    inside = stdtr(len(x) - 1, -room).max()
-    outside = min(1.0, region.sides * stdtr(len(x) - 1, room).min())
-    return Evidence(region, len(x), mean, error, float(inside), float(outside))
+    found = tuple(np.sort(x).tolist())
+    if not _spread(found):
+        return Evidence(region, found, 1.0, 1.0)
+    not_inside = np.maximum((x <= region.low).sum(), (x >= region.high).sum())
+    outside = np.maximum((x < region.low).sum(), (x > region.high).sum())
+    p_outside = region.sides * _at_most(len(x) - outside, len(x))
+    return Evidence(region, found, float(_at_most(not_inside, len(x))), min(1.0, float(p_outside)))
+
+
+def _spread(effects: Sequence[float]) -> bool:
+    """Whether ascending effects differ by more than rounding."""
+    return effects[-1] - effects[0] > SAME * max(abs(effects[0]), abs(effects[-1]))
+
+
+def _at_most(heads: ArrayLike, coins: int) -> NDArray[np.float64]:
+    """The probability of at most so many heads among fair coins."""
+    return np.asarray(bdtr(heads, coins, 0.5))
+
+
+def least_seeds(level: float) -> int:
+    """The smallest number of seeds that can decide a claim with one part and one border at `level`.
+
+    If all n seeds agree, the two-sided p-value of the sign test is 2^(1 − n).
+    """
+    return math.ceil(1 - math.log2(level))
 
 
 def p_of_all(parts: Sequence[Evidence], complete: bool = True) -> float:
@@ -104,9 +134,7 @@ def holm_levels(p_values: ArrayLike, error_rate: float = 0.05) -> NDArray[np.flo
     Raises:
         ValueError: p outside [0, 1], or error_rate outside (0, 1).
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all() or not 0 < error_rate < 1:
-        raise ValueError("need p (m,) in [0, 1] and error_rate in (0, 1)")
+    p = _checked(p_values, error_rate)
     order = np.argsort(p, kind="stable")
     levels = error_rate / np.arange(len(p), 0, -1)
     beyond = p[order] > levels
@@ -128,20 +156,63 @@ def holm_p(p_values: ArrayLike) -> NDArray[np.float64]:
     return found
 
 
-def interval(part: Evidence, level: float, parts: int = 1) -> tuple[float, float]:
-    """The t interval (low, high) that decides one of a claim's `parts` at the claim's `level`.
+def bh_levels(p_values: ArrayLike, error_rate: float = 0.05) -> NDArray[np.float64]:
+    """The level at which each of m claims is tested, in the order of `p_values` (m,).
 
-    If the mean lies inside the region, the interval is at 1 - level. If it lies outside, every part
-    and every border is another chance to reject the claim, so it is at
-    1 - level / (parts · borders). A single interval covers the true mean with at least that
-    probability. NaN if the effects have no spread.
+    Method of Benjamini and Hochberg (1995): let k be the largest number for which the k-th smallest
+    p is at most error_rate · k / m. These k claims are decided, all at this level, and the others
+    are tested at error_rate · (k + 1) / m. So a claim is decided exactly if its p is at most its
+    level. Of the decided claims, the expected share of wrong decisions is at most error_rate if
+    claims are independent or positively dependent (Benjamini and Yekutieli 2001).
+
+    Raises:
+        ValueError: p outside [0, 1], or error_rate outside (0, 1).
     """
-    if not part.decidable:
+    p = _checked(p_values, error_rate)
+    levels = error_rate * np.arange(1, len(p) + 1) / len(p)
+    passed = np.flatnonzero(np.sort(p) <= levels)
+    decided = int(passed[-1]) + 1 if len(passed) else 0
+    of_decided = levels[decided - 1] if decided else 0.0
+    of_others = levels[min(decided, len(p) - 1)] if len(p) else 0.0
+    return np.where(p <= of_decided, of_decided, of_others)
+
+
+def bh_p(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Benjamini and Hochberg's adjusted p (m,): the least rate at which each claim is decided."""
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(np.asarray(p_values, dtype=np.float64)))
+
+
+def _checked(p_values: ArrayLike, error_rate: float) -> NDArray[np.float64]:
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all() or not 0 < error_rate < 1:
+        raise ValueError("need p (m,) in [0, 1] and error_rate in (0, 1)")
+    return p
+
+
+def level_of_part(part: Evidence, level: float, parts: int = 1) -> float:
+    """The level at which one of a claim's `parts` is tested, when the claim is tested at `level`.
+
+    If the median lies inside the region, it is `level`. If it lies outside, every part and every
+    border is another chance to reject the claim, so it is level / (parts · borders).
+    """
+    return level if part.median in part.region else level / (parts * part.region.sides)
+
+
+def interval(part: Evidence, level: float, parts: int = 1) -> tuple[float, float]:
+    """The interval (low, high) for a median that decides one of a claim's `parts`.
+
+    It runs from the k-th smallest to the k-th largest effect, with the largest k for which it
+    covers the true median with probability 1 - `level_of_part` at least (the chance of each end to
+    miss it is that of fewer than k heads among n fair coins). NaN if there are too few seeds for
+    this level, or if the effects have no spread.
+    """
+    allowed = level_of_part(part, level, parts) / 2
+    k = int((_at_most(np.arange(part.seeds), part.seeds) <= allowed).sum())
+    if not k or not part.decidable:
         return math.nan, math.nan
-    if part.mean not in part.region:
-        level = level / (parts * part.region.sides)
-    half = -float(stdtrit(part.seeds - 1, level / 2)) * part.error
-    return part.mean - half, part.mean + half
+    return part.effects[k - 1], part.effects[-k]
 
 
 def verdict(part: Evidence, level: float, parts: int = 1) -> str:
@@ -149,6 +220,6 @@ def verdict(part: Evidence, level: float, parts: int = 1) -> str:
     low, high = interval(part, level, parts)
     if part.region.low < low and high < part.region.high:
         return HOLDS
-    if high <= part.region.low or low >= part.region.high:
+    if high < part.region.low or low > part.region.high:
         return FAILS
     return UNDECIDED

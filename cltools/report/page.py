@@ -16,8 +16,8 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from cltools.claims.evaluate import UNTESTED, VERDICTS
-from cltools.claims.report import because, effect
+from cltools.claims.evaluate import PRIMARY, UNTESTED, VERDICTS
+from cltools.claims.report import because, effect, in_sweeps, part_verdict, seeds
 from cltools.config.sweeps import base_or_first
 from cltools.report.explore import exploration
 from cltools.tidy import last_step, with_setting
@@ -111,18 +111,18 @@ def _claims(claims: pl.DataFrame, drawn: set[str]) -> list[dict[str, Any]]:
             {
                 "sweep": ", ".join(filter(None, (row["dataset"], row["sweep"], row["cells"]))),
                 "part": row["part"],
-                "verdict": row["part_verdict"],
+                "verdict": part_verdict(row),
                 "claimed": " ".join(filter(None, (row["claimed"], row["unit"]))),
                 "effect": effect(row),
-                "n": f"{row['rows']:,} rows"
-                if row["seeds"] is None
-                else f"{row['seeds']} seeds, {row['rows']:,} rows",
+                "seeds": seeds(row),
+                "rows": f"{row['rows']:,}",
             }
             for row in tested.iter_rows(named=True)
         ]
         keys = ("statement", "source", "verdict", "paper", "figure")
         about = {key: first[key] for key in keys}
-        about |= {"because": because(rows), "parts": parts, "drawn": first["figure"] in drawn}
+        about |= {"because": because(rows), "sweeps": in_sweeps(rows), "parts": parts}
+        about |= {"drawn": first["figure"] in drawn, "primary": first["family"] == PRIMARY}
         found.append(about)
     return sorted(found, key=lambda claim: claim["verdict"] == UNTESTED)
 

@@ -108,6 +108,10 @@ def test_what_stands_in_it(page):
     text = page.read_text()
     for claim in load_claims().claims:
         assert claim.statement.split("(")[0].strip().replace("'", "&#39;") in text
+    # Claims about the number of classes have two sweeps; three seeds decide none of them.
+    assert re.search(r'<td class="verdict undecided">undecided\s+in 2 of 2 sweeps</td>', text)
+    assert "3 of 3 seeds agree; at least 6 are needed" in text
+    assert text.count("(primary claim)") == sum(claim.primary for claim in load_claims().claims)
     assert text.split("<script>")[0].count("data:image/png;base64,") == 2
     assert base64.b64encode(b"epoch,value\n0,1\n").decode() in text
     # What the config says is shown, never run.
