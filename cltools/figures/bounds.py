@@ -54,7 +54,8 @@ def tightness(theory: pl.DataFrame) -> pl.DataFrame:
 
     Orders of magnitude are log10(bound / measured), or for lower bounds of similarities
     log10((1 - bound) / (1 - measured)). They are 0 for an exact bound and negative for a violated
-    one. Cases where a numerator or denominator is 0 have none.
+    one. Cases where a numerator or denominator is 0 have none. Of kind `not_comparable` no case is
+    claimed, so that none is violated.
     """
     lower = pl.col("side") == "lower"
     bound = pl.when(lower).then(1 - pl.col("bound")).otherwise(pl.col("bound"))
@@ -131,9 +132,9 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         figure,
         "How tight the bounds are, and whether they hold",
         [style.handle(look) for look in KINDS.values()],
-        "All cells, checkpoints and splits; dot: median, line: range of all cases. Left of 0 the "
-        "bound is violated. CKA and RSA have lower bounds: here 1 − bound is compared with 1 − "
-        "value. Claimed: cases where the bound is defined. Vacuous: those where it allows every "
-        "possible value. The sources are in the table that belongs to this figure.",
+        "All cells, checkpoints and splits; dot: median, line: range of all cases. Left of 0 a "
+        "bound that is claimed is violated. CKA and RSA have lower bounds: here 1 − bound is "
+        "compared with 1 − value. Claimed: cases where the bound is defined. Vacuous: those where "
+        "it allows every possible value. The sources are in the table that belongs to this figure.",
     )
     return figure, table
