@@ -69,7 +69,8 @@ def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         "the largest possible distance of two matrices of cosines. Where the stated bound is not "
         "drawn, it says nothing (class fraction + ε ≥ 1) or is above the panel."
         + " Networks: DCL and NSCL from the same start, on the same batches and views of "
-        f"{parts[-1]['images'][0]} images; the theorem is about their surrogates." * networks,
+        f"{parts[-1]['images'][0]} images, distance of the entries of Σ that batches have used; "
+        "the theorem is about their surrogates." * networks,
     )
     return figure, plotted
 
@@ -94,7 +95,7 @@ def _followed(table: pl.DataFrame) -> pl.DataFrame:
     table = table.with_columns(classes=pl.lit(None, pl.Int64), total_lr=pl.col("sum_lr").max())
     once = table.filter(objective="dcl")
     drifts = [
-        _drifts(once, "real_distance", "network"),
+        _drifts(once, "touched_distance", "network"),
         _drifts(once, "surrogate_distance", "its surrogate").filter(quantity=DISTANCE),
     ]
     moves = [

@@ -20,7 +20,9 @@ Row = dict[str, Any]
 Key = tuple[str, str, str, str, str]  # split, objective, features, metric, variant
 # `bound`: proved for what is measured, so it never fails. `network`: proved for P2's surrogate
 # dynamics, but checked on a network here. `estimate`: some of its constants are estimated.
-Kind = Literal["bound", "network", "estimate"]
+# `not_comparable`: the bound is about something else than what is measured, so nothing is claimed.
+Kind = Literal["bound", "network", "estimate", "not_comparable"]
+NOTHING_CLAIMED: tuple[Kind, ...] = ("estimate", "not_comparable")
 SCHEMA = {
     "step": pl.Int64,
     "epoch": pl.Float64,
@@ -64,10 +66,11 @@ def inequality(
 ) -> Row:
     """A row: the bounded quantity, its bound, and whether the inequality held.
 
-    `holds` is None where the bound or the measured value is NaN, and where nothing was proved (kind
-    `estimate`). `log10_bound` is None for a bound of 0, and for one below 0 or NaN.
+    `holds` is None where the bound or the measured value is NaN, and where nothing was proved
+    (kinds `estimate` and `not_comparable`). `log10_bound` is None for a bound of 0, and for one
+    below 0 or NaN.
     """
-    known = not (math.isnan(bound) or math.isnan(measured)) and kind != "estimate"
+    known = not (math.isnan(bound) or math.isnan(measured)) and kind not in NOTHING_CLAIMED
     slack = ROUNDING * max(1.0, abs(measured))
     low, high = (bound, measured) if side == "lower" else (measured, bound)
     if log10_bound is None:

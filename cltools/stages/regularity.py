@@ -12,21 +12,34 @@ otherwise. The columns are:
 
 - tau, batch_size (B), images (M), seed, step (from 1), objective;
 - lr (η), sum_lr (Ση) and sum_lr_squared (Ση²), up to and including this step;
-- jacobian_norm: the spectral norm ‖J‖₂ before the step, an estimate from below;
+- jacobian_norm: the spectral norm ‖J‖₂ before the step, an estimate from below. Its square is the
+  norm of the operator J Jᵀ;
 - amplification: ‖J Jᵀ G‖ / ‖G‖, where G is P2's gradient of the batch at the network's Σ before
   the step. To first order, the network's step is this many times as long as the surrogate's, which
   assumes 1;
 - amplification_cosine: between J Jᵀ G and G; the surrogate assumes 1 here too;
 - weight_step_cosine: between the step in the weights and -Jᵀ G, the step for P2's loss on Σ(w). It
   is below 1 because training uses the batch's own statistics, and anchors of the second view too;
-- moved: ‖Σ(w_{t+1}) - Σ(w_t)‖; remainder: ‖R_t‖; remainder_ratio: remainder / moved;
+- moved, preconditioned, other_gradient, remainder: the norms of the terms of the step,
+
+      Σ(w_{t+1}) - Σ(w_t) = -η J Jᵀ G + E + R,
+
+  in this order. E is the difference that the network's own gradient g makes in place of Jᵀ G, to
+  first order: E = η J Jᵀ G - η J g;
+- first_order: ‖η J g‖, the norm of J (w_{t+1} - w_t), of the first two terms on the right together;
+- remainder_ratio: remainder / moved;
 - displacement and surrogate_displacement: from Σ(w_0), after the step, of the network and of the
   surrogate; displacement_cosine: between the two;
 - surrogate_error: between network and surrogate, after the step; surrogate_error_ratio: in units
   of displacement. A surrogate that stayed at Σ(w_0) would have 1;
 - the same for both objectives: real_distance, ‖Σ(w^CL) - Σ(w^NSCL)‖ after the step;
-  surrogate_distance, the same for the surrogate, which is what Theorem 1 bounds; log10_bound and
-  log10_bound_realised, its bounds, described in `cltools.maths.surrogate.Descent`.
+  touched_distance, the same for the entries that a batch has used so far, the only ones that the
+  surrogate moves; surrogate_distance, the same for the surrogate, which is what Theorem 1 bounds;
+  log10_bound and log10_bound_realised, its bounds, described in `cltools.maths.surrogate.Descent`;
+- the same for both objectives, for steps as long as J Jᵀ can make them: sum_lr_jacobian, Σ η‖J‖₂²
+  with the larger ‖J‖₂ of the two networks; log10_bound_jacobian, log10_bound_realised with this sum
+  in place of Ση; vacuous_orders_jacobian, by how many orders of magnitude it exceeds the largest
+  possible distance. It is no theorem: J differs between the two networks, and E and R are left out.
 
 A ratio or cosine is NaN where its denominator is 0.
 """
@@ -42,6 +55,7 @@ from numpy.typing import NDArray
 
 from cltools.config.schema import defaults, with_defaults
 from cltools.data.image_set import image_set, open_store
+from cltools.maths.bounds import delta_pi, drift_bound, vacuous_orders
 from cltools.maths.surrogate import (
     Descent,
     batch_gradient,
@@ -60,7 +74,7 @@ from cltools.training.regularity import (
     SimilarityMap,
     reference_set,
     spectral_norm,
-    taylor_remainder,
+    taylor_terms,
 )
 from cltools.training.trainer import CoupledTrainer
 
@@ -156,9 +170,11 @@ def follow(
         ) from None
 
     rows = []
+    touched = np.zeros(start.shape, dtype=bool)
     states = similarity_steps(start, labels, batches, lrs, cell["tau"])
     for step, state in enumerate(track(states, steps, "following")):
         batch = batches[step]
+        touched[touched_entries(batch, len(labels))] = True
         trainer.train_step()
         trainer.flush()  # stops at a loss that is not finite
         reached, surrogates = {}, (state.cl, state.nscl)
@@ -171,14 +187,16 @@ def follow(
                     "step": step + 1,
                     "objective": objective,
                     "jacobian_norm": spectral_norm(before, power_iterations, cell["seed"]),
-                    **_taylor(before, after),
-                    **_first_order(before, after, batch, negatives, cell["tau"]),
+                    **_terms(
+                        before, after, _gradient(before, batch, negatives, cell["tau"]), lrs[step]
+                    ),
                     **_displacements(start, reached[objective], surrogates[number]),
                 }
             )
-        distance = float(np.linalg.norm(reached["dcl"] - reached["nscl"]))
+        apart = reached["dcl"] - reached["nscl"]
         for row in rows[-len(OBJECTIVES) :]:
-            row["real_distance"] = distance
+            row["real_distance"] = float(np.linalg.norm(apart))
+            row["touched_distance"] = float(np.linalg.norm(apart[touched]))
     return _table(cell, rows, lrs, descent, len(labels))
 
 
@@ -187,32 +205,32 @@ def _array(point: Linearised) -> Array:
     return point.sigma.clamp(-1, 1).cpu().numpy()
 
 
-def _taylor(before: Linearised, after: Linearised) -> dict[str, float]:
-    moved = float((after.sigma - before.sigma).norm())
-    remainder = float(taylor_remainder(before, after).norm())
-    return {
-        "moved": moved,
-        "remainder": remainder,
-        "remainder_ratio": _ratio(remainder, moved),
-    }
-
-
-def _first_order(
-    before: Linearised,
-    after: Linearised,
-    batch: NDArray[np.int64],
-    negatives: NDArray[np.bool_],
-    tau: float,
-) -> dict[str, float]:
-    """The columns that compare P2's gradient of the batch with the step through the weights."""
-    sigma = _array(before)
+def _gradient(
+    point: Linearised, batch: NDArray[np.int64], negatives: NDArray[np.bool_], tau: float
+) -> Array:
+    """P2's gradient G (M, 2M) of the batch at Σ, 0 for the entries that the batch does not use."""
+    sigma = _array(point)
     entries = touched_entries(batch, len(sigma))
     gradient = np.zeros_like(sigma)
     gradient[entries] = batch_gradient(sigma[entries], negatives, tau)
+    return gradient
+
+
+def _terms(before: Linearised, after: Linearised, gradient: Array, lr: float) -> dict[str, float]:
+    """The columns about the terms of a step and about J Jᵀ, with P2's `gradient` G (M, 2M)."""
+    first_order, remainder = taylor_terms(before, after)
     in_weights = before.vjp(before.sigma.new_tensor(gradient))
-    back = before.jvp(in_weights).cpu().numpy()
+    pushed = before.jvp(in_weights)
+    back = pushed.cpu().numpy()
     step = (before.weights - after.weights).cpu().numpy()
+    moved, left = float((after.sigma - before.sigma).norm()), float(remainder.norm())
     return {
+        "moved": moved,
+        "first_order": float(first_order.norm()),
+        "preconditioned": float(lr * pushed.norm()),
+        "other_gradient": float((first_order + lr * pushed).norm()),
+        "remainder": left,
+        "remainder_ratio": _ratio(left, moved),
         "amplification": _ratio(float(np.linalg.norm(back)), float(np.linalg.norm(gradient))),
         "amplification_cosine": _cosine(back, gradient),
         "weight_step_cosine": _cosine(step, in_weights.cpu().numpy()),
@@ -247,20 +265,23 @@ def _table(
     images: int,
 ) -> pl.DataFrame:
     """The rows, and the columns that they share: keys of the run, learning rates, Theorem 1."""
+    found = pl.DataFrame(rows)
+    norms = found.group_by("step", maintain_order=True).agg(pl.col("jacobian_norm").max())
     shared = pl.DataFrame(
         {
-            "step": np.arange(1, len(lrs) + 1),
+            "step": norms["step"],
             "lr": lrs,
             "sum_lr": descent.sum_lr,
             "sum_lr_squared": np.cumsum(lrs**2),
             "surrogate_distance": descent.distance,
             "log10_bound": descent.log10_bound,
             "log10_bound_realised": descent.log10_bound_realised,
+            **_jacobian_bound(cell, descent, lrs * norms["jacobian_norm"].to_numpy() ** 2, images),
         }
     )
-    table = pl.DataFrame(rows).join(shared, on="step", maintain_order="left")
+    table = found.join(shared, on="step", maintain_order="left")
     first = ["step", "objective", "lr", "sum_lr", "sum_lr_squared"]
-    last = ["real_distance", "surrogate_distance", "log10_bound", "log10_bound_realised"]
+    last = ["real_distance", "touched_distance", *shared.columns[4:]]
     return table.select(
         pl.lit(cell["tau"], pl.Float64).alias("tau"),
         pl.lit(cell["batch_size"], pl.Int64).alias("batch_size"),
@@ -270,3 +291,17 @@ def _table(
         pl.exclude(*first, *last),
         *last,
     )
+
+
+def _jacobian_bound(
+    cell: Mapping[str, Any], descent: Descent, steps: Array, images: int
+) -> dict[str, Array]:
+    """Theorem 1 with steps (T,), η‖J‖₂², in place of the learning rates."""
+    total = np.cumsum(steps)
+    largest = delta_pi(cell["tau"], np.maximum.accumulate(descent.largest_fraction))
+    bound = np.asarray(drift_bound(cell["tau"], cell["batch_size"], total, largest).log10)
+    return {
+        "sum_lr_jacobian": total,
+        "log10_bound_jacobian": bound,
+        "vacuous_orders_jacobian": np.asarray(vacuous_orders(bound, 2 * images**2)),
+    }

@@ -5,7 +5,7 @@ measure`. The lemmas of P2 and the curvature of the loss need the networks and a
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,37 +185,20 @@ class _Training:
                          vacuous_orders=math.log10(eps))  # fmt: skip
         counts = bounds.batch_class_counts(taken, len(self.fractions))
         largest = counts.max() / taken.shape[1]
+        stated = bounds.delta_pi(tau, self.fractions.max(), eps)
         sum_lr = self._largest("sum_lr", step)
-        for variant, delta_pi in (
-            ("stated", bounds.delta_pi(tau, self.fractions.max(), eps)),
-            ("realised", bounds.delta_pi(tau, largest)),
-        ):
-            drift = bounds.drift_bound(tau, size, sum_lr, delta_pi)
-            for split, objective, features in groups(values, "similarity_gap"):
-                if objective != "nscl":
-                    continue
-                value = partial(value_of, values, split, objective, features)
-                about: Where = {"split": split, "objective": objective, "features": features}
-                images = round(value("images", "count"))
-                yield inequality(
-                    "P2 Theorem 1", "drift", variant,
-                    float(drift.value), value("similarity_gap", "frobenius"), kind="network",
-                    log10_bound=float(drift.log10),
-                    vacuous_orders=float(bounds.vacuous_orders(drift.log10, images**2)), **about,
-                )  # fmt: skip
-                for source, metric, measure, norm, lower_bound in (
-                    ("P2 Corollary 1", "cka", "cosine_biased", "centred", bounds.cka_lower_bound),
-                    ("P2 Corollary 2", "rsa", "pearson_cosine", "off_diagonal_scatter",
-                     bounds.rsa_lower_bound),
-                ):  # fmt: skip
-                    # ρ (or r) from the theorem. From 1 on, the corollary claims nothing.
-                    log10_ratio = float(drift.log10) - math.log10(value("similarity_norm", norm))
-                    ratio = 10**log10_ratio if log10_ratio < 0 else math.inf
-                    yield inequality(
-                        source, metric, f"theorem_1_{variant}", float(lower_bound(ratio)),
-                        value(metric, measure), "lower", kind="network",
-                        vacuous_orders=log10_ratio, **about,
-                    )  # fmt: skip
+        realised = bounds.delta_pi(tau, largest)
+        drifts = {
+            "stated": bounds.drift_bound(tau, size, sum_lr, stated),
+            "realised": bounds.drift_bound(tau, size, sum_lr, realised),
+        }
+        for variant, drift in drifts.items():
+            yield from _corollaries_of_drift(variant, drift, values)
+        if momentum := self.cell["momentum"]:
+            effective = sum_lr / (1 - momentum)
+            drifts["effective_step"] = bounds.drift_bound(tau, size, effective, stated)
+        for variant, drift in drifts.items():
+            yield from _drift_of_similarities(variant, drift, values, _is_plain_sgd(self.cell))
 
     def _weight_rows(self, step: int, values: Mapping[Key, float]) -> Iterator[Row]:
         """The form of P2's Theorem 2, with constants estimated from the run."""
@@ -258,6 +241,70 @@ class _Training:
 
         trained = [p for p in network.parameters() if p.requires_grad]
         return largest_curvature(loss, trained, self.settings["power_iterations"])
+
+
+def _drift_of_similarities(
+    variant: str, drift: bounds.Bound, values: Mapping[Key, float], plain_sgd: bool
+) -> Iterator[Row]:
+    """The distance of DCL's and NSCL's similarities beside the number of P2's Theorem 1.
+
+    The theorem is about the similarities of the loss: those of z, of images that batches use, under
+    steps of the learning rate's length. Rows of z, training images and plain SGD are called
+    `drift`, all others `drift_not_comparable`. Even there, all pairs of images are measured, most
+    of which no batch has used, and without augmentations; stage `regularity` compares like with
+    like. Momentum makes steps up to 1/(1 - momentum) times as long; variant `effective_step` is the
+    number for steps of that length.
+    """
+    for about, value in _of_nscl(values):
+        comparable = plain_sgd and about["features"] == "z" and about["split"] == "train"
+        images = round(value("images", "count"))
+        yield inequality(
+            "P2 Theorem 1", "drift" if comparable else "drift_not_comparable", variant,
+            float(drift.value), value("similarity_gap", "frobenius"),
+            kind="network" if comparable else "not_comparable",
+            log10_bound=float(drift.log10),
+            vacuous_orders=float(bounds.vacuous_orders(drift.log10, images**2)), **about,
+        )  # fmt: skip
+
+
+def _corollaries_of_drift(
+    variant: str, drift: bounds.Bound, values: Mapping[Key, float]
+) -> Iterator[Row]:
+    """P2's Corollaries 1 and 2 with ρ and r from Theorem 1. From 1 on, they claim nothing."""
+    for about, value in _of_nscl(values):
+        for source, metric, measure, norm, lower_bound in (
+            ("P2 Corollary 1", "cka", "cosine_biased", "centred", bounds.cka_lower_bound),
+            ("P2 Corollary 2", "rsa", "pearson_cosine", "off_diagonal_scatter",
+             bounds.rsa_lower_bound),
+        ):  # fmt: skip
+            log10_ratio = float(drift.log10) - math.log10(value("similarity_norm", norm))
+            ratio = 10**log10_ratio if log10_ratio < 0 else math.inf
+            yield inequality(
+                source, metric, f"theorem_1_{variant}", float(lower_bound(ratio)),
+                value(metric, measure), "lower", kind="network",
+                vacuous_orders=log10_ratio, **about,
+            )  # fmt: skip
+
+
+def _of_nscl(values: Mapping[Key, float]) -> Iterator[tuple[Where, Callable[[str, str], float]]]:
+    """Split and features where the similarities of NSCL were compared with DCL's.
+
+    Each comes with a function from metric and variant to the value there, NaN where none is.
+    """
+    for split, objective, features in groups(values, "similarity_gap"):
+        if objective == "nscl":
+            about: Where = {"split": split, "objective": objective, "features": features}
+            yield about, partial(value_of, values, split, objective, features)
+
+
+def _is_plain_sgd(cell: Mapping[str, Any]) -> bool:
+    """Whether the weights move along the batch's gradient, by the learning rate."""
+    return (
+        cell["optimizer"] == "sgd"
+        and cell["framework"] == "simclr"
+        and not cell["momentum"]
+        and not cell["weight_decay"]
+    )
 
 
 def _values(measured: pl.DataFrame, step: int) -> dict[Key, float]:

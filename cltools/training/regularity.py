@@ -163,9 +163,13 @@ class _Embedding(nn.Module):
         return F.normalize(self.projector(self.encoder(x)), dim=1)
 
 
-def taylor_remainder(before: Linearised, after: Linearised) -> Tensor:
-    """R (M, 2M) = Σ(w') - Σ(w) - J (w' - w), with J at w, the weights of `before`."""
-    return after.sigma - before.sigma - before.jvp(after.weights - before.weights)
+def taylor_terms(before: Linearised, after: Linearised) -> tuple[Tensor, Tensor]:
+    """J (w' - w) and the remainder R, (M, 2M) each: Σ(w') = Σ(w) + J (w' - w) + R.
+
+    J is the Jacobian at w, the weights of `before`; w' are those of `after`.
+    """
+    first_order = before.jvp(after.weights - before.weights)
+    return first_order, after.sigma - before.sigma - first_order
 
 
 def spectral_norm(point: Linearised, iterations: int, seed: int) -> float:

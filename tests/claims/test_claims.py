@@ -384,10 +384,10 @@ CASES = {
           "log10_bound_realised": 3.0}],
         {"step_bound": 0.9},
     ),
-    "surrogate_theorem_for_networks": ([INEQUALITY], {"measured": 1.1}),
-    "networks_follow_surrogate": (
-        [{"amplification_cosine": 0.95, "amplification": 1.2}], {"amplification": 2.5},
+    "surrogate_theorem_for_networks": (
+        [{"touched_distance": 9.0, "log10_bound": 1.0, "images": 64}], {"touched_distance": 11.0},
     ),
+    "networks_follow_surrogate": ([{"amplification_cosine": 0.95}], {"amplification_cosine": 0.85}),
     "cka_corollary": ([{**LOWER, "variant": "corollary"}], {"bound": 0.6}),
     "rsa_corollary": ([{**LOWER, "variant": "corollary"}], {"bound": 0.6}),
 }  # fmt: skip
@@ -593,8 +593,7 @@ def test_without_rows_a_claim_is_not_tested(name):
     others = [
         {**row, "metric": "another", "quantity": "another", "source": "another",
          "objective": "another", "variant": "another", "nscl": math.nan,
-         "gradient_gap": math.nan, "distance": math.nan, "amplification": math.nan,
-         "amplification_cosine": math.nan}
+         "gradient_gap": math.nan, "distance": math.nan, "amplification_cosine": math.nan}
         for row in made
     ]  # fmt: skip
     table = judged(claim, others)
@@ -663,6 +662,33 @@ def test_minimisers_are_those_that_reached_the_least_loss():
     local[-1]["loss"] += 0.1
     assert verdict_on(claim, local) == HOLDS
     assert verdict_on(claim, local[-1:]) == UNTESTED
+
+
+def test_theorem_1_for_networks_leaves_out_bounds_that_say_nothing():
+    """Two matrices of 64 × 128 cosines are at most 2 sqrt(2) · 64 = 181 apart."""
+    claim = ALL["surrogate_theorem_for_networks"]
+    (row,) = rows_of_bound(claim, broken=False, seeds=[0])
+    for log10_bound in (math.log10(182), math.inf):
+        assert verdict_on(claim, [{**row, "log10_bound": log10_bound}]) == UNTESTED
+    beyond = {"log10_bound": math.log10(180), "touched_distance": 180.5}
+    assert verdict_on(claim, [{**row, **beyond}]) == FAILS
+
+
+def test_theorem_1_for_networks_reads_neither_untouched_entries_nor_other_tables():
+    claim = ALL["surrogate_theorem_for_networks"]
+    rows = [{**row, "real_distance": 100.0} for row in rows_of_bound(claim, broken=False)]
+    tables = {"regularity": table_of(rows), "theory": made_up.theory()}
+    (found,) = set(evaluate(c.Claims(0.05, (claim,)), tables, SWEEPS)["verdict"])
+    assert found == HOLDS
+    del tables["regularity"]
+    (found,) = set(evaluate(c.Claims(0.05, (claim,)), tables, SWEEPS)["verdict"])
+    assert found == UNTESTED
+
+
+def test_the_length_of_a_network_s_step_decides_nothing():
+    claim = ALL["networks_follow_surrogate"]
+    rows = [{**row, "amplification": 1000.0} for row in rows_of_bound(claim, broken=False)]
+    assert verdict_on(claim, rows) == HOLDS
 
 
 # ---- many claims, parts and arms ----------------------------------------------------------------
@@ -939,6 +965,7 @@ def folder(tmp_path_factory):
     made_up.measures(cells, epochs=(0, 20, 200)).write_parquet(folder / "measures.parquet")
     made_up.training_log(cells, every=100).write_parquet(folder / "training_log.parquet")
     made_up.theory(cells).write_parquet(folder / "theory.parquet")
+    made_up.regularity().write_parquet(folder / "regularity.parquet")
     sweeps = [{"name": name, **about} for name, about in made_up.SWEEPS.items()]
     write_json(folder / "plan.json", {"experiment": "made up", "cells": {}, "sweeps": sweeps})
     return folder
@@ -946,7 +973,8 @@ def folder(tmp_path_factory):
 
 def run(folder, output, chosen=c.FILE, **more):
     tables = {"measures": folder / "measures.parquet", "theory": folder / "theory.parquet",
-              "training_log": folder / "training_log.parquet", "minimise": None}  # fmt: skip
+              "training_log": folder / "training_log.parquet", "minimise": None,
+              "regularity": folder / "regularity.parquet"}  # fmt: skip
     stage.run(plan=folder / "plan.json", tables=tables | more, claims=chosen, output=output)
 
 
@@ -967,10 +995,9 @@ def test_the_table_and_its_readable_form(folder, tmp_path):
         count = (arms["arm_verdict"] == verdict).sum()
         assert (f"in {count} of {len(arms)} sweeps" in line) == (len(arms) > 1)
     assert details.count("\n| `") == len(table.filter(pl.col("part_verdict") != UNTESTED))
-    # Every seed of the made-up drift is 10 times beyond its bound.
-    assert table.filter(claim="surrogate_theorem_for_networks")["violations"].to_list() == [
-        made_up.theory(made_up.cells(3)).filter(quantity="drift").height
-    ]
+    # The made-up networks are beyond the bound at the last two of three steps.
+    found = table.filter(claim="surrogate_theorem_for_networks")
+    assert found.select("rows", "violations").rows() == [(3, 2)]
 
 
 def test_a_missing_table_and_a_damaged_one(folder, tmp_path):
@@ -984,12 +1011,12 @@ def test_a_missing_table_and_a_damaged_one(folder, tmp_path):
 
 
 def test_the_command(folder, tmp_path):
-    def claims(theory):
+    def claims(regularity):
         command = [sys.executable, "-m", "cltools.cli", "claims", "--plan", folder / "plan.json",
-                   "--theory", theory, "--output", tmp_path / "claims.parquet"]  # fmt: skip
+                   "--regularity", regularity, "--output", tmp_path / "claims.parquet"]  # fmt: skip
         return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
-    done = claims(folder / "theory.parquet")
+    done = claims(folder / "regularity.parquet")
     assert done.returncode == 0, done.stderr
     assert "**does not hold**" in (tmp_path / "claims.md").read_text()
     done = claims(tmp_path / "none.parquet")

@@ -220,6 +220,9 @@ def test_bound_tightness(drawn):
     cases = len(made_up.cells(SEEDS))
     assert (rows["gap"]["claimed"], rows["gap"]["violated"]) == (cases, 0)
     assert (rows["drift"]["claimed"], rows["drift"]["violated"]) == (cases, cases)
+    other = rows["drift_not_comparable"]
+    assert (other["cases"], other["claimed"], other["violated"]) == (cases, 0, 0)
+    assert other["median_orders"] == pytest.approx(-1)
     assert rows["gap"]["median_orders"] == pytest.approx(1)
     assert rows["drift"]["median_orders"] == pytest.approx(-1)
 

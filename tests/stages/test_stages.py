@@ -148,7 +148,8 @@ def test_theory(made):
     table = pl.read_parquet(made / "theory.parquet")
     assert set(table["quantity"]) == {
         "gap", "gap_shuffled_labels", "gap_unbalanced_labels", "gap_clustered_labels", "batch_gap",
-        "cka", "rsa", "centring", "few_shot_error_all_way", "few_shot_error_two_way", "drift",
+        "cka", "rsa", "centring", "few_shot_error_all_way", "few_shot_error_two_way",
+        "drift_not_comparable",
         "batch_composition", "reweighting", "smoothness_of_gradient", "smoothness",
         "gradient_norm", "weight_distance",
     }  # fmt: skip
@@ -159,7 +160,9 @@ def test_theory(made):
     keys = ["step", "split", "objective", "features", "quantity", "variant", "side"]
     assert not table.select(keys).is_duplicated().any()
     # The drift's bound grows with the sum of learning rates, and is measured on the same rows.
-    drift = table.filter(quantity="drift", variant="stated", split="test", features="z")
+    drift = table.filter(
+        quantity="drift_not_comparable", variant="stated", split="test", features="z"
+    )
     assert drift.sort("step")["log10_bound"].is_sorted()
     measures = pl.read_parquet(made / "measures.parquet")
     gap = measures.filter(
@@ -171,6 +174,60 @@ def test_theory(made):
     assert both["measured"].to_list() == both["value"].to_list()
     batch = table.filter(quantity="batch_composition")
     assert batch["holds"].all()
+
+
+def test_drift_with_momentum_is_not_comparable(made):
+    """Momentum is 0.9: nothing is claimed, and the longer steps have a number of their own."""
+    drift = pl.read_parquet(made / "theory.parquet").filter(quantity="drift_not_comparable")
+    assert set(drift["kind"]) == {"not_comparable"}
+    assert drift["holds"].is_null().all()
+    keys = ["variant", "split", "features"]
+    assert set(drift.select(keys).iter_rows()) == {
+        (variant, split, features)
+        for variant in ("stated", "realised", "effective_step")
+        for split in ("train", "test")
+        for features in ("h", "z")
+    }
+    log = pl.read_parquet(made / "log.parquet")
+    # exp(Ση / (2 τ² B)) Ση …: how much larger it is with 10 Ση, for τ = 0.5 and B = 30.
+    grown = 9 * log["sum_lr"].max() / (2 * 0.5**2 * 30 * np.log(10)) + 1
+    by_variant = drift.pivot("variant", index=keys[1:], values="log10_bound")
+    more = (by_variant["effective_step"] - by_variant["stated"]).to_numpy()
+    assert more == pytest.approx(grown)
+
+
+@pytest.mark.parametrize(
+    ("settings", "comparable"),
+    [
+        ({"momentum": 0.0, "weight_decay": 0.0}, True),
+        ({"momentum": 0.0, "weight_decay": 0.1}, False),
+        ({"momentum": 0.0, "weight_decay": 0.0, "optimizer": "lars"}, False),
+    ],
+)
+def test_drift_of_z_under_plain_sgd_is_comparable(digits, tmp_path, settings, comparable):
+    cell = {"dataset": "digits", "recipe": "digits", "optimizer": "sgd", "horizon": "2 steps",
+            "images_per_class": 8, "test_images_per_class": 8, "batch_size": 16,
+            "projector_hidden": 8, "projector_dim": 4, "objectives": ["dcl", "nscl"],
+            "checkpoints": [], **settings}  # fmt: skip
+    manifest = tmp_path / "t.json"
+    place = ["--store", digits]
+    cltools("train", "--cell", json.dumps(cell), *place, "--run", tmp_path / "run",
+            "--manifest", manifest)  # fmt: skip
+    cltools("embed", manifest, *place, "--done", tmp_path / "e.json")
+    cltools("measure", manifest, "--done", tmp_path / "m.json")
+    cltools("theory", manifest, *place, "--measured", tmp_path / "m.json", "--done",
+            tmp_path / "th.json", "--settings", '{"curvature_images": 4}')  # fmt: skip
+    (path,) = json.loads((tmp_path / "th.json").read_text())["tables"].values()
+    table = pl.read_parquet(path).filter(source="P2 Theorem 1")
+    found = table.filter(quantity="drift").select("split", "features", "kind", "variant").rows()
+    ours = ("train", "z", "network")
+    expected = {(*ours, "stated"), (*ours, "realised")} if comparable else set()
+    assert set(found) == expected
+    assert len(found) == len(expected)
+    assert not table.filter(quantity="drift")["holds"].is_null().any()
+    rest = table.filter(pl.col("quantity") != "drift")
+    assert set(rest["quantity"]) == {"drift_not_comparable"}
+    assert set(rest["variant"]) == {"stated", "realised"}  # no momentum
 
 
 def test_theory_is_made_once_and_refuses_what_it_cannot_use(made, tmp_path):

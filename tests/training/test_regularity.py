@@ -29,7 +29,7 @@ from cltools.training.regularity import (
     SimilarityMap,
     reference_set,
     spectral_norm,
-    taylor_remainder,
+    taylor_terms,
 )
 from cltools.training.trainer import CoupledTrainer
 
@@ -126,7 +126,7 @@ def test_remainder_is_of_second_order_in_the_weights(tiny):
     similarities, weights, direction = tiny
     point = similarities.at(weights)
     norms = [
-        taylor_remainder(point, similarities.at(weights + length * direction)).norm().item()
+        taylor_terms(point, similarities.at(weights + length * direction))[1].norm().item()
         for length in (1e-4, 5e-5, 2.5e-5)
     ]
     assert norms[0] / norms[1] == pytest.approx(4, rel=0.02)
@@ -239,6 +239,18 @@ def test_the_table_from_its_definitions(digits):
         same("sum_lr", np.cumsum(lrs))
         same("sum_lr_squared", np.cumsum(lrs**2))
         same("real_distance", norms(np.array(sigma["dcl"]) - np.array(sigma["nscl"]))[1:])
+        apart = np.array(sigma["dcl"]) - np.array(sigma["nscl"])
+        used = [set() for _ in range(STEPS)]
+        for step, batch in enumerate(batches):
+            pairs = {(i, j + v * IMAGES) for i in batch for j in batch for v in (0, 1)}
+            used[step] = used[step - 1] | pairs
+        same(
+            "touched_distance",
+            [
+                np.sqrt(sum(d[entry] ** 2 for entry in entries))
+                for d, entries in zip(apart[1:], used, strict=True)
+            ],
+        )
         same("moved", norms(np.diff(ours, axis=0)))
         same("displacement", norms(ours[1:] - start))
         same("surrogate_displacement", norms(np.array(surrogate) - start))
@@ -266,6 +278,63 @@ def test_the_table_from_its_definitions(digits):
         )
         assert row["weight_step_cosine"] == pytest.approx(cosine(step, pulled, dim=0).item())
         assert row["jacobian_norm"] == pytest.approx(spectral_norm(point, 2, seed=0))
+
+
+def test_the_terms_of_a_step_from_the_explicit_jacobian(digits):
+    """Products of whole matrices, for 8 images: J of `torch.autograd` has 128 rows."""
+    images, size, lr = 8, 4, 0.1
+    make = partial(trainer_of, digits, images=images, steps=1, batch_size=size, base_batch=size)
+    trainer = make()
+    similarities = SimilarityMap(trainer.networks["dcl"], trainer.batches["dcl"].views)
+    before = similarities.weights(trainer.networks["dcl"])
+    jacobian = torch.autograd.functional.jacobian(similarities, before).flatten(0, 1)
+    preconditioner = jacobian @ jacobian.T
+    trainer.train_step()
+    (batch,) = trainer.batches["dcl"].positions(range(1)).numpy()
+    start, labels = similarities(before), trainer.data.labels.numpy()
+    table = follow(make(), 1, 200, 0.05)
+    assert table["lr"].to_list() == [lr, lr]
+    norm = torch.linalg.eigvalsh(preconditioner)[-1].item()
+    assert table["jacobian_norm"].to_numpy() ** 2 == pytest.approx(norm, rel=1e-3)
+
+    for number, objective in enumerate(["dcl", "nscl"]):
+        row = table.row(number, named=True)
+        after = similarities.weights(trainer.networks[objective])
+        block = touched_entries(batch, images)
+        gradient = torch.zeros_like(start)
+        negatives = batch_negatives(labels[batch])[number]
+        gradient[block] = torch.from_numpy(batch_gradient(start[block].numpy(), negatives, 0.5))
+        ours = preconditioner @ gradient.flatten()
+        moved = (similarities(after) - start).flatten()
+        first = jacobian @ (after - before)
+        expected = {
+            "moved": moved,
+            "first_order": first,
+            "preconditioned": lr * ours,
+            "other_gradient": first + lr * ours,
+            "remainder": moved - first,
+        }
+        found = {name: row[name] for name in expected}
+        assert found == pytest.approx({n: v.norm().item() for n, v in expected.items()}, rel=1e-6)
+        cosine = F.cosine_similarity(ours, gradient.flatten(), dim=0).item()
+        assert row["amplification_cosine"] == pytest.approx(cosine)
+
+
+def test_the_bound_with_steps_as_long_as_the_jacobian_makes_them(digits):
+    table = follow(trainer_of(digits), STEPS, 2, 0.05)
+    labels = trainer_of(digits).data.labels.numpy()
+    batches = trainer_of(digits).batches["dcl"].positions(range(STEPS)).numpy()
+    total, largest = 0.0, 0.0
+    for step, batch in enumerate(batches):
+        rows = table.filter(step=step + 1)
+        total += rows["lr"][0] * max(rows["jacobian_norm"]) ** 2
+        largest = max(largest, np.bincount(labels[batch]).max() / SIZE)
+        delta = 2 * np.exp(2 / 0.5) * largest / (1 - largest)
+        log = total / (2 * 0.5**2 * SIZE) + np.log(total * delta / (0.5 * np.sqrt(SIZE)))
+        assert rows["sum_lr_jacobian"].to_list() == pytest.approx([total] * 2)
+        assert rows["log10_bound_jacobian"].to_list() == pytest.approx([log / np.log(10)] * 2)
+        beyond = log / np.log(10) - np.log10(2 * np.sqrt(2) * IMAGES)
+        assert rows["vacuous_orders_jacobian"].to_list() == pytest.approx([beyond] * 2)
 
 
 def test_both_start_from_one_jacobian(digits):
