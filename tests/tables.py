@@ -35,6 +35,15 @@ SPREAD = 0.015  # one seed further is this much more
 # How far each objective has left DCL when training ends, and its accuracy at the base cell.
 DRIFT = {"nscl": 0.12, "scl": 0.55, "ce": 0.42}
 ACCURACY = {"dcl": 0.86, "nscl": 0.93, "scl": 0.955, "ce": 0.945}
+# Labels of their own, and the second DCL: drift, and the share of negatives that is dropped.
+CONTROLS = {
+    "nscl:shuffled": (0.15, 0.1),
+    "nscl:noise50": (0.14, 0.1),
+    "nscl:random2": (0.2, 0.5),
+    "nscl:coarse2": (0.4, 0.5),
+    "nscl:clusters10": (0.13, 0.11),
+    "dcl_twin": (0.18, 0.0),
+}
 COLLAPSE = {  # before training
     ("cdnv", "pairs"): 2.0,
     ("cdnv", "directional"): 0.3,
@@ -212,6 +221,24 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
             gap = {"nscl": 0.88, "scl": 0.97, "ce": 1.1}[objective] * done + off
             to = {"objective": objective, "reference": "dcl", "split": ""}
             yield to | {"metric": "weight_gap", "variant": "mean_layer", "value": gap}
+
+
+def controls(of: Iterable[dict[str, Any]], epochs: Sequence[float] = EPOCHS) -> pl.DataFrame:
+    """Rows of `measures.parquet` of models that `measures` has not: controls of the labels."""
+    found = []
+    for one, epoch, (objective, (drift, share)) in product(of, epochs, CONTROLS.items()):
+        at = {"step": round(epoch * STEPS_PER_EPOCH), "epoch": float(epoch)}
+        off = SPREAD * one["seed"] * (epoch > 0)
+        cka = 1 - drift * progress(epoch) + off
+        to = {"reference": "dcl", "features": "h", "split": "test"}
+        values = {("cka", "cosine_biased"): cka, ("rsa", "pearson_cosine"): 0.8 * cka}
+        rows = [to | {"metric": m, "variant": v, "value": x} for (m, v), x in values.items()]
+        dropped = {"metric": "dropped_negatives", "variant": "share", "value": share}
+        rows.append({"reference": "", "features": "", "split": "train"} | dropped)
+        found += [one | at | {"objective": objective, "n": 360} | row for row in rows]
+        if objective == "nscl:shuffled":
+            found.append(found[-1] | {"objective": "nscl"})
+    return pl.DataFrame(found)
 
 
 def merged(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
@@ -428,7 +455,7 @@ def write(folder: Path, seeds: int = 5) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = cells(seeds)
     found = {
-        "measures": pl.concat([measures(made), merged(made)], how="diagonal"),
+        "measures": pl.concat([measures(made), merged(made), controls(made)], how="diagonal"),
         "log": training_log(made),
         "theory": theory(made),
         "surrogate": surrogate(),

@@ -33,6 +33,8 @@ class FigureSpec:
     optional: tables that it shows too, if they exist.
     papers: files with numbers of the papers (`config/paper/expected`) that it shows next to cells
         of the same data set.
+    objective: some cell must train this one.
+    own_labels: whether it shows objectives that have labels of their own, too.
     """
 
     description: str
@@ -43,6 +45,8 @@ class FigureSpec:
     stages: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     papers: tuple[str, ...] = ()
+    objective: str = "dcl"
+    own_labels: bool = False
 
     def swept(self, sweeps: Sweeps) -> bool:
         """Whether `sweeps` hold the cells that this figure shows."""
@@ -53,10 +57,12 @@ class FigureSpec:
             return bool(names)
         return not set(self.tables) & set(OF_CELLS) or base_sweep(sweeps) is not None
 
-    def needs(self, sweeps: Sweeps, stages: Collection[str] = ()) -> bool:
-        """Whether an experiment with these sweeps and further stages can draw the figure."""
+    def needs(
+        self, sweeps: Sweeps, stages: Collection[str] = (), objectives: Collection[str] = ("dcl",)
+    ) -> bool:
+        """Whether an experiment with these sweeps, further stages and objectives can draw it."""
         further = {*self.stages, *self.tables} - set(OF_CELLS)
-        return further <= set(stages) and self.swept(sweeps)
+        return further <= set(stages) and self.objective in objectives and self.swept(sweeps)
 
     def tables_of(self, stages: Collection[str]) -> list[str]:
         """The tables from which it is drawn in an experiment with these further stages."""
@@ -105,6 +111,20 @@ FIGURES: dict[str, FigureSpec] = {
     "residual_alignment": FigureSpec(
         "Alignment with DCL: of whole features, without class means, and of class means alone.",
         "residual",
+    ),
+    "labels_negatives": FigureSpec(
+        "Alignment with DCL against the share of negatives that labels drop: of whole classes, and "
+        "of random ones.",
+        "labels",
+        objective="nscl:shuffled",
+        own_labels=True,
+    ),
+    "label_effect": FigureSpec(
+        "Alignment of NSCL with DCL, with true and with shuffled labels: in training, and against "
+        "temperature and number of classes.",
+        "labels",
+        objective="nscl:shuffled",
+        own_labels=True,
     ),
     "losses_training": FigureSpec(
         "DCL and NSCL loss during training, and the bound on their gap.",
@@ -184,7 +204,8 @@ FIGURES: dict[str, FigureSpec] = {
 
 def figures_of(experiment: "Experiment") -> list[str]:
     """The figures for which an experiment has the cells and stages."""
-    needs = (experiment.sweeps, experiment.further_stages)
+    trained = {o for plan in experiment.plans.values() for o in plan.cell["objectives"]}
+    needs = (experiment.sweeps, experiment.further_stages, trained)
     return [name for name, spec in FIGURES.items() if spec.needs(*needs)]
 
 
@@ -201,4 +222,6 @@ def draw(name: str, experiment: "ExperimentTables") -> tuple["Figure", "pl.DataF
         if spec.classes is not None:
             varied += f", with {spec.classes} classes among its values"
         raise InputError(f"figure {name} needs a sweep that varies {varied}: add one to the config")
+    if not spec.own_labels:
+        experiment = experiment.without_own_labels()
     return getattr(import_module(f"cltools.figures.{spec.module}"), name)(experiment)

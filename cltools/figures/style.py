@@ -264,13 +264,18 @@ def alignment_axis(ax: Axes, values: pl.Series) -> None:
     ax.set_yticks(np.arange(np.floor(lowest * 5) / 5, 1.01, 0.2).round(1))
 
 
+def _line(widths: Sequence[float], columns: int) -> float:
+    """The width of a legend, whose columns are as wide as their widest entry."""
+    return sum(max(widths[column::columns]) for column in range(columns))
+
+
 def finish(figure: Figure, title: str, handles: Sequence[Artist], footnote: str) -> None:
     """Put the title and the legend above the panels and the footnote below them."""
     size = rcParams["font.size"]
     width = figure.get_size_inches()[0]
     # The title is set as the title of the legend, so that the layout avoids overlap of the two.
-    line = sum(CHARACTER * size * (len(h.get_label()) + 8) / 72 for h in handles)
-    columns = max(1, math.ceil(len(handles) / max(1, math.ceil(line / width))))
+    widths = [CHARACTER * size * (len(h.get_label()) + 7) / 72 for h in handles]
+    columns = next(n for n in range(len(handles) or 1, 0, -1) if n == 1 or _line(widths, n) < width)
     figure.legend(
         # matplotlib fills a legend column by column, but it is read row by row.
         handles=[h for column in range(columns) for h in handles[column::columns]],

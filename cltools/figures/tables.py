@@ -1,6 +1,6 @@
 """The tables from which figures are drawn: rows of sweeps, and numbers of the papers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -15,6 +15,13 @@ TEXTS = (
     "features", "epoch", "factor", "factor_value", "source", "note",
 )  # fmt: skip
 PAPERS = pl.DataFrame(schema=dict.fromkeys(TEXTS, pl.String) | dict.fromkeys(NUMBERS, pl.Float64))
+# Table -> the columns that name objectives.
+OBJECTIVES_OF = {
+    "measures": ("objective", "reference"),
+    "log": ("model",),
+    "theory": ("objective",),
+    "project": ("objective",),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,16 @@ class ExperimentTables:
     regularity: pl.DataFrame | None = None
     project: pl.DataFrame | None = None
     papers: pl.DataFrame = field(default_factory=PAPERS.clone)
+
+    def without_own_labels(self) -> "ExperimentTables":
+        """The same, but only objectives that are trained with the labels of the data set."""
+        found = {}
+        for name, columns in OBJECTIVES_OF.items():
+            table = getattr(self, name)
+            if table is not None:
+                plain = [~pl.col(column).str.contains(":", literal=True) for column in columns]
+                found[name] = table.filter(plain)
+        return replace(self, **found)
 
     def base(self, table: pl.DataFrame) -> pl.DataFrame:
         """The rows of `table` that belong to the base sweep."""

@@ -69,13 +69,18 @@ def test_needs_the_sweep_that_varies_the_factor():
     assert [name for name, spec in FIGURES.items() if spec.needs(sweeps)] == [
         "alignment_temperature"
     ]
-    assert all(spec.needs(made_up.SWEEPS, STAGES) for spec in FIGURES.values())
+    trained = ["dcl", "nscl:shuffled"]
+    assert all(spec.needs(made_up.SWEEPS, STAGES, trained) for spec in FIGURES.values())
     assert not any(spec.needs({}) for spec in FIGURES.values())
 
 
 def test_needs_the_stages_whose_work_it_shows():
     without = {name for name, spec in FIGURES.items() if not spec.needs(made_up.SWEEPS)}
-    assert without == {"merging", "umap_grid", "surrogate_drift", "collapse_order"}
+    of_stages = {"merging", "umap_grid", "surrogate_drift", "collapse_order"}
+    of_labels = {"labels_negatives", "label_effect"}
+    assert without == of_stages | of_labels
+    trained = ["dcl", "nscl:shuffled"]
+    assert all(FIGURES[name].needs(made_up.SWEEPS, objectives=trained) for name in of_labels)
     assert FIGURES["merging"].needs(made_up.SWEEPS, ["merge"])
     assert FIGURES["surrogate_drift"].needs({}, ["surrogate"])
     assert FIGURES["surrogate_drift"].tables_of(["surrogate"]) == ["surrogate"]
@@ -202,6 +207,38 @@ def test_downstream(drawn):
     rows = numbers(drawn, "downstream", split="test", metric="linear_probe")
     means = dict(rows.select("objective", "mean").iter_rows())
     assert means == pytest.approx(made_up.ACCURACY)
+
+
+def test_labels_negatives(drawn):
+    """Every point stands at the share that its labels drop; the second DCL drops none."""
+    rows = numbers(drawn, "labels_negatives", metric="cka")
+    centre = made_up.SPREAD * (SEEDS - 1) / 2
+    expected = {
+        o: (share, 1 - drift + centre) for o, (drift, share) in made_up.CONTROLS.items()
+    } | {"nscl": (0.1, made_up.alignment(made_up.cell(), "nscl", 200))}
+    found = {o: x for o, *x in rows.select("objective", "share", "mean").unique().iter_rows()}
+    assert found.keys() == expected.keys()
+    for objective, point in expected.items():
+        assert found[objective] == pytest.approx(point)
+
+
+def test_label_effect_is_paired_by_seed(drawn):
+    rows = numbers(drawn, "label_effect", quantity="true − shuffled labels", factor="tau")
+    for tau in (0.1, 0.5, 1.0):
+        # The made-up controls do not depend on τ. A seed adds the same to both, but for a shift.
+        cka = made_up.alignment(made_up.cell(tau=tau), "nscl", 200)
+        centre = made_up.SPREAD * (SEEDS - 1) / 2
+        effect = rows.filter(x=tau)
+        expected = cka - (1 - made_up.CONTROLS["nscl:shuffled"][0]) - centre
+        assert effect["value"].to_list() == pytest.approx([expected] * SEEDS)
+    assert set(numbers(drawn, "label_effect")["factor"]) == {"epoch", "tau", "classes"}
+    assert set(numbers(drawn, "label_effect")["objective"]) == {"nscl", "nscl:shuffled", "dcl_twin"}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in FIGURES.items() if not spec.own_labels])
+def test_other_figures_leave_out_labels_of_their_own(name, drawn):
+    text = (drawn / f"{name}.csv").read_text()
+    assert "nscl:" not in text
 
 
 def test_alignment_coupling(drawn):
