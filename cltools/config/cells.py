@@ -77,6 +77,8 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         cell["recipe"] = resolve_recipe(recipe, f"{where}.recipe")
     if not _is_valid(cell):
         check(cell, "cell", where)
+    if cell["class_draw"] == "seed":
+        cell["class_draw"] = cell["seed"]
     _check_ranges(cell["recipe"], f"{where}.recipe")
     cell = dict(_with_floats(cell, schema()["$defs"]["cell"]))
     _check_encoder(cell, where)

@@ -201,9 +201,9 @@ def test_cells_that_share_a_run_can_stop_where_it_kept_its_weights():
 
 
 def test_laptop_configs_share_their_cells():
-    """So that all of them take an hour or so on two cores."""
-    every = [cells(path) for path in LAPTOP]
-    assert len(set.union(*every)) <= 90 < sum(map(len, every))
+    """So that those with a seed or three take an hour or so on two cores, all together."""
+    every = [cells(path) for path in LAPTOP if path.stem not in ("digits", "labels_cifar10")]
+    assert len(set.union(*every)) <= 60 < sum(map(len, every))
 
 
 @pytest.mark.parametrize("path", [PAPER[-1], LAPTOP[-1]], ids=lambda path: path.stem)
