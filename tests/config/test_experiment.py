@@ -113,6 +113,15 @@ def test_batches():
     assert list(load_experiment(CONFIG).batches) == list(experiment.plans)
 
 
+def test_each_seed_can_draw_classes_of_its_own():
+    sweeps = {"c": {"set": {"class_draw": "seed"}, "vary": {"classes": [2, 4], "seed": [0, 5]}}}
+    plans = load_experiment(changed(sweeps=sweeps)).plans
+    draws = [(plan.cell["seed"], plan.cell["class_draw"]) for plan in plans.values()]
+    assert draws == [(0, 0), (5, 5)] * 2
+    said = {"c": {"set": {"class_draw": 5}, "vary": {"classes": [2, 4], "seed": [5]}}}
+    assert load_experiment(changed(sweeps=said)).plans.keys() < plans.keys()
+
+
 def test_coupling_can_be_swept():
     levels = [["init", "batches", "views"], ["views", "init"], []]
     sweeps = {"ladder": {"vary": {"coupling": levels}}}
