@@ -82,7 +82,7 @@ CLAIM = (
 
 KEPT_DIGITS = 6  # of measured values in docs/data/
 ROOT = Path(__file__).parents[1]
-DATA, TEMPLATES = ROOT / "docs/data", ROOT / "docs/templates"
+CONFIGS, DATA, TEMPLATES = ROOT / "config", ROOT / "docs/data", ROOT / "docs/templates"
 PAGES = {"README.md": "README.md.j2", "docs/findings.md": "findings.md.j2"}
 HEAD = (
     "<!-- Made from docs/templates/{}: edit that, then `uv run python docs/measured.py write` -->"
@@ -143,11 +143,9 @@ def _made_by(results: ExperimentFolder, plan: Mapping[str, Any]) -> dict[str, An
         read_manifest(everything.cell(name).manifest(Duration.parse(about["until"]).slug))
         for name, about in plan["cells"].items()
     ]
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return {
-        "config": str(_config_of(plan).relative_to(ROOT)),
-        "commit": commit.strip(),
+        "config": str(_config_of(plan).relative_to(CONFIGS.parent)),
+        "commit": _commit(),
         "date": f"{datetime.fromtimestamp(results.claims.stat().st_mtime, UTC):%Y-%m-%d}",
         "processor": processor.name(),
         "trained_on": sorted({cell["made_by"]["processor"] for cell in cells}),
@@ -158,15 +156,26 @@ def _made_by(results: ExperimentFolder, plan: Mapping[str, Any]) -> dict[str, An
     }
 
 
+def _commit() -> str:
+    """The commit of this checkout, and whether the code is another one; docs/ does not matter."""
+    changed = _git("status", "--porcelain", "--", "cltools", "config", "workflow", "Snakefile")
+    return (_git("rev-parse", "HEAD") or "unknown") + " with changes" * bool(changed)
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def _config_of(plan: Mapping[str, Any]) -> Path:
     """The shipped config that asks for exactly these cells."""
-    for path in sorted((ROOT / "config").rglob("*.yaml")):
+    for path in sorted(CONFIGS.rglob("*.yaml")):
         config = read_config(path)
         if config.get("experiment") == plan["experiment"]:
             if load_experiment(config).plans.keys() != plan["cells"].keys():
                 raise InputError(f"{path} asks for other cells than were run: run it again")
             return path
-    raise InputError(f"no config in {ROOT / 'config'} is called {plan['experiment']}: add it")
+    raise InputError(f"no config in {CONFIGS} is called {plan['experiment']}: add it")
 
 
 def written() -> dict[str, str]:
