@@ -1,4 +1,7 @@
-"""What the pages, rules and benchmarks name exists: files, links, sections, modules."""
+"""What the pages, rules and benchmarks name exists: files, links, sections, modules.
+
+Measured numbers in the pages come from docs/data/.
+"""
 
 import ast
 import importlib
@@ -9,6 +12,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import measured
 import pytest
 from places import ROOT
 from test_architecture import MAY_IMPORT
@@ -106,3 +110,129 @@ def test_the_main_page_says_how_tests_with_markers_are_run():
     markers = {marker.partition(":")[0] for marker in options["markers"]}
     said = re.findall(r"`uv run pytest -m (\w+)`", (ROOT / "README.md").read_text())
     assert sorted(said) == sorted(markers)
+
+
+@pytest.mark.parametrize("page", measured.PAGES)
+def test_pages_with_measured_numbers_are_up_to_date(page):
+    remedy = "change its template in docs/templates/, then run: python docs/measured.py write"
+    assert (ROOT / page).read_text() == measured.written()[page], remedy
+
+
+@pytest.mark.parametrize("file", sorted(measured.DATA.glob("*.csv")), ids=name_of)
+def test_tables_of_measured_numbers_are_small(file):
+    assert file.stat().st_size <= 200_000, "keep fewer rows: SELECTIONS in docs/measured.py"
+
+
+# What looks like a measured number, outside of code.
+NUMBER = re.compile(r"\d\.\d|\d %|± \d|\d (?:times|orders of magnitude)")
+CONSTANTS = [
+    r"[τCB] [=≥] [\d., ]+",  # settings of cells
+    r"arXiv \d+\.\d+|Python 3\.\d+",
+    r"\b90 % t interval|Intervals\*\* \(90 %",  # levels of intervals
+    r"at most 5 % of their|at most 5 %;",  # error rates of the claims
+    r"1\.5 × the measured time",  # what jobs request
+    r"32 and 181 times below",  # learning-rate rules at B = 1024, from their formulas
+    r"objectives are 1\.6 GB",  # the size of an array
+]
+# Beginnings of sentences and table rows whose numbers are not yet made from docs/data/.
+WAITING = {
+    "docs/templates/README.md.j2": [
+        "| DCL stays closer to",
+        "| … and not only",
+        "| the loss gap obeys",
+        "| alignment rises with τ",
+        "| alignment rises with C",
+        "| weights diverge while representations",
+        "| alignment falls with B",
+        "| CKA ≥ (1 −",
+        "| the drift of similarities",
+        "| … because networks follow",
+        "| merging DCL and NSCL",
+        "On a copy of CIFAR-10",
+        "The network is tiny (linear",
+        "NSCL with all three shared",
+        "So at this scale NSCL",
+        # of benchmarks/coupled_step.py, alignment.py and alignment_large.py
+        "On one CPU thread it",
+        "With a ResNet-18 at B",
+        "For N = 10,000 and",
+        "Economical N × N code",
+        "Four objectives, all pairs and",
+    ],
+    "docs/templates/findings.md.j2": [
+        "On digits they were computed",
+        # the table of claims, whose statements have numbers too
+        "| Over the training of",
+        "| Over the number of classes",
+        "| Before training the gap",
+        "| At the end of",
+        "| Over the number of shots,",
+        "| From 5 to 100",
+        "| Trained with shared randomness,",
+        "| Alignment is the same",
+        "| At every step of",
+        # everything else
+        "| 0.5 | 32 |",
+        "| 1 | 32 |",
+        "| 0.5 | 64 |",
+        "The cosine of J Jᵀ",
+        "With η‖J‖² in place of",
+        "| init, batches, views |",
+        "| batches, views | 0.912",
+        "| init, views | 0.926",
+        "| init, batches | 0.911",
+        "| init | 0.907 ±",
+        "| nothing | 0.920 ±",
+        "Compared seed by seed, sharing",
+        "If not all three are",
+        "- **Alignment does not depend",
+        "CKA with its start 0.71),",
+        "If the largest class is",
+        "- **Nor on the ResNet.**",
+        "On CIFAR-10 its DCL network",
+        "(Where that is only seed",
+        "| τ = 0.1, 0.5,",
+        "| C = 2, 5,",
+        "| | equal steps (300),",
+        "| | equal steps and",
+        "| which classes, three draws",
+        "| | C = 5",
+        "| B = 50, 100,",
+        "| | constant η, equal",
+        "| | η ∝ B,",
+        "On digits for 300 epochs",
+        "| ![~ | The NSCL",
+    ],
+    "docs/limits.md": [
+        # of benchmarks/claims.py
+        "In simulations (~, 10,000 experiments",
+        "Of 26 further claims, 16",
+        "Eight seeds find an effect",
+        "With the *mean* of lognormal",
+        "If each seed has a",
+    ],
+}
+
+
+def sentences(text):
+    """The sentences and table rows of a page, without code, links and what templates fill in."""
+    text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.M | re.S)
+    text = re.sub(r"\{\{.*?\}\}|`[^`]*`|\]\([^)]*\)", "~", text, flags=re.S)
+    for block in re.split(r"\n\s*\n|\n(?= *[-|] ?)", text):
+        block = " ".join(block.split())
+        yield from (
+            [block] if block.startswith("|") else re.split(r"(?<=[.?!:;]) (?=\W*[A-Z])", block)
+        )
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_measured_numbers_are_made_from_data(name):
+    """A sentence that got its numbers from docs/data/ leaves the list."""
+    found = [
+        sentence
+        for sentence in sentences((ROOT / name).read_text())
+        if NUMBER.search(re.sub("|".join(CONSTANTS), "", sentence))
+    ]
+    waiting = tuple(WAITING[name])
+    assert [sentence for sentence in found if not sentence.startswith(waiting)] == []
+    assert [begin for begin in waiting if not any(s.startswith(begin) for s in found)] == []
