@@ -163,7 +163,9 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
             yield here | moved | {"value": 1 - 0.7 * done + off}
             for (metric, variant), start in COLLAPSE.items():
                 value = start * (1 - ACCURACY[objective] * done) * math.exp(off)
-                yield here | {"metric": metric, "variant": variant, "value": value}
+                about = {"metric": metric, "variant": variant}
+                yield here | about | {"value": value}
+                yield here | about | {"features": "z", "value": 0.9 * value}
             if c == 4:
                 value = 1 + (SIMPLEX_COSINE - 1) * done * ACCURACY[objective]
                 value -= 0.02 * (split == "test")
@@ -172,7 +174,9 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
                     yield here | about | {"value": value}
             for variant, open_by in ANGLES.items():
                 value = SIMPLEX_ANGLE + open_by * (1 - done) + off
-                yield here | {"metric": "class_mean_angle", "variant": variant, "value": value}
+                about = {"metric": "class_mean_angle", "variant": variant}
+                yield here | about | {"value": value}
+                yield here | about | {"features": "z", "value": value - 1}
             accuracy = {"variant": "accuracy", "n": 1440 if split == "train" else 360}
             top = ACCURACY[objective] + 0.03 * (split == "train")
             for metric, less in (("nccc", 0.04), ("linear_probe", 0.0)):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -11,42 +12,45 @@ from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.tables import ExperimentTables
 
+FEATURES = {"h": "encoder features h", "z": "projections z"}
 CDNV = {"pairs": "CDNV", "directional": "Directional CDNV"}
 
 
 def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Rows: CDNV and directional CDNV; columns: training and test images; for the base sweep."""
+    """Rows: CDNV and directional CDNV, each of h and z; columns: training and test images."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
     wanted = {"metric": "cdnv", "variant": list(CDNV), "split": splits}
-    cells = tidy.rows(measures, features="h", **wanted)
-    plotted = tidy.spread(cells, ["variant", "split", "objective", "epoch"])
+    cells = tidy.rows(measures, features=list(FEATURES), **wanted)
+    plotted = tidy.spread(cells, ["features", "variant", "split", "objective", "epoch"])
     papers = tables.papers_rows(experiment, cells, **wanted)
     objectives = style.ordered(plotted["objective"])
 
-    figure, axes = style.panels(len(CDNV), 2, sharex=True, sharey="row")
-    for row, (variant, title) in zip(axes, CDNV.items(), strict=True):
+    figure, axes = style.panels(2 * len(CDNV), 2, height=1.8, sharex=True, sharey="row")
+    rows = product(CDNV.items(), FEATURES)
+    for row, ((variant, title), features) in zip(axes, rows, strict=True):
         for ax, split in zip(row, splits, strict=True):
             for name in objectives:
                 one = {"variant": variant, "split": split, "objective": name}
                 look = style.look_of(name)
-                style.curve(ax, plotted.filter(**one), "epoch", look)
+                style.curve(ax, plotted.filter(features=features, **one), "epoch", look)
                 style.paper_curve(ax, papers.filter(**one), "epoch", look)
-            ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
+            images = "training" if split == "train" else "test"
+            ax.set_title(f"{title} of {features}, {images} images")
             style.epoch_axis(ax, plotted["epoch"])
             style.log_axis(ax)
             ax.label_outer()
-        row[0].set_ylabel(f"{title}\n(log scale)")
+        row[0].set_ylabel("CDNV\n(log scale)")
     style.finish(
         figure,
         "Variance within classes relative to the distance between them, during training",
         [*(style.handle(style.look_of(o)) for o in objectives), *style.paper_handles(papers)],
-        f"{tidy.setting(cells)}. Encoder features h. "
+        f"{tidy.setting(cells)}. h: encoder features; z: normalized projections. "
         f"{tables.seeds_note(plotted, cells, 'band')} CDNV: mean over pairs of classes of (v + v′) "
         "/ (2 d²), where v and v′ are the variances of the two classes and d is the distance of "
         "their means; 0 is collapse. Directional: only the variance along the line between the two "
         "means counts."
-        + " P1 does not say whether its CDNV is of h or z."
+        + " P1 does not say whether its CDNV is of h or z: it is drawn beside both."
         * ("P1 CDNV" in papers["figure"]),
     )
     return figure, tables.with_papers(plotted, papers)
@@ -70,13 +74,14 @@ COLLAPSED = 1e-4  # the lower end of the axes of free embeddings
 def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """How close class means are to a simplex (ETF), and images to their class means.
 
-    The first row shows the networks of the base sweep on training images. If the table of stage
-    `minimise` exists, a second row shows free embeddings. They are those of its grid with the most
-    classes and dimensions, and with the temperature that is nearest to that of the networks.
+    The first two rows show h and z of the networks of the base sweep on training images. If the
+    table of stage `minimise` exists, a third row shows free embeddings. They are those of its grid
+    with the most classes and dimensions, and with the temperature that is nearest to that of the
+    networks.
     """
     measures = experiment.base(experiment.measures)
     cells = _geometry(measures)
-    networks = tidy.spread(cells, ["metric", "variant", "objective", "epoch"])
+    networks = tidy.spread(cells, ["features", "metric", "variant", "objective", "epoch"])
     plotted, free = networks, None
     if experiment.minimise is not None:
         free = _free(experiment.minimise, cells["tau"].mode().min())
@@ -84,9 +89,11 @@ def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
         plotted = pl.concat([networks, free.select(columns)], how="diagonal_relaxed")
     objectives = style.ordered(plotted["objective"])
 
-    figure, axes = style.panels(1 + (free is not None), 3, height=2.1)
-    _draw_networks(axes[0], networks, cells["classes"])
-    note = _draw_free(axes[1], free) if free is not None else ""
+    figure, axes = style.panels(len(FEATURES) + (free is not None), 3, height=2.1)
+    for row, features in zip(axes, FEATURES, strict=False):
+        _draw_networks(row, networks.filter(features=features), cells["classes"])
+        row[0].set_ylabel(f"Networks, {FEATURES[features]}")
+    note = _draw_free(axes[-1], free) if free is not None else ""
     style.finish(
         figure,
         "Collapse onto a simplex: networks" + " and free embeddings" * (free is not None),
@@ -96,7 +103,7 @@ def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
                 style.Look("angle of a simplex", style.THEORY, ""), linestyle="--", linewidth=0.9
             ),
         ],
-        f"Networks: {tidy.setting(cells)}; training images, encoder features h. "
+        f"Networks: {tidy.setting(cells)}; training images. "
         f"{tables.seeds_note(networks, cells, 'band')} Deviation: ‖G − G_ETF‖ / ‖G_ETF‖, where G "
         "are the cosines of the centered class means. Angles between these means: the smallest "
         f"and, dotted, the largest of all pairs of classes.{note}",
@@ -112,7 +119,7 @@ def _geometry(measures: pl.DataFrame) -> pl.DataFrame:
                 measures,
                 metric=metric,
                 variant=ANGLES if metric == "class_mean_angle" else variant,
-                features="h",
+                features=list(FEATURES),
                 split="train",
             )
             for metric, variant in OF_NETWORKS

@@ -272,7 +272,8 @@ def test_nscl_losses(drawn):
 
 def test_cdnv_training(drawn):
     rows = numbers(drawn, "cdnv_training", split="train", epoch=200.0, variant="directional")
-    middle = rows.filter(seed=1)  # of three seeds, the one without deviation
+    assert set(rows["features"]) == {"h", "z"}
+    middle = rows.filter(seed=1, features="h")  # of three seeds, the one without deviation
     values = dict(middle.select("objective", "value").iter_rows())
     assert values == pytest.approx({o: 0.3 * (1 - a) for o, a in made_up.ACCURACY.items()})
 
@@ -355,8 +356,10 @@ def test_collapse_geometry(drawn):
     """Networks, and free embeddings of the largest C and d at the networks' temperature."""
     rows = numbers(drawn, "collapse_geometry", objective="scl")
     angles = rows.filter(metric="class_mean_angle", epoch=200.0)
-    assert angles["mean"].to_list() == pytest.approx([made_up.SIMPLEX_ANGLE] * 2 * SEEDS)
-    start = rows.filter(metric="etf_deviation", epoch=0.0)
+    of_h = angles.filter(features="h")
+    assert of_h["mean"].to_list() == pytest.approx([made_up.SIMPLEX_ANGLE] * 2 * SEEDS)
+    assert len(angles) == 2 * len(of_h)
+    start = rows.filter(metric="etf_deviation", epoch=0.0, features="h")
     assert start["mean"].to_list() == pytest.approx([1.2] * SEEDS)
     free = rows.filter(pl.col("iteration").is_not_null())
     assert set(free.select("classes", "dimension", "tau").rows()) == {(10, 10, 0.5)}
