@@ -258,11 +258,31 @@ def test_change_is_from_step_0_to_the_last():
     assert statistics.change(table, test_of("change")).values.tolist() == [3, 6]
 
 
+def test_share_is_of_the_second_term_s_decrease():
+    table = rows(9, 5, 8, 3, 4, 3, 4, 4, 5, 2, 3, 4,
+                 seed=[0] * 4 + [1] * 4 + [2] * 4, cell=["a"] * 4 + ["b"] * 4 + ["c"] * 4,
+                 step=[0, 6] * 6, objective=["dcl", "dcl", "nscl", "nscl"] * 3)  # fmt: skip
+    pair = ({"objective": "dcl"}, {"objective": "nscl"})
+    found = statistics.share(table, test_of("share", terms=pair))
+    assert found.values.tolist() == pytest.approx([4 / 5])  # nothing falls, or the loss grows
+    assert found.rows == 12
+
+
 def test_trend_is_the_slope_for_a_doubling():
+    table = rows(1, 2, 3, 5, 2, 1, seed=[0, 0, 0, 1, 1, 1], classes=[2, 4, 8, 2, 4, 8])
+    found = statistics.trend(table, test_of("trend", x="classes"))
+    assert found.values.tolist() == pytest.approx([1, -2])
+    assert (found.levels, found.left_out) == (3, 0)
+    one = statistics.trend(rows(1, 2, seed=[0, 1]), test_of("trend", x="classes"))
+    assert (len(one.values), one.levels, one.left_out) == (0, 1, 0)
+
+
+def test_a_trend_leaves_out_seeds_that_lack_values_of_x():
+    """The second seed has a slope too, but over other values of C."""
     table = rows(1, 2, 3, 5, 1, 4, seed=[0, 0, 0, 1, 1, 2], classes=[2, 4, 8, 2, 8, 4])
     found = statistics.trend(table, test_of("trend", x="classes"))
-    assert found.values.tolist() == pytest.approx([1, -2])  # the third seed has one C
-    assert found.levels == 3
+    assert found.values.tolist() == pytest.approx([1])
+    assert (found.levels, found.left_out) == (3, 2)
 
 
 def test_correlation_needs_three_points():
@@ -355,16 +375,26 @@ SWEEP_OF = {
 }  # fmt: skip
 SEEDS = range(8)
 POINTS = {"epoch": [0.0, 20.0, 60.0, 150.0, 300.0], "classes": [2, 5, 10, 20, 40],
+          "tau": [0.1, 0.2, 0.5, 1.0, 2.0], "batch_size": [32, 64, 128, 256, 512],
           "variant": [f"best_shots_{m}" for m in (1, 5, 10, 20, 50)]}  # fmt: skip
-# Two orthonormal vectors of mean 0: combined, they have any correlation.
+# Two orthonormal vectors of mean 0: combined, they have any correlation. The first falls.
 U, V = np.linalg.qr(np.vander(np.arange(5.0), 3, increasing=True))[0].T[1:]
+U *= -np.sign(U[-1] - U[0])
 # The value that an expression of a claim makes into y.
 INVERSE = {
     "value": lambda y, row: y,
     "log10(value)": lambda y, row: 10**y,
+    "log2(value)": lambda y, row: 2**y,
     "abs(value / ln(classes / (classes - 1.0)) - 1)": lambda y, row: (
         (1 + y) * math.log(row["classes"] / (row["classes"] - 1))
     ),
+}
+# The column that an expression of a claim's term makes into y, and its value.
+COLUMNS = {
+    "bound": lambda y: {"bound": y},
+    "measured": lambda y: {"measured": y},
+    "log10_bound": lambda y: {"log10_bound": y},
+    "log10(measured / train_images)": lambda y: {"measured": 1440 * 10**y, "train_images": 1440},
 }
 # Of every bound: columns that keep it, and what breaks it.
 INEQUALITY = {"side": "upper", "measured": 0.5, "bound": 1.0}
@@ -408,11 +438,9 @@ def at_epoch(epoch):
     return {"step": round(6 * epoch), "epoch": float(epoch)}
 
 
-def terms_in_order(tests, effect, known=None):
-    """y of every term of pairs, which differ by `effect` at least; that of the first if `known`."""
+def terms_in_order(tests, effect):
+    """y of every term of pairs, which differ by `effect` at least."""
     y = {}
-    if known is not None:
-        y[tuple(sorted(one_of(tests[0].terms[0]).items()))] = known
     for test in reversed(tests):
         first, second = (tuple(sorted(one_of(t).items())) for t in test.terms)
         if second not in y:
@@ -442,26 +470,23 @@ def rows_by_seed(claim, outcome, seeds=SEEDS):
     for test in claim.tests:
         key = (test.kind, tuple(sorted((k, str(v)) for k, v in test.where.items())))
         groups.setdefault(key, []).append(test)
-    levels = None
-    if {test.kind for test in claim.tests} == {"level", "difference"}:  # of one row
-        levels = effects_of(claim.tests[0], outcome, seeds)
     found = []
     for (kind, key), tests in groups.items():
         test, where = tests[0], one_of(tests[0].where)
-        apart = groups.get(("difference", key), [test])[0]
-        if kind == "difference" and ("correlation", key) in groups:
-            continue  # the two read the same rows, made below
-        ends = effects_of(apart, outcome, seeds)
+        if kind == "share":
+            continue  # it reads the rows of a correlation, made below
+        of_share = groups.get(("share", key))
+        shares = effects_of(of_share[0], outcome, seeds) if of_share else {}
+        end = at_epoch(max(300, test.from_epoch))
         for seed, effect in effects_of(test, outcome, seeds).items():
-            made = MAKERS[kind](tests, effect)
-            if kind == "correlation" and apart is not test:
-                made = make_correlation(tests, effect, ends[seed])
-            if kind == "difference" and levels:
-                made = make_difference(tests, effect, levels[seed])
+            if of_share:
+                made = make_correlation(tests, effect, shares[seed])
+            else:
+                made = MAKERS[kind](tests, effect)
             for y, more in made:
                 columns = {**where, **more}
                 changed = {k: v for k, v in more.items() if k in made_up.cell()}
-                row = {**cell_of(test, seed, columns, **changed), **at_epoch(300), **columns}
+                row = {**cell_of(test, seed, columns, **changed), **end, **columns}
                 inverse = INVERSE[test.value] if test.kind != "halving" else INVERSE["value"]
                 found.append({**row, "value": inverse(y, row)})
     return found
@@ -474,8 +499,8 @@ def make_level(tests, effect):
         yield effect, at | ({} if level is None else {test.sweep: level})
 
 
-def make_difference(tests, effect, known=None):
-    for term, y in terms_in_order(tests, effect, known).items():
+def make_difference(tests, effect):
+    for term, y in terms_in_order(tests, effect).items():
         yield y, dict(term)
 
 
@@ -491,16 +516,17 @@ def make_trend(tests, effect):
         yield 0.5 + effect * math.log2(value), point
 
 
-def make_correlation(tests, effect, apart=None):
-    """Two series with this correlation; a shift of one puts their ends this far `apart`."""
+def make_correlation(tests, effect, share=None):
+    """Two series with this correlation; the first falls by this `share` of what the other does."""
     test = tests[0]
     others = effect * U + math.sqrt(1 - effect**2) * V
-    if apart is not None:
-        others += U[-1] - others[-1] - apart
+    if share is not None:
+        others *= (U[-1] - U[0]) / (others[-1] - others[0]) / share
     for y, other, place in zip(U, others, POINTS[test.along], strict=True):
         point = at_epoch(place) if test.along == "epoch" else {test.along: place}
         if "value" in test.terms[0]:
-            yield 0.0, point | {test.terms[0]["value"]: y, test.terms[1]["value"]: other}
+            first, second = (term["value"] for term in test.terms)
+            yield 0.0, point | COLUMNS[first](y) | COLUMNS[second](other)
         else:
             for term, value in zip(test.terms, (y, other), strict=True):
                 yield value, point | one_of(term)
@@ -601,7 +627,9 @@ def test_without_rows_a_claim_is_not_tested(name):
     assert set(table["reason"]) == {"no such rows"}
 
 
-@pytest.mark.parametrize("name", [n for n in BY_SEEDS if ALL[n].tests[0].sweep])
+@pytest.mark.parametrize(
+    "name", [n for n in BY_SEEDS if ALL[n].tests[0].sweep and not ALL[n].tests[0].base_too]
+)
 def test_without_its_sweep_a_claim_is_not_tested(name):
     claim = ALL[name]
     tables = {claim.tests[0].table: table_of(rows_by_seed(claim, HOLDS))}
