@@ -719,6 +719,155 @@ def test_the_length_of_a_network_s_step_decides_nothing():
     assert verdict_on(claim, rows) == HOLDS
 
 
+# ---- what a claim must tell apart ---------------------------------------------------------------
+
+
+def rows_of_claim(claim, seed, y, part=0, epoch=300, **columns):
+    """One row that a part of a claim reads, with this value."""
+    test = claim.tests[part]
+    about = {**one_of(test.where), **columns}
+    changed = {k: v for k, v in about.items() if k in made_up.cell()}
+    return {**cell_of(test, seed, about, **changed), **at_epoch(epoch), **about, "value": y}
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"),
+    [
+        (lambda c: 1.5 / c, HOLDS),
+        (lambda c: math.log(c / (c - 1)), FAILS),  # before training
+        (lambda c: 1 / math.sqrt(c), FAILS),
+        (lambda c: 1 / c**2, FAILS),
+    ],
+)
+def test_a_gap_that_falls_in_another_way_does_not_follow_the_bound(gap, verdict):
+    claim, classes = ALL["gap_follows_bound"], np.array([2, 4, 6, 8, 10])
+    gaps = np.array([gap(c) for c in classes])
+    bounds = np.log1p(math.e**2 / (classes - 1))
+    assert np.corrcoef(gaps, bounds)[0, 1] > 0.95  # which all of them pass
+    made = [
+        rows_of_claim(claim, seed, y * float(c) ** (0.001 * seed), classes=int(c))
+        for seed in SEEDS
+        for c, y in zip(classes, gaps, strict=True)
+    ]
+    table = judged(claim, made)
+    assert set(table["verdict"]) == {verdict}
+    if verdict == HOLDS:
+        assert table["effect"].to_list() == pytest.approx([-0.9965])
+
+
+def test_losses_that_barely_fall_do_not_agree():
+    """At the end they are within 0.15 nats, but DCL's network has gone half the way only."""
+    claim = ALL["nscl_loss_agrees"]
+
+    def made(to):
+        return [
+            rows_of_claim(claim, seed, 7.5 - (0.2 + 0.001 * seed) * way * done, epoch=epoch,
+                          objective=objective)
+            for seed in SEEDS
+            for objective, way in (("dcl", to + 0.001 * seed), ("nscl", 1.0))
+            for epoch, done in ((0, 0.0), (20, 0.6), (300, 1.0))
+        ]  # fmt: skip
+
+    assert judged(claim, made(0.95))["part_verdict"].to_list()[0] == HOLDS
+    assert judged(claim, made(0.5))["part_verdict"].to_list()[0] == FAILS
+
+
+@pytest.mark.parametrize("name", ["nscl_closest", "nscl_closest_within_classes"])
+@pytest.mark.parametrize(("early", "verdict"), [(0.75, HOLDS), (0.5, FAILS)])
+def test_all_checkpoints_of_the_first_1000_epochs_count(name, early, verdict):
+    """Neither the last one alone, nor the start, where all are the same, nor later ones."""
+    claim = ALL[name]
+    nscl = {0: 1.0, 20: early, 60: early, 150: early, 1000: 0.9, 1200: 0.0}
+    made = [
+        rows_of_claim(claim, seed, y + 0.001 * seed * (one == "nscl"), part, epoch, objective=one)
+        for seed in SEEDS
+        for part in (0, 2)  # CKA and RSA
+        for epoch in nscl
+        for one, y in (("nscl", nscl[epoch]), ("scl", 0.7 * (epoch > 0)), ("ce", 0.7))
+    ]
+    assert verdict_on(claim, made) == verdict
+
+
+def test_cells_of_the_sweep_over_tau_and_of_the_base_show_ce_closer_than_scl():
+    claim = ALL["ce_closer_than_scl"]
+    swept = rows_by_seed(claim, HOLDS)
+    assert {row["tau"] for row in swept} == {0.1}
+    table = judged(claim, swept)
+    assert dict(table.select("sweep", "verdict").iter_rows()) == {"temperature": HOLDS}
+    base = [{**row, "sweeps": ["base"], "cell": row["cell"] + "-b"} for row in
+            rows_by_seed(claim, FAILS)]  # fmt: skip
+    table = judged(claim, swept + base)
+    assert dict(table.select("sweep", "arm_verdict").iter_rows()) == {
+        "base": FAILS, "temperature": HOLDS,
+    }  # fmt: skip
+    others = [{**row, "tau": 0.5} for row in swept + base]
+    assert set(judged(claim, others)["reason"]) == {"no such rows"}
+
+
+def test_a_pair_that_only_noise_tells_apart_does_not_diverge():
+    """Its weights are at a larger angle than its representations, as those of any two networks."""
+    claim, rng = ALL["paths_diverge"], np.random.default_rng(1)
+    made = [
+        rows_of_claim(claim, seed, middle + rng.normal(), part, objective=objective)
+        for seed in range(20)
+        for objective in ("nscl", "dcl_twin")
+        for part, middle in ((0, 85.0), (1, 28.0))
+    ]
+    assert verdict_on(claim, made) == UNDECIDED
+    further = [
+        {**row, "value": row["value"] + (5 if row["metric"] == "weight_angle" else -5)}
+        if row["objective"] == "nscl" else row
+        for row in made
+    ]  # fmt: skip
+    assert verdict_on(claim, further) == HOLDS
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"),
+    [
+        (lambda epoch: 0.9 * -math.expm1(-epoch / 50), HOLDS),
+        (lambda epoch: 0.01 * math.exp(0.02 * epoch), FAILS),
+        (lambda epoch: 0.003 * epoch, FAILS),
+    ],
+)
+def test_a_weight_gap_that_keeps_growing_does_not_level_off(gap, verdict):
+    claim = ALL["weight_gap_levels_off"]
+    made = [
+        rows_of_claim(claim, seed, gap(epoch) * epoch ** (0.001 * seed), epoch=epoch)
+        for seed in SEEDS
+        for epoch in (1, 20, 50, 100, 200, 300)
+    ]
+    assert verdict_on(claim, made) == verdict
+
+
+@pytest.mark.parametrize(("power", "verdict"), [(-0.5, HOLDS), (0.5, FAILS)])
+def test_more_images_are_no_larger_drift(power, verdict):
+    """The norm grows with the number of images, and so with C, in both cases."""
+    claim = ALL["drift_follows_bound_over_classes"]
+    made = [
+        rows_of_claim(claim, seed, 0.0, classes=c, train_images=100 * c, log10_bound=-math.log10(c),
+                      measured=100 * c ** (1 + power + 0.001 * seed * (c == 5)))
+        for seed in SEEDS
+        for c in (2, 5, 10)
+    ]  # fmt: skip
+    assert verdict_on(claim, made) == verdict
+
+
+def test_seeds_without_all_values_of_x_are_named():
+    claim = ALL["gap_falls_with_classes"]
+    made = rows_by_seed(claim, HOLDS)
+    some = [row for row in made if row["seed"] < 6 or row["classes"] > 2]
+    table = judged(claim, some)
+    assert table.select("verdict", "seeds", "reason").rows() == [
+        (HOLDS, 6, "left out: 2 seeds without all values of classes; "
+         "one draw of classes: seeds say nothing of other draws"),
+    ]  # fmt: skip
+    none = [row for row in made if row["classes"] != (2, 5, 10)[row["seed"] % 3]]
+    assert judged(claim, none).select("verdict", "reason").rows() == [
+        (UNTESTED, "left out: 8 seeds without all values of classes")
+    ]
+
+
 # ---- many claims, parts and arms ----------------------------------------------------------------
 
 
@@ -951,6 +1100,11 @@ def test_quoted_numbers_are_the_papers(name):
         ({"test": {"kind": "guess", "region": {"above": 0}}}, "claims.a.test.kind is wrong"),
         ({"test": {"kind": "trend", "region": {"above": 0}}}, "'x' is a required property"),
         ({"test": {"kind": "level", "region": {"near": 0}}}, "claims.a.test.region is wrong"),
+        ({"test": {"kind": "share", "region": {"above": 0}}}, "'pairs' is a required property"),
+        (
+            {"test": {"kind": "level", "region": {"above": 0}, "base_too": True}},
+            "'sweep' is a required property",
+        ),
     ],
 )
 def test_a_wrong_claim_is_one_sentence(change, sentence, tmp_path):

@@ -149,6 +149,7 @@ def test_theory(made):
     assert set(table["quantity"]) == {
         "gap", "gap_shuffled_labels", "gap_unbalanced_labels", "gap_clustered_labels", "batch_gap",
         "cka", "rsa", "centring", "few_shot_error_all_way", "few_shot_error_two_way",
+        "few_shot_error_from_train_all_way", "few_shot_error_from_train_two_way",
         "drift_not_comparable",
         "batch_composition", "reweighting", "smoothness_of_gradient", "smoothness",
         "gradient_norm", "weight_distance",
