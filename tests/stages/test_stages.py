@@ -124,6 +124,7 @@ def test_every_family_of_measures_has_rows(made):
         ("class_mean_angle", "smallest"), ("weight_angle", "from_init"),
         ("weight_gap_layer", "encoder.conv1.weight"), ("representation_angle", "similarities"),
         ("few_shot_linear_probe_two_way", "shots_5"), ("merged_nccc", "lambda_0.50"),
+        ("few_shot_nccc_one_split_all_way", "shots_5"),
     }  # fmt: skip
     with_interval = table.filter(pl.col("ci_low").is_not_null(), pl.col("ci_low").is_not_nan())
     assert set(with_interval["metric"]) >= {"cka", "rsa", "cdnv", "nccc", "linear_probe", "knn"}
