@@ -804,6 +804,28 @@ def test_cells_of_the_sweep_over_tau_and_of_the_base_show_ce_closer_than_scl():
     assert set(judged(claim, others)["reason"]) == {"no such rows"}
 
 
+def test_the_start_shows_nothing_of_the_losses_of_the_authors():
+    """A run that has no other checkpoint until epoch 300; there the networks are still the same."""
+    claim = ALL["authors_losses_aligned"]
+    start = [{**row, **at_epoch(0), "value": 1.0} for row in rows_by_seed(claim, HOLDS)]
+    later = [{**row, **at_epoch(1200), "value": 0.5} for row in start]
+    assert verdict_on(claim, start + later) == UNTESTED
+    assert verdict_on(claim, start + later + rows_by_seed(claim, FAILS)) == FAILS
+
+
+def test_the_few_shot_bound_is_not_claimed_for_labeled_training_images():
+    claim = ALL["few_shot_bound"]
+    kept = rows_of_bound(claim, broken=False)
+    from_train = [
+        {**row, "quantity": "few_shot_error_from_train_all_way", "measured": 1.1} for row in kept
+    ]
+    table = judged(claim, kept + from_train)
+    assert table.select("verdict", "rows").rows() == [(HOLDS, len(kept))]
+    assert verdict_on(claim, from_train) == UNTESTED
+    two_way = [{**row, "quantity": "few_shot_error_two_way", "measured": 1.1} for row in kept]
+    assert verdict_on(claim, two_way) == FAILS
+
+
 def test_a_pair_that_only_noise_tells_apart_does_not_diverge():
     """Its weights are at a larger angle than its representations, as those of any two networks."""
     claim, rng = ALL["paths_diverge"], np.random.default_rng(1)
@@ -1057,6 +1079,22 @@ def test_no_claim_is_written_twice():
 def test_every_figure_that_a_claim_names_exists():
     named = {claim.figure for claim in ALL.values()}
     assert named <= FIGURES.keys()
+
+
+# Measures of h and of z.
+OF_FEATURES = re.compile(
+    "cdnv|within_class_spread|etf_deviation|nccc|linear_probe|few_shot_.*|cka|rsa|similarity_gap|"
+    "representation_angle"
+)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_claims_say_of_which_features_they_are(name):
+    for test in ALL[name].tests:
+        for term in test.terms or ({},):
+            read = {**test.where, **term}
+            if test.table == "measures" and OF_FEATURES.fullmatch(read["metric"]):
+                assert read.get("features") in ("h", "z"), test.label
 
 
 def test_labels_tell_the_parts_of_a_claim_apart():
