@@ -29,13 +29,15 @@ class Test:
     """One test; a claim may have several.
 
     Fields are the keys of `schema.json`, but a test with `each` or `pairs` is split into one test
-    for each entry. `terms` are the two things that a difference, halving or correlation compares.
+    for each entry. `terms` are the two things that a difference, share, halving or correlation
+    compares.
     """
 
     label: str
     kind: str
     table: str = "measures"
     sweep: str | None = None
+    base_too: bool = False
     where: Where = field(default_factory=dict)
     only: str | None = None
     value: str = "value"
@@ -154,7 +156,7 @@ def _tests(label: str, spec: Mapping[str, Any]) -> Iterator[Test]:
     region = spec.pop("region", {})
     one_sided = region.get("above", -math.inf), region.get("below", math.inf)
     over_epochs = "epoch" in (spec.get("x"), spec.get("along"))
-    if over_epochs or spec["kind"] in ("bound", "change", "halving"):
+    if over_epochs or spec["kind"] in ("bound", "change", "share", "halving"):
         spec.setdefault("at", "all")
     for (name, more), pair in product(each.items(), pairs):
         parts = [label, name, _pair_label(pair) if len(pairs) > 1 else ""]

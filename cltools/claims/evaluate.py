@@ -187,11 +187,13 @@ class _Arms:
         self.made: dict[tuple[str, str | None, bool], list[Arm]] = {}
 
     def of(self, test: Test) -> list[Arm]:
-        whole = test.kind == "bound"
-        key = test.table, test.sweep, whole
-        if key not in self.made:
-            self.made[key] = list(self._make(*key))
-        return self.made[key]
+        found: list[Arm] = []
+        for factor in (None, test.sweep) if test.base_too else (test.sweep,):
+            key = test.table, factor, test.kind == "bound"
+            if key not in self.made:
+                self.made[key] = list(self._make(*key))
+            found += self.made[key]
+        return found
 
     def missing(self, test: Test) -> str:
         """Why there is no arm."""
@@ -262,10 +264,12 @@ def _part(test: Test, arm: Arm, least: int) -> Part:
     found = STATISTICS[test.kind](rows, test)
     part = Part(test, rows=found.rows)
     epochs = float(rows["epoch"].to_numpy().max()) if "epoch" in rows.columns else math.inf
+    part.note = _left_out(test, found)
     if not len(found.values):
-        # No effect, although there are enough values of x: one side of the comparison is missing.
-        enough = found.levels >= test.needs.get("levels", 0)
-        part.rows, part.reason = (0, NO_ROWS) if enough else (found.rows, _too_few(test, found))
+        if found.levels < test.needs.get("levels", 0):
+            part.reason = _too_few(test, found)
+        elif not found.left_out:  # one side of the comparison is missing
+            part.rows, part.reason = 0, NO_ROWS
     elif epochs < test.needs.get("epochs", 0):
         part.reason = f"{epochs:g} of {test.needs['epochs']:g} epochs"
     elif found.levels < test.needs.get("levels", 0):
@@ -273,7 +277,7 @@ def _part(test: Test, arm: Arm, least: int) -> Part:
     else:
         part.evidence = evidence(found.values, Region(*test.region))
         part.verdict = UNDECIDED
-        part.note = _shared_draws(rows, test)
+        part.note = "; ".join(filter(None, (part.note, _shared_draws(rows, test))))
         if part.evidence.seeds < least:
             part.reason = _too_few_seeds(test, part.evidence, least)
         elif not part.evidence.decidable:
@@ -297,6 +301,13 @@ def _bound(test: Test, counts: Violations, least: int) -> Part:
 
 def _too_few(test: Test, found: Effects) -> str:
     return f"{found.levels} of {test.needs['levels']} values of {test.x or test.along}"
+
+
+def _left_out(test: Test, found: Effects) -> str:
+    if not found.left_out:
+        return ""
+    seeds = "1 seed" if found.left_out == 1 else f"{found.left_out} seeds"
+    return f"left out: {seeds} without all values of {test.x}"
 
 
 def _too_few_seeds(test: Test, part: Evidence, least: int) -> str:

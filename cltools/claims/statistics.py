@@ -35,12 +35,13 @@ class Effects(NamedTuple):
     """Effects (n,) of n seeds, in ascending order of seeds.
 
     `levels` is the number of values of x, or of points of a correlation. `rows` is the number of
-    rows that were read.
+    rows that were read, and `left_out` that of the seeds without some value of x.
     """
 
     values: NDArray[np.float64]
     levels: int
     rows: int
+    left_out: int = 0
 
 
 class Violations(NamedTuple):
@@ -111,30 +112,40 @@ def difference(rows: pl.DataFrame, test: Test) -> Effects:
 
 def change(rows: pl.DataFrame, test: Test) -> Effects:
     """Value at the last step of a run minus its value at step 0, for each seed."""
-    keys, clock = RUNS[test.table]
-    last = pl.col(clock) == pl.col(clock).max().over(keys)
-    parts = rows.filter(last, pl.col(clock) > 0), rows.filter(pl.col(clock) == 0)
-    end, start = (_values(part, test) for part in parts)
-    both = _by_seed(end).join(_by_seed(start, "start"), on="seed")
-    return _effects(both.select("seed", y=pl.col("y") - pl.col("start")), 1, end, start)
+    changes, *read = _changes(rows, test)
+    return _effects(changes, 1, *read)
+
+
+def share(rows: pl.DataFrame, test: Test) -> Effects:
+    """Decrease of the first term during a run, divided by that of the second, for each seed.
+
+    Decreases are from step 0 to the last step. A seed where the second term does not decrease is
+    left out.
+    """
+    (first, *read), (second, *more) = (_changes(rows, test, term) for term in test.terms)
+    both = first.join(second.rename({"y": "whole"}).filter(pl.col("whole") < 0), on="seed")
+    return _effects(both.select("seed", y=pl.col("y") / pl.col("whole")), 1, *read, *more)
 
 
 def trend(rows: pl.DataFrame, test: Test) -> Effects:
     """How much the value changes when x doubles, for each seed: least-squares slope over log2(x).
 
-    A seed needs at least two values of x. These may be different for each seed.
+    There must be at least two values of x. A seed that lacks one of those that other seeds have is
+    left out, since a slope over fewer values would be another effect.
     """
     column = test.named("x")
     rows = _values(rows, test)
     means = rows.group_by("seed", column).agg(pl.col("y").mean())
+    levels, left_out = means[column].n_unique(), 0
     found = []
     for (seed,), points in means.sort("seed", column).group_by("seed", maintain_order=True):
-        x = np.log2(points[column].to_numpy().astype(float))
-        if len(x) > 1:
+        if len(points) < levels:
+            left_out += 1
+        elif levels > 1:
+            x = np.log2(points[column].to_numpy().astype(float))
             slope = ((x - x.mean()) @ points["y"].to_numpy()) / ((x - x.mean()) ** 2).sum()
             found.append({"seed": seed, "y": float(slope)})
-    levels = means[column].n_unique()
-    return _effects(_table(found), levels, rows)
+    return _effects(_table(found), levels, rows)._replace(left_out=left_out)
 
 
 def correlation(rows: pl.DataFrame, test: Test) -> Effects:
@@ -216,6 +227,7 @@ STATISTICS = {
     "level": level,
     "difference": difference,
     "change": change,
+    "share": share,
     "trend": trend,
     "correlation": correlation,
     "halving": halving,
@@ -228,6 +240,18 @@ def _values(rows: pl.DataFrame, test: Test, term: Where | None = None) -> pl.Dat
     y = pl.sql_expr(term.get("value", test.value)).cast(pl.Float64).alias("y")
     found = matching(rows, term)
     return _evaluated(lambda: found.with_columns(y).filter(pl.col("y").is_finite()), test)
+
+
+def _changes(
+    rows: pl.DataFrame, test: Test, term: Where | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The change `y` of each seed, and the rows of the last step and of step 0."""
+    keys, clock = RUNS[test.table]
+    last = pl.col(clock) == pl.col(clock).max().over(keys)
+    parts = rows.filter(last, pl.col(clock) > 0), rows.filter(pl.col(clock) == 0)
+    end, start = (_values(part, test, term) for part in parts)
+    both = _by_seed(end).join(_by_seed(start, "start"), on="seed")
+    return both.select("seed", y=pl.col("y") - pl.col("start")), end, start
 
 
 def _by_seed(rows: pl.DataFrame, name: str = "y") -> pl.DataFrame:

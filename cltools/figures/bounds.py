@@ -21,6 +21,8 @@ NAMES = {
     "batch_gap": "Loss gap, batches",
     "few_shot_error_all_way": "Few-shot error, all-way",
     "few_shot_error_two_way": "Few-shot error, two-way",
+    "few_shot_error_from_train_all_way": "Few-shot error, train to test, all-way",
+    "few_shot_error_from_train_two_way": "Few-shot error, train to test, two-way",
     "drift": "Drift of similarities",
     "drift_not_comparable": "Drift, not comparable",
     "cka": "CKA",

@@ -31,7 +31,9 @@ def _errors(ended: pl.DataFrame) -> pl.DataFrame:
 def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
     """P1's Proposition 1 with its best constant, and its limit for many shots.
 
-    The limit is 4 (C' - 1) times the directional CDNV. Both are for the nearest class center.
+    The bound depends on the variances and the number of shots. So it is the same whatever split
+    the labeled images are from. The limit is 4 (C' - 1) times the directional CDNV. Both are for
+    the nearest class center.
     """
     columns = ["cell", "class_draw", "seed", "objective", "quantity", "probe", "ways", "shots",
                "value"]  # fmt: skip
@@ -44,9 +46,12 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
         pl.col("bound").is_finite(),
     ).with_columns(
         **about,
-        ways=pl.col("quantity").str.strip_prefix("few_shot_error_"),
+        ways=pl.col("quantity").str.extract("(all_way|two_way)$"),
         shots=SHOTS,
         value=pl.col("bound"),
+    )
+    proved = proved.unique(
+        ["cell", "objective", "ways", "shots"], keep="first", maintain_order=True
     )
     limits = []
     cdnv = {"metric": "cdnv", "variant": "directional", "features": "h", "split": "test"}
@@ -107,7 +112,8 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
         f"{tables.seeds_note(plotted.filter(quantity=ERROR), cells)} Errors: means over draws of "
         "the labeled images (and of the two classes). The bound is for the nearest class center, "
-        "with its best constant and the variances of the test images. In the gray region, above "
+        "with its best constant and the variances of the test images. It is proved for labeled "
+        "images from the same distribution; these are training images. In the gray region, above "
         "1, it says nothing. Limit: 4 (C′ − 1) × directional CDNV, where C′ is the number of "
         "classes to choose from.",
     )

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from cltools.maths.alignment import unit_rows
 from cltools.maths.probes import Labels, checked_sets, linear_probe
 
+FEWEST_QUERIES = 2  # images of a class that must remain to be classified, in `few_shot_one_split`
 TEMPERATURE = 0.07  # in the neighbors' weights, Wu et al. 2018 (arXiv 1805.01978)
 CHUNK_ENTRIES = 1 << 23  # cosines held at once by `knn`
 
@@ -64,11 +65,7 @@ def few_shot(
             the number of classes.
     """
     train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
-    each = np.asarray(shots)
-    if each.ndim != 1 or each.size == 0 or each.dtype.kind not in "iu" or each.min() < 1:
-        raise ValueError(f"shots must be whole numbers above 0, not {each}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be above 0, not {repeats}")
+    each = _checked_shots(shots, repeats)
     if probe not in ("nccc", "linear"):
         raise ValueError(f"probe must be nccc or linear, not {probe!r}")
 
@@ -84,7 +81,8 @@ def few_shot(
             continue
         query = np.isin(test_y, classes) if ways else np.ones(len(test_y), dtype=bool)
         if probe == "nccc":
-            found = _nccc(train, support, feasible, classes, test[query], test_y[query])
+            sets = test[query], test_y[query]
+            found = _right(train, support, feasible, classes, *sets).mean(axis=1)
         else:
             scores = []
             for s in feasible:
@@ -95,8 +93,53 @@ def few_shot(
                 scores.append(score)
             found = np.asarray(scores)
         accuracies[each <= smallest, repeat] = found[where]
-    sd = accuracies.std(axis=1, ddof=1) if repeats > 1 else np.full(len(each), np.nan)
-    return FewShot(accuracies.mean(axis=1), sd, accuracies)
+    return _over_repeats(accuracies)
+
+
+def few_shot_one_split(
+    features: ArrayLike,
+    labels: ArrayLike,
+    shots: Sequence[int],
+    repeats: int = 20,
+    ways: int | None = None,
+    seed: int = 0,
+) -> FewShot:
+    """Accuracy of the nearest class center, where all images are of one set (P1, Proposition 1).
+
+    The proposition draws labeled images and those to classify from one distribution. Here each
+    repeat draws n labeled images per class, as `few_shot` does, and classifies all others of these
+    classes. Every class has the same weight in the accuracy, whatever its number of images.
+
+    Args:
+        features: (N, d).
+        labels: (N,) class labels of any kind.
+        shots, repeats, ways, seed: as for `few_shot`.
+
+    Returns:
+        As `few_shot`. Shots that leave fewer than two images of the smallest class give NaN.
+
+    Raises:
+        ValueError: as `few_shot`.
+    """
+    x, y, *_ = checked_sets(features, labels, features, labels)
+    each = _checked_shots(shots, repeats)
+    most = np.unique(y, return_counts=True)[1].min() - FEWEST_QUERIES
+    feasible, where = np.unique(each[each <= most], return_inverse=True)
+    accuracies = np.full((len(each), repeats), np.nan)
+    if not len(feasible):
+        return _over_repeats(accuracies)
+    x = x - x.mean(axis=0)
+    for repeat, (classes, support) in enumerate(draws(y, y, feasible[-1], repeats, ways, seed)):
+        images = np.flatnonzero(np.isin(y, classes))
+        right = _right(x, support, feasible, classes, x[images], y[images])
+        found = np.empty(len(feasible))
+        for row, s in enumerate(feasible):
+            others = ~np.isin(images, support[:, :s])
+            of_class = np.unique(y[images[others]], return_inverse=True)[1]
+            hits = np.bincount(of_class, right[row, others])
+            found[row] = (hits / np.bincount(of_class)).mean()
+        accuracies[each <= most, repeat] = found[where]
+    return _over_repeats(accuracies)
 
 
 def knn(
@@ -164,22 +207,38 @@ def draws(
         yield drawn, np.stack([rng.permutation(members[c])[:most] for c in drawn])
 
 
-def _nccc(
+def _checked_shots(shots: Sequence[int], repeats: int) -> NDArray[np.integer]:
+    each = np.asarray(shots)
+    if each.ndim != 1 or each.size == 0 or each.dtype.kind not in "iu" or each.min() < 1:
+        raise ValueError(f"shots must be whole numbers above 0, not {each}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be above 0, not {repeats}")
+    return each
+
+
+def _over_repeats(accuracies: NDArray[np.float64]) -> FewShot:
+    shots, repeats = accuracies.shape
+    sd = accuracies.std(axis=1, ddof=1) if repeats > 1 else np.full(shots, np.nan)
+    return FewShot(accuracies.mean(axis=1), sd, accuracies)
+
+
+def _right(
     train: NDArray[np.float64],
     support: NDArray[np.intp],
     shots: NDArray[np.integer],
     classes: Labels,
     test: NDArray[np.float64],
     test_y: Labels,
-) -> NDArray[np.float64]:
-    """Test accuracy (S,) of the class centers of the first s columns of support, shots ascending.
+) -> NDArray[np.bool_]:
+    """Which test images (S, M) the centers of the first s columns of support classify rightly.
 
-    The same as `probes.nccc`, but the sums over images are computed once for all numbers of shots.
+    Shots are ascending. The same as `probes.nccc`, but the sums over images are computed once for
+    all numbers of shots.
     """
     starts = np.concatenate([[0], shots[:-1]])
     sums = np.stack([np.add.reduceat(train[images], starts) for images in support], axis=1)
     centres = np.cumsum(sums, axis=0) / shots[:, None, None]  # (S, W, d)
     half_norms = (centres**2).sum(axis=2) / 2
     nearest = [(test @ c.T - h).argmax(axis=1) for c, h in zip(centres, half_norms, strict=True)]
-    accuracies: NDArray[np.float64] = (classes[np.stack(nearest)] == test_y).mean(axis=1)
-    return accuracies
+    right: NDArray[np.bool_] = classes[np.stack(nearest)] == test_y
+    return right

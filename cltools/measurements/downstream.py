@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from cltools.maths.few_shot import few_shot, knn
+from cltools.maths.few_shot import FewShot, few_shot, few_shot_one_split, knn
 from cltools.maths.intervals import accuracy_interval
 from cltools.maths.probes import linear_probe, nccc
 from cltools.measurements.table import Features, Row, rows_of
@@ -15,6 +15,8 @@ Probe = Literal["nccc", "linear"]
 # Few draws for the linear probe, which is fitted anew at each draw. The papers use five.
 REPEATS: dict[Probe, int] = {"nccc": 20, "linear": 5}
 METRICS: dict[Probe, str] = {"nccc": "few_shot_nccc", "linear": "few_shot_linear_probe"}
+ONE_SPLIT = "few_shot_nccc_one_split"  # labeled images are test images, too
+WAYS = {"all_way": None, "two_way": 2}
 NEIGHBOURS = 20
 Sets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train x, y, test x, y
 
@@ -53,14 +55,21 @@ def downstream_rows(
 
 def _few_shot_rows(sets: Sets) -> Iterator[Row]:
     for probe, metric in METRICS.items():
-        for ways, name in ((None, "all_way"), (2, "two_way")):
+        for name, ways in WAYS.items():
             found = few_shot(*sets, SHOTS, REPEATS[probe], ways, probe=probe)
-            limits = np.quantile(found.accuracies, (0.05, 0.95), axis=1).T
-            for shots, mean, (low, high) in zip(SHOTS, found.mean, limits, strict=True):
-                yield {
-                    "metric": f"{metric}_{name}",
-                    "variant": f"shots_{shots}",
-                    "value": float(mean),
-                    "ci_low": float(low),
-                    "ci_high": float(high),
-                }
+            yield from _rows_of_shots(f"{metric}_{name}", found)
+    for name, ways in WAYS.items():
+        found = few_shot_one_split(*sets[2:], SHOTS, REPEATS["nccc"], ways)
+        yield from _rows_of_shots(f"{ONE_SPLIT}_{name}", found)
+
+
+def _rows_of_shots(metric: str, found: FewShot) -> Iterator[Row]:
+    limits = np.quantile(found.accuracies, (0.05, 0.95), axis=1).T
+    for shots, mean, (low, high) in zip(SHOTS, found.mean, limits, strict=True):
+        yield {
+            "metric": metric,
+            "variant": f"shots_{shots}",
+            "value": float(mean),
+            "ci_low": float(low),
+            "ci_high": float(high),
+        }

@@ -6,6 +6,7 @@ P1 is arXiv 2506.04411, P2 arXiv 2510.08852. Generators of rows with some of the
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import product
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -40,6 +41,11 @@ SCHEMA = {
     # Orders of magnitude between a bound and the largest possible value; above 0 it says nothing.
     "vacuous_orders": pl.Float64,
     "holds": pl.Boolean,  # null where nothing is claimed
+}
+# Few-shot accuracy -> the error that it gives, and what is claimed of this error.
+FEW_SHOT: dict[str, tuple[str, Kind]] = {
+    "few_shot_nccc_one_split": ("few_shot_error", "bound"),
+    "few_shot_nccc": ("few_shot_error_from_train", "not_comparable"),
 }
 ROUNDING = 1e-6  # features are stored in float32
 
@@ -140,12 +146,15 @@ def corollary_rows(values: Mapping[Key, float]) -> Iterator[Row]:
 def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
     """P1, Proposition 1: few-shot error of the nearest class center.
 
-    Measured: mean error on test images, over support sets drawn from the training images. Variances
-    are those of the test images. `best` minimizes the bound over a (P1, Corollary 1); `displayed`
-    uses the paper's a. A bound above 1 is vacuous. It is NaN where no class of test images
-    varies, as with one image per class: such images do not show how far others lie from the class
-    means. There are no rows where the means of two classes coincide, since V~, V and V^s, the
-    variances over the distance, are infinite then.
+    Measured: mean error on test images, over draws of labeled images. Variances are those of the
+    test images. The proposition needs labeled images from the same distribution: in
+    `few_shot_error_…` they are other test images. In `few_shot_error_from_train_…` they are
+    training images, whose class means may lie elsewhere, so that nothing is claimed. `best`
+    minimizes the bound over a (P1, Corollary 1); `displayed` uses the paper's a. A bound above 1
+    is vacuous. It is NaN where no class of test images varies, as with one image per class: such
+    images do not show how far others lie from the class means. There are no rows where the means
+    of two classes coincide, since V~, V and V^s, the variances over the distance, are infinite
+    then.
     """
     for split, objective, features in groups(values, "few_shot_nccc_all_way"):
         value = partial(value_of, values, split, objective, features)
@@ -155,10 +164,11 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
             continue
         if not any(spread):
             spread = math.nan, math.nan, math.nan
-        for name, ways in (("all_way", classes), ("two_way", 2)):
-            metric = f"few_shot_nccc_{name}"
+        number = {"all_way": classes, "two_way": 2}
+        for (metric, (quantity, kind)), (name, ways) in product(FEW_SHOT.items(), number.items()):
             for key, accuracy in values.items():
-                if key[:4] != (split, objective, features, metric) or math.isnan(accuracy):
+                of = split, objective, features, f"{metric}_{name}"
+                if key[:4] != of or math.isnan(accuracy):
                     continue
                 shots = int(key[4].removeprefix("shots_"))
                 limits = {"best": few_shot_bound(*spread, shots, ways)}
@@ -166,8 +176,8 @@ def few_shot_rows(values: Mapping[Key, float], classes: int) -> Iterator[Row]:
                     limits["displayed"] = few_shot_bound_displayed(*spread, shots, ways)
                 for which, bound in limits.items():
                     yield inequality(
-                        "P1 Proposition 1", f"few_shot_error_{name}", f"{which}_{key[4]}",
-                        bound, 1 - accuracy, vacuous_orders=math.log10(bound), **about,
+                        "P1 Proposition 1", f"{quantity}_{name}", f"{which}_{key[4]}",
+                        bound, 1 - accuracy, kind=kind, vacuous_orders=math.log10(bound), **about,
                     )  # fmt: skip
 
 

@@ -258,11 +258,31 @@ def test_change_is_from_step_0_to_the_last():
     assert statistics.change(table, test_of("change")).values.tolist() == [3, 6]
 
 
+def test_share_is_of_the_second_term_s_decrease():
+    table = rows(9, 5, 8, 3, 4, 3, 4, 4, 5, 2, 3, 4,
+                 seed=[0] * 4 + [1] * 4 + [2] * 4, cell=["a"] * 4 + ["b"] * 4 + ["c"] * 4,
+                 step=[0, 6] * 6, objective=["dcl", "dcl", "nscl", "nscl"] * 3)  # fmt: skip
+    pair = ({"objective": "dcl"}, {"objective": "nscl"})
+    found = statistics.share(table, test_of("share", terms=pair))
+    assert found.values.tolist() == pytest.approx([4 / 5])  # nothing falls, or the loss grows
+    assert found.rows == 12
+
+
 def test_trend_is_the_slope_for_a_doubling():
+    table = rows(1, 2, 3, 5, 2, 1, seed=[0, 0, 0, 1, 1, 1], classes=[2, 4, 8, 2, 4, 8])
+    found = statistics.trend(table, test_of("trend", x="classes"))
+    assert found.values.tolist() == pytest.approx([1, -2])
+    assert (found.levels, found.left_out) == (3, 0)
+    one = statistics.trend(rows(1, 2, seed=[0, 1]), test_of("trend", x="classes"))
+    assert (len(one.values), one.levels, one.left_out) == (0, 1, 0)
+
+
+def test_a_trend_leaves_out_seeds_that_lack_values_of_x():
+    """The second seed has a slope too, but over other values of C."""
     table = rows(1, 2, 3, 5, 1, 4, seed=[0, 0, 0, 1, 1, 2], classes=[2, 4, 8, 2, 8, 4])
     found = statistics.trend(table, test_of("trend", x="classes"))
-    assert found.values.tolist() == pytest.approx([1, -2])  # the third seed has one C
-    assert found.levels == 3
+    assert found.values.tolist() == pytest.approx([1])
+    assert (found.levels, found.left_out) == (3, 2)
 
 
 def test_correlation_needs_three_points():
@@ -355,16 +375,26 @@ SWEEP_OF = {
 }  # fmt: skip
 SEEDS = range(8)
 POINTS = {"epoch": [0.0, 20.0, 60.0, 150.0, 300.0], "classes": [2, 5, 10, 20, 40],
+          "tau": [0.1, 0.2, 0.5, 1.0, 2.0], "batch_size": [32, 64, 128, 256, 512],
           "variant": [f"best_shots_{m}" for m in (1, 5, 10, 20, 50)]}  # fmt: skip
-# Two orthonormal vectors of mean 0: combined, they have any correlation.
+# Two orthonormal vectors of mean 0: combined, they have any correlation. The first falls.
 U, V = np.linalg.qr(np.vander(np.arange(5.0), 3, increasing=True))[0].T[1:]
+U *= -np.sign(U[-1] - U[0])
 # The value that an expression of a claim makes into y.
 INVERSE = {
     "value": lambda y, row: y,
     "log10(value)": lambda y, row: 10**y,
+    "log2(value)": lambda y, row: 2**y,
     "abs(value / ln(classes / (classes - 1.0)) - 1)": lambda y, row: (
         (1 + y) * math.log(row["classes"] / (row["classes"] - 1))
     ),
+}
+# The column that an expression of a claim's term makes into y, and its value.
+COLUMNS = {
+    "bound": lambda y: {"bound": y},
+    "measured": lambda y: {"measured": y},
+    "log10_bound": lambda y: {"log10_bound": y},
+    "log10(measured / train_images)": lambda y: {"measured": 1440 * 10**y, "train_images": 1440},
 }
 # Of every bound: columns that keep it, and what breaks it.
 INEQUALITY = {"side": "upper", "measured": 0.5, "bound": 1.0}
@@ -408,11 +438,9 @@ def at_epoch(epoch):
     return {"step": round(6 * epoch), "epoch": float(epoch)}
 
 
-def terms_in_order(tests, effect, known=None):
-    """y of every term of pairs, which differ by `effect` at least; that of the first if `known`."""
+def terms_in_order(tests, effect):
+    """y of every term of pairs, which differ by `effect` at least."""
     y = {}
-    if known is not None:
-        y[tuple(sorted(one_of(tests[0].terms[0]).items()))] = known
     for test in reversed(tests):
         first, second = (tuple(sorted(one_of(t).items())) for t in test.terms)
         if second not in y:
@@ -442,26 +470,23 @@ def rows_by_seed(claim, outcome, seeds=SEEDS):
     for test in claim.tests:
         key = (test.kind, tuple(sorted((k, str(v)) for k, v in test.where.items())))
         groups.setdefault(key, []).append(test)
-    levels = None
-    if {test.kind for test in claim.tests} == {"level", "difference"}:  # of one row
-        levels = effects_of(claim.tests[0], outcome, seeds)
     found = []
     for (kind, key), tests in groups.items():
         test, where = tests[0], one_of(tests[0].where)
-        apart = groups.get(("difference", key), [test])[0]
-        if kind == "difference" and ("correlation", key) in groups:
-            continue  # the two read the same rows, made below
-        ends = effects_of(apart, outcome, seeds)
+        if kind == "share":
+            continue  # it reads the rows of a correlation, made below
+        of_share = groups.get(("share", key))
+        shares = effects_of(of_share[0], outcome, seeds) if of_share else {}
+        end = at_epoch(max(300, test.from_epoch))
         for seed, effect in effects_of(test, outcome, seeds).items():
-            made = MAKERS[kind](tests, effect)
-            if kind == "correlation" and apart is not test:
-                made = make_correlation(tests, effect, ends[seed])
-            if kind == "difference" and levels:
-                made = make_difference(tests, effect, levels[seed])
+            if of_share:
+                made = make_correlation(tests, effect, shares[seed])
+            else:
+                made = MAKERS[kind](tests, effect)
             for y, more in made:
                 columns = {**where, **more}
                 changed = {k: v for k, v in more.items() if k in made_up.cell()}
-                row = {**cell_of(test, seed, columns, **changed), **at_epoch(300), **columns}
+                row = {**cell_of(test, seed, columns, **changed), **end, **columns}
                 inverse = INVERSE[test.value] if test.kind != "halving" else INVERSE["value"]
                 found.append({**row, "value": inverse(y, row)})
     return found
@@ -474,8 +499,8 @@ def make_level(tests, effect):
         yield effect, at | ({} if level is None else {test.sweep: level})
 
 
-def make_difference(tests, effect, known=None):
-    for term, y in terms_in_order(tests, effect, known).items():
+def make_difference(tests, effect):
+    for term, y in terms_in_order(tests, effect).items():
         yield y, dict(term)
 
 
@@ -491,16 +516,17 @@ def make_trend(tests, effect):
         yield 0.5 + effect * math.log2(value), point
 
 
-def make_correlation(tests, effect, apart=None):
-    """Two series with this correlation; a shift of one puts their ends this far `apart`."""
+def make_correlation(tests, effect, share=None):
+    """Two series with this correlation; the first falls by this `share` of what the other does."""
     test = tests[0]
     others = effect * U + math.sqrt(1 - effect**2) * V
-    if apart is not None:
-        others += U[-1] - others[-1] - apart
+    if share is not None:
+        others *= (U[-1] - U[0]) / (others[-1] - others[0]) / share
     for y, other, place in zip(U, others, POINTS[test.along], strict=True):
         point = at_epoch(place) if test.along == "epoch" else {test.along: place}
         if "value" in test.terms[0]:
-            yield 0.0, point | {test.terms[0]["value"]: y, test.terms[1]["value"]: other}
+            first, second = (term["value"] for term in test.terms)
+            yield 0.0, point | COLUMNS[first](y) | COLUMNS[second](other)
         else:
             for term, value in zip(test.terms, (y, other), strict=True):
                 yield value, point | one_of(term)
@@ -601,7 +627,9 @@ def test_without_rows_a_claim_is_not_tested(name):
     assert set(table["reason"]) == {"no such rows"}
 
 
-@pytest.mark.parametrize("name", [n for n in BY_SEEDS if ALL[n].tests[0].sweep])
+@pytest.mark.parametrize(
+    "name", [n for n in BY_SEEDS if ALL[n].tests[0].sweep and not ALL[n].tests[0].base_too]
+)
 def test_without_its_sweep_a_claim_is_not_tested(name):
     claim = ALL[name]
     tables = {claim.tests[0].table: table_of(rows_by_seed(claim, HOLDS))}
@@ -689,6 +717,177 @@ def test_the_length_of_a_network_s_step_decides_nothing():
     claim = ALL["networks_follow_surrogate"]
     rows = [{**row, "amplification": 1000.0} for row in rows_of_bound(claim, broken=False)]
     assert verdict_on(claim, rows) == HOLDS
+
+
+# ---- what a claim must tell apart ---------------------------------------------------------------
+
+
+def rows_of_claim(claim, seed, y, part=0, epoch=300, **columns):
+    """One row that a part of a claim reads, with this value."""
+    test = claim.tests[part]
+    about = {**one_of(test.where), **columns}
+    changed = {k: v for k, v in about.items() if k in made_up.cell()}
+    return {**cell_of(test, seed, about, **changed), **at_epoch(epoch), **about, "value": y}
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"),
+    [
+        (lambda c: 1.5 / c, HOLDS),
+        (lambda c: math.log(c / (c - 1)), FAILS),  # before training
+        (lambda c: 1 / math.sqrt(c), FAILS),
+        (lambda c: 1 / c**2, FAILS),
+    ],
+)
+def test_a_gap_that_falls_in_another_way_does_not_follow_the_bound(gap, verdict):
+    claim, classes = ALL["gap_follows_bound"], np.array([2, 4, 6, 8, 10])
+    gaps = np.array([gap(c) for c in classes])
+    bounds = np.log1p(math.e**2 / (classes - 1))
+    assert np.corrcoef(gaps, bounds)[0, 1] > 0.95  # which all of them pass
+    made = [
+        rows_of_claim(claim, seed, y * float(c) ** (0.001 * seed), classes=int(c))
+        for seed in SEEDS
+        for c, y in zip(classes, gaps, strict=True)
+    ]
+    table = judged(claim, made)
+    assert set(table["verdict"]) == {verdict}
+    if verdict == HOLDS:
+        assert table["effect"].to_list() == pytest.approx([-0.9965])
+
+
+def test_losses_that_barely_fall_do_not_agree():
+    """At the end they are within 0.15 nats, but DCL's network has gone half the way only."""
+    claim = ALL["nscl_loss_agrees"]
+
+    def made(to):
+        return [
+            rows_of_claim(claim, seed, 7.5 - (0.2 + 0.001 * seed) * way * done, epoch=epoch,
+                          objective=objective)
+            for seed in SEEDS
+            for objective, way in (("dcl", to + 0.001 * seed), ("nscl", 1.0))
+            for epoch, done in ((0, 0.0), (20, 0.6), (300, 1.0))
+        ]  # fmt: skip
+
+    assert judged(claim, made(0.95))["part_verdict"].to_list()[0] == HOLDS
+    assert judged(claim, made(0.5))["part_verdict"].to_list()[0] == FAILS
+
+
+@pytest.mark.parametrize("name", ["nscl_closest", "nscl_closest_within_classes"])
+@pytest.mark.parametrize(("early", "verdict"), [(0.75, HOLDS), (0.5, FAILS)])
+def test_all_checkpoints_of_the_first_1000_epochs_count(name, early, verdict):
+    """Neither the last one alone, nor the start, where all are the same, nor later ones."""
+    claim = ALL[name]
+    nscl = {0: 1.0, 20: early, 60: early, 150: early, 1000: 0.9, 1200: 0.0}
+    made = [
+        rows_of_claim(claim, seed, y + 0.001 * seed * (one == "nscl"), part, epoch, objective=one)
+        for seed in SEEDS
+        for part in (0, 2)  # CKA and RSA
+        for epoch in nscl
+        for one, y in (("nscl", nscl[epoch]), ("scl", 0.7 * (epoch > 0)), ("ce", 0.7))
+    ]
+    assert verdict_on(claim, made) == verdict
+
+
+def test_cells_of_the_sweep_over_tau_and_of_the_base_show_ce_closer_than_scl():
+    claim = ALL["ce_closer_than_scl"]
+    swept = rows_by_seed(claim, HOLDS)
+    assert {row["tau"] for row in swept} == {0.1}
+    table = judged(claim, swept)
+    assert dict(table.select("sweep", "verdict").iter_rows()) == {"temperature": HOLDS}
+    base = [{**row, "sweeps": ["base"], "cell": row["cell"] + "-b"} for row in
+            rows_by_seed(claim, FAILS)]  # fmt: skip
+    table = judged(claim, swept + base)
+    assert dict(table.select("sweep", "arm_verdict").iter_rows()) == {
+        "base": FAILS, "temperature": HOLDS,
+    }  # fmt: skip
+    others = [{**row, "tau": 0.5} for row in swept + base]
+    assert set(judged(claim, others)["reason"]) == {"no such rows"}
+
+
+def test_the_start_shows_nothing_of_the_losses_of_the_authors():
+    """A run that has no other checkpoint until epoch 300; there the networks are still the same."""
+    claim = ALL["authors_losses_aligned"]
+    start = [{**row, **at_epoch(0), "value": 1.0} for row in rows_by_seed(claim, HOLDS)]
+    later = [{**row, **at_epoch(1200), "value": 0.5} for row in start]
+    assert verdict_on(claim, start + later) == UNTESTED
+    assert verdict_on(claim, start + later + rows_by_seed(claim, FAILS)) == FAILS
+
+
+def test_the_few_shot_bound_is_not_claimed_for_labeled_training_images():
+    claim = ALL["few_shot_bound"]
+    kept = rows_of_bound(claim, broken=False)
+    from_train = [
+        {**row, "quantity": "few_shot_error_from_train_all_way", "measured": 1.1} for row in kept
+    ]
+    table = judged(claim, kept + from_train)
+    assert table.select("verdict", "rows").rows() == [(HOLDS, len(kept))]
+    assert verdict_on(claim, from_train) == UNTESTED
+    two_way = [{**row, "quantity": "few_shot_error_two_way", "measured": 1.1} for row in kept]
+    assert verdict_on(claim, two_way) == FAILS
+
+
+def test_a_pair_that_only_noise_tells_apart_does_not_diverge():
+    """Its weights are at a larger angle than its representations, as those of any two networks."""
+    claim, rng = ALL["paths_diverge"], np.random.default_rng(1)
+    made = [
+        rows_of_claim(claim, seed, middle + rng.normal(), part, objective=objective)
+        for seed in range(20)
+        for objective in ("nscl", "dcl_twin")
+        for part, middle in ((0, 85.0), (1, 28.0))
+    ]
+    assert verdict_on(claim, made) == UNDECIDED
+    further = [
+        {**row, "value": row["value"] + (5 if row["metric"] == "weight_angle" else -5)}
+        if row["objective"] == "nscl" else row
+        for row in made
+    ]  # fmt: skip
+    assert verdict_on(claim, further) == HOLDS
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"),
+    [
+        (lambda epoch: 0.9 * -math.expm1(-epoch / 50), HOLDS),
+        (lambda epoch: 0.01 * math.exp(0.02 * epoch), FAILS),
+        (lambda epoch: 0.003 * epoch, FAILS),
+    ],
+)
+def test_a_weight_gap_that_keeps_growing_does_not_level_off(gap, verdict):
+    claim = ALL["weight_gap_levels_off"]
+    made = [
+        rows_of_claim(claim, seed, gap(epoch) * epoch ** (0.001 * seed), epoch=epoch)
+        for seed in SEEDS
+        for epoch in (1, 20, 50, 100, 200, 300)
+    ]
+    assert verdict_on(claim, made) == verdict
+
+
+@pytest.mark.parametrize(("power", "verdict"), [(-0.5, HOLDS), (0.5, FAILS)])
+def test_more_images_are_no_larger_drift(power, verdict):
+    """The norm grows with the number of images, and so with C, in both cases."""
+    claim = ALL["drift_follows_bound_over_classes"]
+    made = [
+        rows_of_claim(claim, seed, 0.0, classes=c, train_images=100 * c, log10_bound=-math.log10(c),
+                      measured=100 * c ** (1 + power + 0.001 * seed * (c == 5)))
+        for seed in SEEDS
+        for c in (2, 5, 10)
+    ]  # fmt: skip
+    assert verdict_on(claim, made) == verdict
+
+
+def test_seeds_without_all_values_of_x_are_named():
+    claim = ALL["gap_falls_with_classes"]
+    made = rows_by_seed(claim, HOLDS)
+    some = [row for row in made if row["seed"] < 6 or row["classes"] > 2]
+    table = judged(claim, some)
+    assert table.select("verdict", "seeds", "reason").rows() == [
+        (HOLDS, 6, "left out: 2 seeds without all values of classes; "
+         "one draw of classes: seeds say nothing of other draws"),
+    ]  # fmt: skip
+    none = [row for row in made if row["classes"] != (2, 5, 10)[row["seed"] % 3]]
+    assert judged(claim, none).select("verdict", "reason").rows() == [
+        (UNTESTED, "left out: 8 seeds without all values of classes")
+    ]
 
 
 # ---- many claims, parts and arms ----------------------------------------------------------------
@@ -882,6 +1081,22 @@ def test_every_figure_that_a_claim_names_exists():
     assert named <= FIGURES.keys()
 
 
+# Measures of h and of z.
+OF_FEATURES = re.compile(
+    "cdnv|within_class_spread|etf_deviation|nccc|linear_probe|few_shot_.*|cka|rsa|similarity_gap|"
+    "representation_angle"
+)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_claims_say_of_which_features_they_are(name):
+    for test in ALL[name].tests:
+        for term in test.terms or ({},):
+            read = {**test.where, **term}
+            if test.table == "measures" and OF_FEATURES.fullmatch(read["metric"]):
+                assert read.get("features") in ("h", "z"), test.label
+
+
 def test_labels_tell_the_parts_of_a_claim_apart():
     for claim in ALL.values():
         assert len({test.label for test in claim.tests}) == len(claim.tests), claim.id
@@ -923,6 +1138,11 @@ def test_quoted_numbers_are_the_papers(name):
         ({"test": {"kind": "guess", "region": {"above": 0}}}, "claims.a.test.kind is wrong"),
         ({"test": {"kind": "trend", "region": {"above": 0}}}, "'x' is a required property"),
         ({"test": {"kind": "level", "region": {"near": 0}}}, "claims.a.test.region is wrong"),
+        ({"test": {"kind": "share", "region": {"above": 0}}}, "'pairs' is a required property"),
+        (
+            {"test": {"kind": "level", "region": {"above": 0}, "base_too": True}},
+            "'sweep' is a required property",
+        ),
     ],
 )
 def test_a_wrong_claim_is_one_sentence(change, sentence, tmp_path):

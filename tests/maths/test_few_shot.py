@@ -6,7 +6,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_probes import clusters
 
 from cltools.maths import few_shot as module
-from cltools.maths.few_shot import TEMPERATURE, draws, few_shot, knn
+from cltools.maths.bounds import few_shot_bound
+from cltools.maths.collapse import cdnv, cdnv_root, class_statistics, directional_cdnv
+from cltools.maths.few_shot import TEMPERATURE, draws, few_shot, few_shot_one_split, knn
 from cltools.maths.probes import linear_probe, nccc
 
 SHOTS = [1, 2, 5, 20]
@@ -121,6 +123,61 @@ def test_label_names_offsets_and_unseen_classes():
 def test_few_shot_ranges(bad, message):
     with pytest.raises(ValueError, match=message):
         few_shot(*clusters(), **({"shots": [1]} | bad))
+
+
+# Labeled images and those to classify from one set
+
+
+@pytest.mark.parametrize("ways", [None, 2, 3])
+def test_one_split_equals_a_loop_over_nccc_without_the_labeled_images(ways):
+    x, y, *_ = clusters()
+    found = few_shot_one_split(x, y, SHOTS, repeats=6, ways=ways, seed=4)
+    for repeat, (classes, support) in enumerate(draws(y, y, 20, 6, ways, 4)):
+        for row, shots in enumerate(SHOTS):
+            images = support[:, :shots].ravel()
+            rest = np.setdiff1d(np.flatnonzero(np.isin(y, classes)), images)
+            expected = np.mean([
+                nccc(x[images], y[images], x[rest[y[rest] == c]], y[rest[y[rest] == c]])[1]
+                for c in classes
+            ])  # fmt: skip
+            assert found.accuracies[row, repeat] == pytest.approx(expected)
+    np.testing.assert_array_equal(found.mean, found.accuracies.mean(axis=1))
+
+
+def test_one_split_leaves_two_images_of_a_class():
+    x, y, *_ = clusters()
+    smallest = np.bincount(y).min()
+    found = few_shot_one_split(x, y, [smallest - 1, smallest - 2, 1], repeats=3)
+    assert np.isnan(found.mean).tolist() == [True, False, False]
+    three = np.repeat([0, 1], 3)
+    assert np.isnan(few_shot_one_split(x[:6], three, [1, 2]).mean).tolist() == [False, True]
+    assert np.isnan(few_shot_one_split(x[:4], three[1:5], [1, 2]).mean).all()
+    with pytest.raises(ValueError, match="shots must be"):
+        few_shot_one_split(x, y, [0])
+    with pytest.raises(ValueError, match="ways must be 2 to 5"):
+        few_shot_one_split(x, y, [1], ways=6)
+
+
+def test_labeled_images_are_not_classified():
+    """Labels at random: only images that were labeled can be classified better than by chance."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(400, 300)), np.arange(400) % 2
+    found = few_shot_one_split(x, y, [50], repeats=20)
+    assert found.mean[0] == pytest.approx(0.5, abs=0.05)
+    assert few_shot(x, y, x, y, [50]).mean[0] > 0.6
+
+
+def test_the_bound_is_about_one_split():
+    """Training images whose clusters lie elsewhere break the bound, test images keep it."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    test = rng.normal(size=(400, 2)) * 0.05 + np.where(y, 1.0, -1.0)[:, None] * [1.0, 0.0]
+    train = test + np.array([3.0, 0.0])
+    s = class_statistics(test, y)
+    bound = few_shot_bound(directional_cdnv(s), cdnv(s), cdnv_root(s), 100, 2)
+    assert bound < 0.1
+    assert 1 - few_shot(train, y, test, y, [100]).mean[0] > 0.4
+    assert 1 - few_shot_one_split(test, y, [100]).mean[0] < bound
 
 
 # Nearest neighbors

@@ -85,10 +85,14 @@ def test_few_shot_rows():
     values = measured(
         features="h",
         **{"cdnv/directional": 0.01, "cdnv/pairs": 0.4, "cdnv/root": 0.5,
-           "few_shot_nccc_all_way/shots_1": 0.4, "few_shot_nccc_all_way/shots_100": 0.6,
-           "few_shot_nccc_all_way/shots_500": math.nan, "few_shot_nccc_two_way/shots_100": 0.9}
+           "few_shot_nccc_all_way/shots_1": 0.3, "few_shot_nccc_two_way/shots_500": 0.01,
+           "few_shot_nccc_one_split_all_way/shots_1": 0.4,
+           "few_shot_nccc_one_split_all_way/shots_100": 0.6,
+           "few_shot_nccc_one_split_all_way/shots_500": math.nan,
+           "few_shot_nccc_one_split_two_way/shots_100": 0.9}
     )  # fmt: skip
-    rows = {(r["quantity"], r["variant"]): r for r in few_shot_rows(values, classes=10)}
+    found = list(few_shot_rows(values, classes=10))
+    rows = {(r["quantity"], r["variant"]): r for r in found if r["kind"] == "bound"}
     assert set(rows) == {
         ("few_shot_error_all_way", "best_shots_1"),
         ("few_shot_error_all_way", "best_shots_100"),
@@ -102,6 +106,17 @@ def test_few_shot_rows():
     assert one["measured"] == pytest.approx(0.6)
     two = rows["few_shot_error_two_way", "best_shots_100"]
     assert two["bound"] == few_shot_bound(0.01, 0.4, 0.5, 100, 2)
+    # Of training images nothing is claimed, even where the error is above the bound.
+    others = {(r["quantity"], r["variant"]): r for r in found if r["kind"] == "not_comparable"}
+    assert set(others) == {
+        ("few_shot_error_from_train_all_way", "best_shots_1"),
+        ("few_shot_error_from_train_two_way", "best_shots_500"),
+        ("few_shot_error_from_train_two_way", "displayed_shots_500"),
+    }
+    assert len(found) == len(rows) + len(others)
+    beyond = others["few_shot_error_from_train_two_way", "best_shots_500"]
+    assert beyond["measured"] > beyond["bound"] == few_shot_bound(0.01, 0.4, 0.5, 500, 2)
+    assert beyond["holds"] is None
 
 
 def test_lemmas_hold_and_a_planted_fault_breaks_one():

@@ -124,6 +124,7 @@ def test_every_family_of_measures_has_rows(made):
         ("class_mean_angle", "smallest"), ("weight_angle", "from_init"),
         ("weight_gap_layer", "encoder.conv1.weight"), ("representation_angle", "similarities"),
         ("few_shot_linear_probe_two_way", "shots_5"), ("merged_nccc", "lambda_0.50"),
+        ("few_shot_nccc_one_split_all_way", "shots_5"),
     }  # fmt: skip
     with_interval = table.filter(pl.col("ci_low").is_not_null(), pl.col("ci_low").is_not_nan())
     assert set(with_interval["metric"]) >= {"cka", "rsa", "cdnv", "nccc", "linear_probe", "knn"}
@@ -149,6 +150,7 @@ def test_theory(made):
     assert set(table["quantity"]) == {
         "gap", "gap_shuffled_labels", "gap_unbalanced_labels", "gap_clustered_labels", "batch_gap",
         "cka", "rsa", "centring", "few_shot_error_all_way", "few_shot_error_two_way",
+        "few_shot_error_from_train_all_way", "few_shot_error_from_train_two_way",
         "drift_not_comparable",
         "batch_composition", "reweighting", "smoothness_of_gradient", "smoothness",
         "gradient_norm", "weight_distance",
