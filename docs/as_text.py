@@ -52,10 +52,8 @@ class Numbers:
     @classmethod
     def read(cls, about: Path) -> "Numbers":
         """Those of an experiment in docs/data/, by its JSON file."""
-        values, claims = (
-            pl.read_csv(path, infer_schema_length=None)
-            for path in (about.with_suffix(".csv"), claims_of(about))
-        )
+        values = pl.read_parquet(about.with_suffix(".parquet"))
+        claims = pl.read_csv(claims_of(about), infer_schema_length=None)
         split = pl.col("sweeps").str.split(" ")
         return cls(values.with_columns(split), claims, load_claims().error_rate)
 

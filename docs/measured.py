@@ -105,8 +105,10 @@ def take(folder: Path, into: Path = DATA) -> None:
         if results.table(chosen.table).exists()
     ]
     path = into / f"{plan['experiment']}.json"
-    _write_csv(path.with_suffix(".csv"), pl.concat(found, how="diagonal_relaxed"))
-    _write_csv(claims_of(path), _columns(claims, CLAIM, results.claims))
+    with whole_file(path.with_suffix(".parquet")) as scratch:
+        _rounded(pl.concat(found, how="diagonal_relaxed")).write_parquet(scratch)
+    with whole_file(claims_of(path)) as scratch:
+        _rounded(_columns(claims, CLAIM, results.claims)).write_csv(scratch)
     with whole_file(path) as scratch:
         scratch.write_text(json.dumps(made, indent=1) + "\n")
 
@@ -130,10 +132,9 @@ def _columns(table: pl.DataFrame, names: Sequence[str], path: Path) -> pl.DataFr
     return table.select(names)
 
 
-def _write_csv(path: Path, table: pl.DataFrame) -> None:
+def _rounded(table: pl.DataFrame) -> pl.DataFrame:
     measured = cs.float() - cs.by_name(*CELL, require_all=False)
-    with whole_file(path) as scratch:
-        table.with_columns(measured.round_sig_figs(KEPT_DIGITS)).write_csv(scratch)
+    return table.with_columns(measured.round_sig_figs(KEPT_DIGITS))
 
 
 def _made_by(results: ExperimentFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
