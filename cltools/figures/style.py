@@ -274,7 +274,7 @@ def finish(figure: Figure, title: str, handles: Sequence[Artist], footnote: str)
     size = rcParams["font.size"]
     width = figure.get_size_inches()[0]
     # The title is set as the title of the legend, so that the layout avoids overlap of the two.
-    widths = [CHARACTER * size * (len(h.get_label()) + 7) / 72 for h in handles]
+    widths = [CHARACTER * size * (len(h.get_label()) + 9) / 72 for h in handles]
     columns = next(n for n in range(len(handles) or 1, 0, -1) if n == 1 or _line(widths, n) < width)
     figure.legend(
         # matplotlib fills a legend column by column, but it is read row by row.
