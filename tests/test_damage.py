@@ -77,10 +77,11 @@ def finished(tmp_path_factory):
     return folder
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+@pytest.fixture(scope="module")
+def commands(finished: Path) -> dict[str, list[str]]:
     """The commands of all rules, one of each kind, and those that people give by hand."""
     found: dict[str, list[str]] = {}
-    for line in snakemake(folder, "-n", "-p", "--forceall", config=CONFIG).splitlines():
+    for line in snakemake(finished, "-n", "-p", "--forceall", config=CONFIG).splitlines():
         words = shlex.split(line) if "cltools " in line and "logged " in line else []
         if "cltools" in words:
             command = words[words.index("cltools") + 1 :]
@@ -89,7 +90,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     found["status"] = ["status", "config.yaml"]
     found["partial"] = ["partial", "config.yaml", "--output", "results/tiny/partial"]
     step = sorted(
-        str(p.relative_to(folder)) for p in folder.glob("results/cells/*/embeddings/*.nc")
+        str(p.relative_to(finished)) for p in finished.glob("results/cells/*/embeddings/*.nc")
     )
     found["compare"] = ["compare", *step[:2], "--output", "tmp/compared.parquet"]
     return found
@@ -257,9 +258,8 @@ def names() -> tuple[str, ...]:
 
 @pytest.mark.damage
 @pytest.mark.parametrize("name", [name for name in names() if name not in OF_NO_RESULTS])
-def test_damaged_files(finished, tmp_path, name):
-    found = commands(finished)
-    chosen = {words: command for words, command in found.items() if command[0] == name}
+def test_damaged_files(finished, commands, tmp_path, name):
+    chosen = {words: command for words, command in commands.items() if command[0] == name}
     assert chosen, f"no rule and no line here runs `cltools {name}`"
     known: set[tuple[bool, str]] = set()
     cases = [
@@ -273,10 +273,10 @@ def test_damaged_files(finished, tmp_path, name):
 @pytest.mark.parametrize(
     "name", [name for name in names() if name not in ("status", "bench", "compare")]
 )
-def test_killed_commands(finished, tmp_path, name):
+def test_killed_commands(finished, commands, tmp_path, name):
     """Killed at random moments: the second start gives the bytes of a run that was not killed."""
     words, arguments = next(
-        (words, command) for words, command in commands(finished).items() if command[0] == name
+        (words, command) for words, command in commands.items() if command[0] == name
     )
     folder, draw = tmp_path / "copy", random.Random(zlib.crc32(name.encode()))
 

@@ -281,7 +281,7 @@ def _table(
     )
     table = found.join(shared, on="step", maintain_order="left")
     first = ["step", "objective", "lr", "sum_lr", "sum_lr_squared"]
-    last = ["real_distance", "touched_distance", *shared.columns[4:]]
+    last = ["real_distance", "touched_distance", *(c for c in shared.columns if c not in first)]
     return table.select(
         pl.lit(cell["tau"], pl.Float64).alias("tau"),
         pl.lit(cell["batch_size"], pl.Int64).alias("batch_size"),
