@@ -102,7 +102,7 @@ def test_they_work_together(extended):
     assert set(drawn["objective"]) == {"dcl", "nscl", "dhel"}
     assert (drawn["value"] > 0).all()
     measures = pl.read_parquet(extended / "results/extended/measures.parquet")
-    found = measures.filter(metric="norm_variation")["value"]
+    found = measures.filter(metric="norm_variation", features="h")["value"]
     assert sorted(found) == pytest.approx(sorted(drawn["value"]))
     log = pl.read_parquet(extended / "results/extended/training_log.parquet")
     assert log.filter(model="dhel")["dhel"].is_finite().all()
