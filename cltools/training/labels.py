@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cltools.config.cells import parts_of
 from cltools.data.image_set import ImageSet
 from cltools.maths.labellings import (
     clustered_labels,
@@ -42,21 +43,22 @@ def labels_of_models(cell: dict[str, Any], data: ImageSet) -> dict[str, Labels]:
 
     Raises InputError for more groups than there are classes or images to group.
     """
-    kinds = {objective: labels_of(objective) for objective in cell["objectives"]}
-    made = {kind: _made(kind, cell["seed"], data) for kind in sorted(set(kinds.values()))}
-    return {objective: made[kind] for objective, kind in kinds.items()}
+    made: dict[str, Labels] = {}
+    for objective in cell["objectives"]:
+        if labels_of(objective) not in made:
+            made[labels_of(objective)] = _made(objective, cell["seed"], data)
+    return {objective: made[labels_of(objective)] for objective in cell["objectives"]}
 
 
 def class_count(objective: str, classes: int) -> int:
     """How many classes an objective is trained on, in a cell of `classes` classes."""
-    kind, number = _parsed(labels_of(objective))
+    _, kind, number = parts_of(objective)
     return number if kind in ("random", "coarse", "clusters") else classes
 
 
-def _made(labels: str, seed: int, data: ImageSet) -> Labels:
-    kind, number = _parsed(labels)
-    true = data.labels.numpy()
-    classes = class_count(f":{labels}", data.classes)
+def _made(objective: str, seed: int, data: ImageSet) -> Labels:
+    labels, (_, kind, number) = labels_of(objective), parts_of(objective)
+    true, classes = data.labels.numpy(), class_count(objective, data.classes)
     limits = {"coarse": data.classes - 1, "random": len(true), "clusters": len(true)}
     if number > limits.get(kind, number):
         of = f"{data.classes} classes" if kind == "coarse" else f"{len(true)} training images"
@@ -81,12 +83,6 @@ def _made(labels: str, seed: int, data: ImageSet) -> Labels:
         case _:
             raise ValueError(f"no such labels: {labels!r}")
     return Labels(torch.from_numpy(found), classes)
-
-
-def _parsed(labels: str) -> tuple[str, int]:
-    """("coarse", 2) of "coarse2"; the number is 0 where there is none."""
-    kind = labels.rstrip("0123456789")
-    return kind, int(labels[len(kind) :] or 0)
 
 
 def _pixels(data: ImageSet) -> NDArray[np.float32]:
