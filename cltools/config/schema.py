@@ -50,7 +50,7 @@ _TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
 
 
 def _names(
-    validator: Any, names: list[str], value: Any, rules: Mapping[str, Any]
+    _: Any, names: list[str], value: Any, rules: Mapping[str, Any]
 ) -> Iterator[jsonschema.ValidationError]:
     """The keyword `names`: an objective, which may have labels of its own after a colon.
 

@@ -34,7 +34,9 @@ def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
                 one = {"variant": variant, "split": split, "objective": name}
                 look = style.look_of(name)
                 style.curve(ax, plotted.filter(features=features, **one), "epoch", look)
-                style.paper_curve(ax, papers.filter(**one), "epoch", look)
+                # P1 does not say of which features its numbers are.
+                theirs = papers.filter(pl.col("features").is_in(["", features]), **one)
+                style.paper_curve(ax, theirs, "epoch", look)
             images = "training" if split == "train" else "test"
             ax.set_title(f"{title} of {features}, {images} images")
             style.epoch_axis(ax, plotted["epoch"])

@@ -198,6 +198,19 @@ def test_drift_with_momentum_is_not_comparable(made):
     assert more == pytest.approx(grown)
 
 
+def theory_of(cell, store, folder, *options):
+    """The table of a cell that is trained, embedded and measured in this folder."""
+    manifest, place = folder / "t.json", ["--store", store]
+    cltools("train", "--cell", json.dumps(cell), *place, "--run", folder / "run",
+            "--manifest", manifest)  # fmt: skip
+    cltools("embed", manifest, *place, "--done", folder / "e.json")
+    cltools("measure", manifest, "--done", folder / "m.json")
+    cltools("theory", manifest, *place, "--measured", folder / "m.json", "--done",
+            folder / "th.json", *options)  # fmt: skip
+    (path,) = json.loads((folder / "th.json").read_text())["tables"].values()
+    return pl.read_parquet(path)
+
+
 @pytest.mark.parametrize(
     ("settings", "comparable"),
     [
@@ -211,16 +224,8 @@ def test_drift_of_z_under_plain_sgd_is_comparable(digits, tmp_path, settings, co
             "images_per_class": 8, "test_images_per_class": 8, "batch_size": 16,
             "projector_hidden": 8, "projector_dim": 4, "objectives": ["dcl", "nscl"],
             "checkpoints": [], **settings}  # fmt: skip
-    manifest = tmp_path / "t.json"
-    place = ["--store", digits]
-    cltools("train", "--cell", json.dumps(cell), *place, "--run", tmp_path / "run",
-            "--manifest", manifest)  # fmt: skip
-    cltools("embed", manifest, *place, "--done", tmp_path / "e.json")
-    cltools("measure", manifest, "--done", tmp_path / "m.json")
-    cltools("theory", manifest, *place, "--measured", tmp_path / "m.json", "--done",
-            tmp_path / "th.json", "--settings", '{"curvature_images": 4}')  # fmt: skip
-    (path,) = json.loads((tmp_path / "th.json").read_text())["tables"].values()
-    table = pl.read_parquet(path).filter(source="P2 Theorem 1")
+    table = theory_of(cell, digits, tmp_path, "--settings", '{"curvature_images": 4}')
+    table = table.filter(source="P2 Theorem 1")
     found = table.filter(quantity="drift").select("split", "features", "kind", "variant").rows()
     ours = ("train", "z", "network")
     expected = {(*ours, "stated"), (*ours, "realised")} if comparable else set()
@@ -264,16 +269,7 @@ def test_theory_of_a_cell_without_nscl(digits, tmp_path):
             "images_per_class": 8, "test_images_per_class": 8, "batch_size": 16,
             "projector_hidden": 8, "projector_dim": 4, "objectives": ["dcl", "scl"],
             "checkpoints": []}  # fmt: skip
-    manifest = tmp_path / "t.json"
-    place = ["--store", digits]
-    cltools("train", "--cell", json.dumps(cell), *place, "--run", tmp_path / "run",
-            "--manifest", manifest)  # fmt: skip
-    cltools("embed", manifest, *place, "--done", tmp_path / "e.json")
-    cltools("measure", manifest, "--done", tmp_path / "m.json")
-    cltools("theory", manifest, *place, "--measured", tmp_path / "m.json", "--done",
-            tmp_path / "th.json")  # fmt: skip
-    (path,) = json.loads((tmp_path / "th.json").read_text())["tables"].values()
-    found = set(pl.read_parquet(path)["quantity"])
+    found = set(theory_of(cell, digits, tmp_path)["quantity"])
     assert {"gap", "cka", "few_shot_error_all_way"} <= found
     assert not {"drift", "reweighting"} & found
 
