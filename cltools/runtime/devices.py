@@ -2,14 +2,20 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from cltools.runtime.errors import InputError
 from cltools.runtime.gpus import gpu_count, release_gpus
+from cltools.runtime.processor import has_bfloat16
 
 log = logging.getLogger("cltools")
+OTHER_BUILD = "install a torch that fits the GPU and its driver (README.md says how)"
+# The oldest GPUs, by compute capability, that compute in TF32 and bfloat16.
+FIRST_WITH_TF32 = (8, 0)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -33,11 +39,20 @@ def automatic_device() -> str:
         return "cpu"
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     trouble = f"torch (built {built}) cannot use the GPU of this machine"
-    remedy = "update the driver, or install a torch that fits it"
+    remedy = f"update the driver, or {OTHER_BUILD}"
     if given:
         raise InputError(f"{trouble}: {remedy}")
     log.warning("%s and takes the CPU: %s", trouble, remedy)
     return "cpu"
+
+
+def probe(device: torch.device) -> None:
+    """Compute one number on the device, and wait for it; raises what torch raises if it cannot.
+
+    A GPU that is too old for this build of torch can still allocate memory. It fails at the first
+    kernel.
+    """
+    torch.zeros(1, device=device).add_(1).item()
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,7 +60,8 @@ def choose_device(name: str) -> torch.device:
 
     `name` is "auto" (see `automatic_device`), "cpu", "cuda" or a numbered device such as "cuda:1".
 
-    Raises InputError for a device that this machine does not have.
+    Raises InputError for a device that this machine does not have, and for a GPU on which this
+    build of torch cannot compute.
     """
     # CUDA's matrix products repeat bit by bit only with this workspace setting.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -53,11 +69,12 @@ def choose_device(name: str) -> torch.device:
         name = automatic_device()
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        probe(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
+        remedy = f", or {OTHER_BUILD}" if name.startswith("cuda") else ""
         raise InputError(
-            f"device {name!r} is not available here ({reason}): use --device cpu"
+            f"device {name!r} is not available here ({reason}): use --device cpu{remedy}"
         ) from None
     # The same as `use_deterministic_algorithms(True)`, which would also import the compiler. That
     # takes 2 seconds in every process.
@@ -71,3 +88,49 @@ def choose_device(name: str) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return device
+
+
+@contextmanager
+def tf32(device: torch.device, allowed: bool = True) -> Iterator[None]:
+    """Within it, if `allowed`, CUDA multiplies float32 numbers that it first rounds to TF32.
+
+    TF32 has the range of float32 and 10 bits after the leading one instead of 23. This concerns
+    matrix products and convolutions only, and their sums stay in float32. Nothing changes on a CPU.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    if allowed and device.type == "cuda":
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def talk_of_precision(precision: str, device: torch.device) -> None:
+    """Log one line where training in this precision is slow on this device, or is not to be had."""
+    if device.type == "cuda":
+        _talk_of_gpu(precision, torch.cuda.get_device_capability(device) >= FIRST_WITH_TF32)
+    elif precision == "bfloat16" and not has_bfloat16():
+        log.warning(
+            "this processor has no instructions for bfloat16, which is several times slower here "
+            "than float32: set precision to float32, or train on another machine"
+        )
+    elif precision == "tf32":
+        log.info("only GPUs have tf32: on this CPU, it is the same as float32")
+
+
+def _talk_of_gpu(precision: str, able: bool) -> None:
+    """`able` is whether the GPU has instructions for TF32 and bfloat16."""
+    if able and precision == "float32":
+        log.warning(
+            "float32 is several times slower on this GPU than tf32 or bfloat16: set precision to "
+            "one of them, unless every product has to be in float32"
+        )
+    elif not able and precision == "bfloat16":
+        log.warning(
+            "this GPU has no instructions for bfloat16, which may be slower here than float32: set "
+            "precision to float32, or train on another GPU"
+        )
+    elif not able and precision == "tf32":
+        log.info("this GPU has no tf32: on it, it is the same as float32")
