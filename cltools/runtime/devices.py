@@ -26,12 +26,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def automatic_device() -> str:
-    """ "cuda" where torch can use it, otherwise "cpu", with a warning where there is a GPU.
+    """ "cuda" where torch sees a GPU, otherwise as `_without_gpu`, which may raise InputError."""
+    return "cuda" if torch.cuda.is_available() else _without_gpu()
+
+
+def _without_gpu(reason: str = "") -> str:
+    """ "cpu", with a warning where there is a GPU; `reason` is why torch cannot use it, if known.
 
     Raises InputError where Slurm gave GPUs to this job: it would occupy them and train on the CPU.
     """
-    if torch.cuda.is_available():
-        return "cuda"
     release_gpus()
     given = any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
@@ -40,42 +43,50 @@ def automatic_device() -> str:
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     trouble = f"torch (built {built}) cannot use the GPU of this machine"
     remedy = f"update the driver, or {OTHER_BUILD}"
+    if reason:
+        trouble, remedy = f"{trouble} ({reason})", OTHER_BUILD
     if given:
         raise InputError(f"{trouble}: {remedy}")
     log.warning("%s and takes the CPU: %s", trouble, remedy)
     return "cpu"
 
 
-def probe(device: torch.device) -> None:
-    """Compute one number on the device, and wait for it; raises what torch raises if it cannot.
+def trouble_with(name: str) -> str:
+    """Why this device cannot compute, in one line; "" if it can.
 
-    A GPU that is too old for this build of torch can still allocate memory. It fails at the first
-    kernel.
+    One number is computed there, since a GPU that is too old for this build of torch can still
+    allocate memory. It fails at the first kernel.
     """
-    torch.zeros(1, device=device).add_(1).item()
+    try:
+        torch.zeros(1, device=torch.device(name)).add_(1).item()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    return ""
 
 
 def choose_device(name: str) -> torch.device:
     """The torch device of this name, with settings that make its results repeat bit by bit.
 
-    `name` is "auto" (see `automatic_device`), "cpu", "cuda" or a numbered device such as "cuda:1".
+    `name` is "auto" (a GPU where torch can use one), "cpu", "cuda" or a numbered device such as
+    "cuda:1".
 
-    Raises InputError for a device that this machine does not have, and for a GPU on which this
-    build of torch cannot compute.
+    Raises InputError for a device that this machine does not have, for a GPU on which this build of
+    torch cannot compute, and as `automatic_device` does.
     """
     # CUDA's matrix products repeat bit by bit only with this workspace setting.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if name == "auto":
+    automatic = name == "auto"
+    if automatic:
         name = automatic_device()
-    try:
-        device = torch.device(name)
-        probe(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
+    reason = trouble_with(name)
+    if reason and automatic:
+        name = _without_gpu(reason)
+    elif reason:
         remedy = f", or {OTHER_BUILD}" if name.startswith("cuda") else ""
         raise InputError(
             f"device {name!r} is not available here ({reason}): use --device cpu{remedy}"
-        ) from None
+        )
+    device = torch.device(name)
     # The same as `use_deterministic_algorithms(True)`, which would also import the compiler. That
     # takes 2 seconds in every process.
     torch.set_deterministic_debug_mode("error")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -223,21 +224,45 @@ def _no_cuda(*shape, device):
     raise AssertionError("no driver\nand more")
 
 
-def test_a_gpu_that_can_allocate_but_not_compute_is_told(monkeypatch):
-    """As one does that is older than this build of torch: it holds memory, but runs no kernel."""
-    zeros = torch.zeros
+@pytest.fixture
+def too_old(monkeypatch):
+    """A GPU that is older than this build of torch: it holds memory, but runs no kernel."""
+    zeros, add = torch.zeros, torch.Tensor.add_
 
-    def no_kernel(self, number):
-        raise RuntimeError("CUDA error: no kernel image is available for execution\nand more")
+    def on_gpu(*shape, device):
+        made = zeros(*shape)
+        made.there = device.type == "cuda"
+        return made
 
-    monkeypatch.setattr(devices.torch, "zeros", lambda *shape, device: zeros(*shape))
-    monkeypatch.setattr(devices.torch.Tensor, "add_", no_kernel)
+    def compute(self, number):
+        if self.there:
+            raise RuntimeError("CUDA error: no kernel image is available for execution\nand more")
+        return add(self, number)
+
+    monkeypatch.setattr(devices.torch, "zeros", on_gpu)
+    monkeypatch.setattr(devices.torch.Tensor, "add_", compute)
+    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_a_gpu_that_can_allocate_but_not_compute_is_told(too_old):
     said = (
         r"'cuda:1' is not available here \(CUDA error: no kernel image .* execution\): "
         "use --device cpu, or install a torch that fits the GPU"
     )
     with pytest.raises(InputError, match=said):
         devices.choose_device("cuda:1")
+
+
+def test_a_gpu_that_cannot_compute_is_not_taken_unasked(too_old, monkeypatch, caplog):
+    said = "cannot use the GPU of this machine (CUDA error: no kernel image"
+    assert devices.choose_device("auto").type == "cpu"
+    assert said in caplog.text
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    with pytest.raises(InputError, match=re.escape(said)):
+        devices.choose_device("auto")
 
 
 @pytest.mark.parametrize(
