@@ -14,8 +14,8 @@ rank.
 """
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,7 +233,7 @@ class CoupledTrainer:
         views, passed = batch.views, self.cell["views"]
         if objective in self.queues:
             views, passed = views.chunk(passed)[0], 1
-        with self._autocast(), self._tf32():
+        with self._autocast():
             projected = self._project(self.forward[objective], views)
         self.lap("forward")
         # The backward pass stops here, and goes on through the network in the network's precision.
@@ -289,14 +289,18 @@ class CoupledTrainer:
         """Update the key network, and put its keys of the batch's second views into the queue."""
         queue = self.queues[objective]
         queue.follow(self.networks[objective])
-        with torch.no_grad(), self._autocast(), self._tf32():
+        with torch.no_grad(), self._autocast():
             keys = queue.network(batch.views.chunk(self.cell["views"])[1])[1]
         queue.put(self.step, self.ranks.gather(keys[None])[0])
         self.lap("forward")
 
-    def _autocast(self) -> torch.autocast:
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """Forward passes of networks in the cell's precision."""
         bfloat16 = self.cell["precision"] == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        with autocast, self._tf32():
+            yield
 
     def _tf32(self) -> AbstractContextManager[None]:
         """TF32 in the networks, if the cell asks for it; never in the losses."""
