@@ -190,7 +190,7 @@ class EncodedImageSet(ImageSet):
         return there.permute(0, 3, 1, 2).float().div_(255)
 
     def _finished(self, crops: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
-        # Indexed writes into views that are not contiguous would each copy all of them on a GPU.
+        # Copying whole images is fastest where each is in one piece.
         views = flip(self._on_device(crops), parameters).contiguous()
         return change_colors(views, parameters, recipe)
 

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -241,14 +240,12 @@ def resize_matrices(start: Tensor, length: Tensor, source: int, target: int) -> 
 
 def crop_and_flip(images: Tensor, parameters: ViewParameters, size: tuple[int, int]) -> Tensor:
     """Random resized crop to `size` (height, width) and flip of images (n, c, h, w)."""
-    top, height, left, width, flip = (
-        to_device(getattr(parameters, name), images.device)
-        for name in ("top", "height", "left", "width", "flip")
-    )
+    names = ("top", "height", "left", "width", "flip")
+    together = torch.stack([getattr(parameters, name).long() for name in names])  # one copy
+    top, height, left, width, flip = to_device(together, images.device)
     rows = resize_matrices(top, height, images.shape[2], size[0])
     columns = resize_matrices(left, width, images.shape[3], size[1])
-    flip = flip[:, None, None]
-    columns = torch.where(flip, columns.flip(1), columns)
+    columns = torch.where(flip[:, None, None].bool(), columns.flip(1), columns)
     return rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
 
 
@@ -314,7 +311,9 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     return flat.reshape(count, channels, height, width)
 
 
-ADJUSTMENTS: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor], bool], ...] = (
+# From images (n, c, h, w) and an amount of each (n, 1, 1, 1) to changed images.
+Change = Callable[[Tensor, Tensor], Tensor]
+ADJUSTMENTS: tuple[tuple[str, Change, bool], ...] = (
     # parameter name, function, whether it means anything for one channel
     ("brightness", adjust_brightness, True),
     ("contrast", adjust_contrast, True),
@@ -331,46 +330,63 @@ def render(
 
 
 def change_colors(views: Tensor, parameters: ViewParameters, recipe: Recipe) -> Tensor:
-    """Jitter, grayscale and blur, in place, of views (n, c, h, w) with values in [0, 1].
+    """Views (n, c, h, w) in [0, 1] after jitter, grayscale and blur. Overwrites the given ones.
 
-    Subsets (which samples are jittered, grayed, blurred) are chosen on the CPU, where the
-    parameters are: the device is never waited for.
+    In each of up to six rounds (four of the jitter), every view goes through one change or none.
+    Views are sorted by their change, so that it is made on a slice of them. To write into scattered
+    rows would take about 20 small kernels on a GPU, where this has to be deterministic.
+
+    Which samples are changed is known on the CPU, where the parameters are: the device is never
+    waited for.
     """
-    device, colored = views.device, views.shape[1] == 3
+    changes = [*(adjust for _, adjust, _ in ADJUSTMENTS), _all_gray, _blur(recipe.blur_kernel)]
+    choice = _changes_by_round(parameters, recipe, colored=views.shape[1] == 3)
+    choice = choice[(choice < len(changes)).any(dim=1)]
+    if not len(choice):
+        return views
+    orders = choice.argsort(dim=1, stable=True)
+    places = orders.argsort(dim=1)  # of each view in these orders
+    moves = torch.cat([orders[:1], places[:-1].gather(1, orders[1:]), places[-1:]])
+    amounts = _amounts(parameters).gather(0, choice).gather(1, orders)
+    moves, amounts = to_device(moves, views.device), to_device(amounts, views.device)
+    spare = torch.empty_like(views)  # two buffers in turns: new memory is slow on a CPU
+    sizes = F.one_hot(choice, len(changes) + 1).sum(dim=1).tolist()
+    for move, amount, by_change in zip(moves[:-1], amounts, sizes, strict=True):
+        views, spare = torch.index_select(views, 0, move, out=spare), views
+        start = 0
+        for change, size in zip(changes, by_change[:-1], strict=True):
+            if size:
+                part = views[start : start + size]
+                part.copy_(change(part, amount[start : start + size, None, None, None]))
+            start += size
+    return torch.index_select(views, 0, moves[-1], out=spare)
 
-    def apply(where: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-        rows = where.nonzero()[:, 0]
-        if len(rows):
-            chosen = to_device(rows, device)
-            views[chosen] = change(views[chosen], rows)
 
-    def column(values: Tensor, rows: Tensor) -> Tensor:
-        return to_device(values[rows], device)[:, None, None, None]
+def _changes_by_round(parameters: ViewParameters, recipe: Recipe, colored: bool) -> Tensor:
+    """The number of each sample's change in each round, (6, n), as `change_colors` lists them.
 
-    def adjusted(
-        adjust: Callable[[Tensor, Tensor], Tensor], values: Tensor, x: Tensor, rows: Tensor
-    ) -> Tensor:
-        return adjust(x, column(values, rows))
-
-    active = [
-        code
-        for code, (name, _, for_gray) in enumerate(ADJUSTMENTS)
-        if getattr(recipe, name) > 0 and (colored or for_gray)
-    ]
-    for position in range(4):
-        for code in active:
-            name, adjust, _ = ADJUSTMENTS[code]
-            values = getattr(parameters, name)
-            apply(
-                parameters.jitter & (parameters.order[:, position] == code),
-                partial(adjusted, adjust, values),
-            )
-    if colored:
-        apply(parameters.gray, lambda x, _: grayscale(x).expand_as(x))
-    apply(
-        parameters.blur,
-        lambda x, rows: gaussian_blur(
-            x, to_device(parameters.sigma[rows], device), recipe.blur_kernel
-        ),
+    The number after the last stands for no change.
+    """
+    gray, blur, none = range(len(ADJUSTMENTS), len(ADJUSTMENTS) + 3)
+    active = torch.tensor(
+        [getattr(recipe, name) > 0 and (colored or for_gray) for name, _, for_gray in ADJUSTMENTS]
     )
-    return views
+    order = parameters.order.T
+    jitter = torch.where(parameters.jitter & active[order], order, none)
+    grayed = torch.where(parameters.gray & colored, gray, none)
+    return torch.cat([jitter, torch.stack([grayed, torch.where(parameters.blur, blur, none)])])
+
+
+def _amounts(parameters: ViewParameters) -> Tensor:
+    """What each change is given for each sample, (7, n), in the same order; 0 where nothing is."""
+    factors = [getattr(parameters, name) for name, *_ in ADJUSTMENTS]
+    nothing = torch.zeros_like(parameters.sigma)
+    return torch.stack([*factors, nothing, parameters.sigma, nothing])
+
+
+def _all_gray(images: Tensor, _: Tensor) -> Tensor:
+    return grayscale(images).expand_as(images)
+
+
+def _blur(kernel: int) -> Change:
+    return lambda images, sigma: gaussian_blur(images, sigma.flatten(), kernel)

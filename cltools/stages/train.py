@@ -23,9 +23,10 @@ from cltools.layout import VERSIONS, CellFolder, RunFolder
 from cltools.maths.bounds import gap_bound
 from cltools.maths.labellings import dropped_pairs
 from cltools.maths.objectives import labels_of
+from cltools.runtime.devices import talk_of_precision
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file
-from cltools.runtime.processor import has_bfloat16, instructions
+from cltools.runtime.processor import instructions
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import write_json
 from cltools.runtime.stopping import StopRequest, stop_requests
@@ -85,12 +86,8 @@ def run(
     opened, folder = open_store(store, cell), RunFolder(run)
     cell_subset(opened, cell, "test")  # fail now, not after training, if there are too few images
     images = image_set(opened, cell, "train", chosen, workers)
-    slow = cell["precision"] == "bfloat16" and chosen.type == "cpu" and not has_bfloat16()
-    if slow and ranks.first:
-        log.warning(
-            "this processor has no instructions for bfloat16, which is several times slower here "
-            "than float32: set precision to float32, or train on another machine"
-        )
+    if ranks.first:
+        talk_of_precision(cell["precision"], chosen)
     trainer = CoupledTrainer(cell, images, chosen, ranks)
     until = until or Duration.parse(cell["horizon"])
     stop = until.in_steps(trainer.steps_per_epoch)

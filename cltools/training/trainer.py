@@ -14,7 +14,8 @@ rank.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ from cltools.maths.objectives import (
     similarity_logits,
 )
 from cltools.maths.randomness import initialize
-from cltools.runtime.devices import to_device
+from cltools.runtime.devices import tf32, to_device
 from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches, batches_of_models, owner
 from cltools.training.compiled import compiled
@@ -233,9 +234,11 @@ class CoupledTrainer:
         if objective in self.queues:
             views, passed = views.chunk(passed)[0], 1
         with self._autocast():
-            z = self._project(self.forward[objective], views)
+            projected = self._project(self.forward[objective], views)
         self.lap("forward")
-        z = torch.unflatten(z, 0, (passed, -1))
+        # The backward pass stops here, and goes on through the network in the network's precision.
+        ends = projected.detach().requires_grad_()
+        z = torch.unflatten(ends, 0, (passed, -1))
         own = loss_of(objective)
         if own == "ce":
             # Class logits are gathered, not z. The head's gradient on a rank then comes from its
@@ -250,6 +253,8 @@ class CoupledTrainer:
             others[own] = loss.detach()
         self.lap("losses")
         torch.autograd.backward(loss)
+        with self._tf32():
+            torch.autograd.backward(projected, ends.grad)
         self.ranks.sum_gradients(network)
         self.lap("backward")
         grad_norm = torch.nn.utils.get_total_norm(
@@ -289,9 +294,17 @@ class CoupledTrainer:
         queue.put(self.step, self.ranks.gather(keys[None])[0])
         self.lap("forward")
 
-    def _autocast(self) -> torch.autocast:
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """Forward passes of networks in the cell's precision."""
         bfloat16 = self.cell["precision"] == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        with autocast, self._tf32():
+            yield
+
+    def _tf32(self) -> AbstractContextManager[None]:
+        """TF32 in the networks, if the cell asks for it; never in the losses."""
+        return tf32(self.device, self.cell["precision"] == "tf32")
 
     def _project(self, network: Forward, views: Tensor) -> Tensor:
         """z (K*B, d) of the views.

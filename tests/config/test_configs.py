@@ -170,6 +170,10 @@ def test_every_figure_of_the_papers_has_a_config():
 
 
 def test_paper_configs_share_their_cells():
+    """All are compiled and in bfloat16, which belongs to a cell."""
+    plans = [plan for path in PAPER for plan in load_experiment(read_config(path)).plans.values()]
+    kinds = {(plan.cell["precision"], plan.cell["compile"]) for plan in plans}
+    assert kinds == {("bfloat16", True)}
     folder = PAPER[0].parent
 
     def shared(one, other):

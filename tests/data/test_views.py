@@ -4,15 +4,18 @@ import pytest
 import torch
 import torchvision.transforms.v2 as tv
 import torchvision.transforms.v2.functional as tvf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cltools.config.recipes import RECIPES
 from cltools.data.views import (
+    ADJUSTMENTS,
     COLUMN_COUNT,
     Recipe,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    change_colors,
     crop_and_flip,
     epoch_views,
     gaussian_blur,
@@ -132,6 +135,74 @@ def test_render_is_the_chain_of_its_parts():
         assert torch.allclose(out[i], one[0], atol=1e-4)
     assert p.gray.any()
     assert p.blur.any()
+
+
+def change_rows(views, p, chosen):
+    """What `change_colors` computes, by writing each change into the rows that it concerns."""
+    colored = views.shape[1] == 3
+
+    def apply(where, change):
+        rows = where.nonzero()[:, 0]
+        if len(rows):
+            views[rows] = change(views[rows], rows)
+
+    for position in range(4):
+        for code, (name, adjust, for_gray) in enumerate(ADJUSTMENTS):
+            if getattr(chosen, name) > 0 and (colored or for_gray):
+                amount = getattr(p, name)[:, None, None, None]
+                apply(
+                    p.jitter & (p.order[:, position] == code),
+                    lambda x, rows, adjust=adjust, amount=amount: adjust(x, amount[rows]),
+                )
+    if colored:
+        apply(p.gray, lambda x, _: grayscale(x).expand_as(x))
+    apply(p.blur, lambda x, rows: gaussian_blur(x, p.sigma[rows], chosen.blur_kernel))
+    return views
+
+
+NO_CHANGE = {"jitter_probability": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "shape"),
+    [
+        *((family, {}, (64, 1 if family == "digits" else 3, 12, 12)) for family in RECIPES),
+        ("imagenet", {"blur_probability": 0.5}, (64, 3, 9, 11)),
+        ("imagenet", dict.fromkeys(NO_CHANGE, 1.0), (33, 3, 9, 7)),
+        ("imagenet", {"blur_probability": 0.5}, (40, 1, 9, 9)),  # gray images have no gray round
+        ("imagenet", {"hue": 0.0, "contrast": 0.0}, (40, 3, 9, 9)),
+        ("imagenet", {"blur_probability": 0.5}, (1, 3, 8, 8)),
+        ("cifar", NO_CHANGE, (8, 3, 8, 8)),
+        ("cifar", {**NO_CHANGE, "grayscale_probability": 0.5}, (8, 3, 8, 8)),
+    ],
+)
+def test_colors_are_changed_as_row_by_row(family, changes, shape):
+    chosen = recipe(family, **changes)
+    for seed in range(3):
+        x, p = images(*shape, seed), parameters(shape[0], chosen, *shape[2:], seed)
+        assert torch.equal(change_colors(x.clone(), p, chosen), change_rows(x.clone(), p, chosen))
+
+
+def test_colors_are_changed_without_scattered_writes():
+    """On a GPU each of those is about 20 kernels, and each copy from the CPU costs time as well."""
+    chosen = recipe("imagenet", blur_probability=0.5)
+    p, functions, copies = parameters(60, chosen, 8, 8), [], []
+    meta = torch.device("meta")
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device == meta:
+                functions.append(function)
+                if any(isinstance(x, torch.Tensor) and x.device != meta for x in args):
+                    copies.append(function)
+            return out
+
+    with Watch():
+        change_colors(torch.empty(60, 3, 8, 8, device=meta), p, chosen)
+    assert functions.count(torch.ops.aten.index_select.out) == 7
+    assert not {f for f in functions if f.name().startswith("aten::index_put")}
+    assert len(copies) == 2
 
 
 def test_a_sample_gets_its_view_whatever_the_batch_and_the_subset():

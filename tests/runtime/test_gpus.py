@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from planted import PLANTED
 
 from cltools.runtime import devices, gpus
@@ -212,7 +214,7 @@ def test_losses_of_large_sets_are_worth_a_gpu(monkeypatch):
 
 
 def test_a_missing_device_is_told_before_measuring(monkeypatch, tmp_path):
-    monkeypatch.setattr(devices.torch, "empty", _no_cuda)
+    monkeypatch.setattr(devices.torch, "zeros", _no_cuda)
     with pytest.raises(InputError, match=r"'cuda' is not available here \(no driver\)"):
         measure.run(manifests=[], done=tmp_path / "m.json", device="cuda")
     assert not (tmp_path / "m.json").exists()
@@ -220,3 +222,84 @@ def test_a_missing_device_is_told_before_measuring(monkeypatch, tmp_path):
 
 def _no_cuda(*shape, device):
     raise AssertionError("no driver\nand more")
+
+
+@pytest.fixture
+def too_old(monkeypatch):
+    """A GPU that is older than this build of torch: it holds memory, but runs no kernel."""
+    zeros, add = torch.zeros, torch.Tensor.add_
+
+    def on_gpu(*shape, device):
+        made = zeros(*shape)
+        made.there = device.type == "cuda"
+        return made
+
+    def compute(self, number):
+        if self.there:
+            raise RuntimeError("CUDA error: no kernel image is available for execution\nand more")
+        return add(self, number)
+
+    monkeypatch.setattr(devices.torch, "zeros", on_gpu)
+    monkeypatch.setattr(devices.torch.Tensor, "add_", compute)
+    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_a_gpu_that_can_allocate_but_not_compute_is_told(too_old):
+    said = (
+        r"'cuda:1' is not available here \(CUDA error: no kernel image .* execution\): "
+        "use --device cpu, or install a torch that fits the GPU"
+    )
+    with pytest.raises(InputError, match=said):
+        devices.choose_device("cuda:1")
+
+
+def test_a_gpu_that_cannot_compute_is_not_taken_unasked(too_old, monkeypatch, caplog):
+    said = "cannot use the GPU of this machine (CUDA error: no kernel image"
+    assert devices.choose_device("auto").type == "cpu"
+    assert said in caplog.text
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    with pytest.raises(InputError, match=re.escape(said)):
+        devices.choose_device("auto")
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "said"),
+    [
+        ("float32", (9, 0), "float32 is several times slower on this GPU than tf32 or bfloat16"),
+        ("float32", (7, 0), ""),
+        ("tf32", (8, 0), ""),
+        ("tf32", (7, 5), "this GPU has no tf32: on it, it is the same as float32"),
+        ("bfloat16", (8, 0), ""),
+        ("bfloat16", (7, 5), "this GPU has no instructions for bfloat16"),
+        ("float32", None, ""),
+        ("tf32", None, "on this CPU, it is the same as float32"),
+    ],
+)
+def test_what_is_said_of_a_precision(precision, capability, said, monkeypatch, caplog):
+    """`capability` is that of a GPU; None is the CPU."""
+    monkeypatch.setattr(devices.torch.cuda, "get_device_capability", lambda device: capability)
+    caplog.set_level("INFO", "cltools")
+    devices.talk_of_precision(precision, torch.device("cuda" if capability else "cpu"))
+    assert len(caplog.messages) == bool(said)
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("device", "allowed", "inside"),
+    [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)],
+)
+def test_tf32_ends_with_its_block(device, allowed, inside):
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    devices.choose_device("cpu")
+
+    def fails():
+        with devices.tf32(torch.device(device), allowed):
+            assert [flag.allow_tf32 for flag in flags] == [inside, inside]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert not any(flag.allow_tf32 for flag in flags)

@@ -218,7 +218,7 @@ def test_bfloat16_runs_and_differs(digits, tmp_path):
 
 def test_bfloat16_without_its_instructions_warns(digits, tmp_path, monkeypatch, caplog):
     for able, said in ((True, False), (False, True)):
-        monkeypatch.setattr("cltools.stages.train.has_bfloat16", lambda able=able: able)
+        monkeypatch.setattr("cltools.runtime.devices.has_bfloat16", lambda able=able: able)
         caplog.clear()
         run(cell(horizon="2 steps", precision="bfloat16"), digits, tmp_path / str(able))
         assert ("no instructions for bfloat16" in caplog.text) == said

@@ -92,7 +92,7 @@ def test_nothing_waits_for_the_device(colors, monkeypatch):
     with Transfers() as transfers:
         for _ in range(3):
             made.train_step()
-    assert transfers.count > 30
+    assert transfers.count >= 3 * 5
     assert not transfers.waited_for
 
 
