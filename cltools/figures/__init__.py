@@ -166,6 +166,11 @@ FIGURES: dict[str, FigureSpec] = {
         "few_shot",
         tables=("measures", "theory"),
     ),
+    "few_shot_z": FigureSpec(
+        "The same for the projections z, as in the papers.",
+        "few_shot",
+        tables=("measures", "theory"),
+    ),
     "merging": FigureSpec(
         "Accuracy and alignment on the line between the weights of DCL and of another objective.",
         "merging",

@@ -278,6 +278,13 @@ def test_cdnv_training(drawn):
     assert values == pytest.approx({o: 0.3 * (1 - a) for o, a in made_up.ACCURACY.items()})
 
 
+def test_few_shot_error_of_z(drawn):
+    rows = numbers(drawn, "few_shot_z", objective="nscl", seed=1, quantity="error")
+    errors = rows.filter(ways="all_way", probe="few_shot_nccc").select("shots", "value")
+    expected = {m: made_up.few_shot_error("nscl", m, "z") for m in made_up.SHOTS}
+    assert dict(errors.iter_rows()) == pytest.approx(expected)
+
+
 def test_few_shot_error_bound_and_limit(drawn):
     """Two classes: bound 10 / shots, limit 4 times the directional CDNV; all ten: 9 times that."""
     rows = numbers(drawn, "few_shot", objective="nscl", seed=1)
@@ -291,6 +298,7 @@ def test_few_shot_error_bound_and_limit(drawn):
     assert dict(limits.select("ways", "value").iter_rows()) == pytest.approx(
         {"two_way": limit, "all_way": 9 * limit}
     )
+    assert len(rows.filter(quantity="error", ways="two_way", shots=1)) == 2  # one for each probe
     # A linear probe has no such bound.
     assert set(rows.filter(probe="few_shot_linear_probe")["quantity"]) == {"error"}
 
