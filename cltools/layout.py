@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cltools.runtime.files import LOCK, canonical_json, sha256_file, sha256_text
 
@@ -24,13 +24,13 @@ VERSIONS = {
     "prepare": 2,
     "train": 1,
     "embed": 3,
-    "measure": 5,
-    "plan": 3,
+    "measure": 6,
+    "plan": 4,
     "collect": 5,
     "plot": 3,
     "surrogate": 2,
     "theory": 4,
-    "merge": 3,
+    "merge": 4,
     "project": 3,
     "minimise": 2,
     "regularity": 3,
@@ -71,6 +71,16 @@ class Embeddings:
 
 
 PLAIN = Embeddings()
+
+
+class MeasureSettings(NamedTuple):
+    """What is measured: the checkpoints that are measured in full, and compared with what."""
+
+    full_at: str = "last"  # or "all"
+    reference: str = "dcl"
+
+
+USUAL = MeasureSettings()
 
 
 @dataclass(frozen=True)
@@ -321,11 +331,11 @@ def figure_file(folder: Path, name: str, ending: str) -> Path:
 # that exists is up to date.
 
 
-def measures_table(manifest: Path, full_at: str, embeddings: Embeddings) -> Path:
+def measures_table(manifest: Path, settings: MeasureSettings, embeddings: Embeddings) -> Path:
     """The table of `cltools measure` with these options, for the cell of this training manifest."""
     versions = [VERSIONS["embed"], VERSIONS["measure"]]
     depends_on = [
-        sha256_file(manifest), full_at, embeddings.recalibrated, embeddings.dtype, versions,
+        sha256_file(manifest), *settings, embeddings.recalibrated, embeddings.dtype, versions,
     ]  # fmt: skip
     return _table(manifest, "measures", depends_on)
 
@@ -336,9 +346,11 @@ def theory_table(manifest: Path, measures: Path, settings: Mapping[str, Any]) ->
     return _table(manifest, "theory", depends_on)
 
 
-def merge_table(manifest: Path, settings: Mapping[str, Any]) -> Path:
-    """The table of `cltools merge`, given all its settings."""
-    chosen = {"with": sorted(settings["with"]), "points": settings["points"]}
+def merge_table(manifest: Path, settings: Mapping[str, Any], reference: str) -> Path:
+    """The table of `cltools merge`, given all its settings and the end of all its lines."""
+    chosen = {
+        "with": sorted(settings["with"]), "points": settings["points"], "reference": reference,
+    }  # fmt: skip
     return _table(manifest, "merge", [sha256_file(manifest), chosen, VERSIONS["merge"]])
 
 
@@ -347,11 +359,14 @@ def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
     made = Embeddings(
         experiment.setting("embedding_type"), experiment.setting("recalibrate_batchnorm")
     )
-    measures = measures_table(manifest, experiment.setting("measure", "full_at"), made)
+    settings = MeasureSettings(experiment.setting("measure", "full_at"), experiment.reference)
+    measures = measures_table(manifest, settings, made)
     theory = theory_table(manifest, measures, experiment.settings_of("theory"))
     tables = {"measure": measures, "theory": theory}
     if "merge" in experiment.config:
-        tables["merge"] = merge_table(manifest, experiment.settings_of("merge"))
+        tables["merge"] = merge_table(
+            manifest, experiment.settings_of("merge"), experiment.reference
+        )
     return tables
 
 

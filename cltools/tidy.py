@@ -47,7 +47,7 @@ LR_RULES = {
 
 def read_plan(path: Path) -> dict[str, Any]:
     """What `cltools plan` wrote of an experiment. Raises InputError as `read_json` does."""
-    return read_json(path, "cltools plan", keys=["experiment", "cells", "sweeps"])
+    return read_json(path, "cltools plan", keys=["experiment", "reference", "cells", "sweeps"])
 
 
 def made_by(table: str) -> str:
@@ -90,9 +90,9 @@ def rows(table: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
     return table
 
 
-def against_dcl(table: pl.DataFrame) -> pl.DataFrame:
-    """The rows that compare another objective with DCL."""
-    return table.filter(pl.col("reference") == "dcl", pl.col("objective") != "dcl")
+def against(table: pl.DataFrame, reference: str) -> pl.DataFrame:
+    """The rows that compare another objective with this one."""
+    return table.filter(pl.col("reference") == reference, pl.col("objective") != reference)
 
 
 def with_setting(table: pl.DataFrame, given: Sequence[str] = ()) -> pl.DataFrame:

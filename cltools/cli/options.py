@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cltools.config.schema import check, schema
 from cltools.runtime.errors import InputError
 from cltools.runtime.faults import memory_fault
 
@@ -21,6 +22,24 @@ Tables = Annotated[Path, typer.Option(help="File to write at the end: the list o
 Settings = Annotated[str, typer.Option(help="JSON or a JSON file; keys as in the config.")]
 EmbeddingType = Literal["float32", "float16"]
 FullAt = Literal["last", "all"]
+
+
+def _objective(name: str) -> str:
+    try:
+        check(name, "objective", "")
+    except InputError:
+        names = ", ".join(schema()["$defs"]["objective"]["names"])
+        raise InputError(
+            f"--reference {name} is no objective: choose one of {names}, or one with labels of its "
+            "own, such as nscl:shuffled"
+        ) from None
+    return name
+
+
+Reference = Annotated[
+    str,
+    typer.Option(callback=_objective, help="The objective that all others are compared with."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     int | None,

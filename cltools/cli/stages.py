@@ -11,6 +11,7 @@ from cltools.cli.options import (
     EmbeddingType,
     FullAt,
     Manifests,
+    Reference,
     Settings,
     Store,
     Stores,
@@ -25,7 +26,7 @@ from cltools.cli.options import (
     own_gpu,
 )
 from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
-from cltools.layout import RESULTS, Embeddings
+from cltools.layout import RESULTS, Embeddings, MeasureSettings
 from cltools.runtime.errors import InputError
 
 
@@ -122,6 +123,7 @@ def embed(
         FullAt | None,
         typer.Option(help="Leave out cells that were already measured with this --full-at."),
     ] = None,
+    reference: Reference = "dcl",
     keep: Annotated[
         bool, typer.Option("--keep", help="Never let `cltools measure` delete them.")
     ] = False,
@@ -140,7 +142,7 @@ def embed(
             stores=store,
             done=done,
             embeddings=Embeddings(dtype, recalibrate),
-            unless_measured=unless_measured,
+            unless_measured=unless_measured and MeasureSettings(unless_measured, reference),
             keep=keep,
             device=device,
             threads=threads,
@@ -154,6 +156,7 @@ def measure(
     full_at: Annotated[
         FullAt, typer.Option(help="Checkpoints that also get the slow measures.")
     ] = "last",
+    reference: Reference = "dcl",
     discard_embeddings: Annotated[
         bool, typer.Option("--discard-embeddings", help="Delete embeddings after measuring.")
     ] = False,
@@ -178,7 +181,7 @@ def measure(
         stage.run(
             manifests=manifests,
             done=done,
-            full_at=full_at,
+            settings=MeasureSettings(full_at, reference),
             embeddings=Embeddings(dtype, recalibrated),
             discard_embeddings=discard_embeddings,
             device=device,
@@ -218,10 +221,11 @@ def merge(
     store: Stores,
     done: Tables,
     settings: Settings = "{}",
+    reference: Reference = "dcl",
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
-    """Measure networks on the line between the weights of DCL and of other objectives."""
+    """Measure networks on the line between the weights of the reference and of others."""
     limit_threads(threads)
     own_gpu(device)
     from cltools.stages import merge as stage
@@ -233,6 +237,7 @@ def merge(
             stores=store,
             done=done,
             settings=chosen,
+            reference=reference,
             device=device,
             threads=threads,
         )

@@ -107,7 +107,7 @@ def in_order(objectives: Iterable[str]) -> list[str]:
 
     Objectives with labels of their own come last, and more classes after fewer.
     """
-    rules = cell_keys()["objectives"]["items"]
+    rules = schema()["$defs"]["objective"]
     names, kinds = rules["names"], ["", *rules["labels"]]
 
     def rank(objective: str) -> tuple[int, int, int]:

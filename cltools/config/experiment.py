@@ -47,6 +47,11 @@ class Experiment:
     def name(self) -> str:
         return str(self.config["experiment"])
 
+    @property
+    def reference(self) -> str:
+        """The objective that all others are compared with."""
+        return str(self.setting("reference"))
+
     def setting(self, *path: str) -> Any:
         """A config value by its path, or the schema's default."""
         value, rules = self.config, schema()
@@ -63,6 +68,7 @@ class Experiment:
         """Cells and sweeps as later stages need them, for JSON."""
         return {
             "experiment": self.name,
+            "reference": self.reference,
             # A list keeps the config's order, which figures follow; JSON keys are sorted.
             "sweeps": [{"name": name, **about} for name, about in self.sweeps.items()],
             "cells": {
@@ -183,6 +189,15 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     unknown = sorted(set(config.get("merge", {}).get("sweeps", ())) - set(sweeps))
     if unknown:
         raise InputError(unknown_key(f"merge.sweeps.{unknown[0]}", sweeps))
+    reference = config.get("reference")
+    if reference and not any(reference in plan.cell["objectives"] for plan in plans.values()):
+        raise InputError(
+            f"config key reference is {reference}, which no cell trains: add it to objectives"
+        )
+    if config.get("reference", "dcl") in config.get("merge", {}).get("with", ()):
+        raise InputError(
+            "config key merge.with names the reference, at which all lines begin: name others"
+        )
     if "project" in config and base_sweep(sweeps) is None:
         raise InputError(
             "config key project needs a sweep that varies only the seed, whose first cell it shows:"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from cltools.figures.tables import ExperimentTables
 
 
+REFERENCE = "reference"
+
+
 @dataclass(frozen=True)
 class FigureSpec:
     """One figure. The function of the same name in `cltools.figures.<module>` draws it.
@@ -33,7 +36,8 @@ class FigureSpec:
     optional: tables that it shows too, if they exist.
     papers: files with numbers of the papers (`config/paper/expected`) that it shows next to cells
         of the same data set.
-    objective: some cell must train this one.
+    objectives: some cell must train each of these; "reference" stands for the one that the
+        experiment compares all others with.
     own_labels: whether it shows objectives that have labels of their own, too.
     """
 
@@ -45,7 +49,7 @@ class FigureSpec:
     stages: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     papers: tuple[str, ...] = ()
-    objective: str = "dcl"
+    objectives: tuple[str, ...] = ("dcl",)
     own_labels: bool = False
 
     def swept(self, sweeps: Sweeps) -> bool:
@@ -58,11 +62,16 @@ class FigureSpec:
         return not set(self.tables) & set(OF_CELLS) or base_sweep(sweeps) is not None
 
     def needs(
-        self, sweeps: Sweeps, stages: Collection[str] = (), objectives: Collection[str] = ("dcl",)
+        self,
+        sweeps: Sweeps,
+        stages: Collection[str] = (),
+        objectives: Collection[str] = ("dcl",),
+        reference: str = "dcl",
     ) -> bool:
         """Whether an experiment with these sweeps, further stages and objectives can draw it."""
         further = {*self.stages, *self.tables} - set(OF_CELLS)
-        return further <= set(stages) and self.objective in objectives and self.swept(sweeps)
+        wanted = {reference if name == REFERENCE else name for name in self.objectives}
+        return further <= set(stages) and wanted <= set(objectives) and self.swept(sweeps)
 
     def tables_of(self, stages: Collection[str]) -> list[str]:
         """The tables from which it is drawn in an experiment with these further stages."""
@@ -71,31 +80,37 @@ class FigureSpec:
 
 FIGURES: dict[str, FigureSpec] = {
     "alignment_training": FigureSpec(
-        "CKA and RSA of every objective with DCL against the epoch, on training and test images.",
+        "CKA and RSA of every objective with the reference against the epoch, on training and test "
+        "images.",
         "alignment",
         papers=("p2_alignment_training",),
+        objectives=(REFERENCE,),
     ),
     "alignment_classes": FigureSpec(
-        "CKA and RSA with DCL at the end of training against the number of classes.",
+        "CKA and RSA with the reference at the end of training against the number of classes.",
         "alignment",
         factors=("classes",),
+        objectives=(REFERENCE,),
     ),
     "alignment_classes_epochs": FigureSpec(
-        "CKA of NSCL with DCL against the number of classes and the epoch, as heat maps.",
+        "CKA of NSCL with the reference against the number of classes and the epoch, as heat maps.",
         "alignment",
         factors=("classes",),
         papers=("p2_classes",),
+        objectives=(REFERENCE,),
     ),
     "alignment_temperature": FigureSpec(
-        "CKA and RSA with DCL at the end of training against the temperature.",
+        "CKA and RSA with the reference at the end of training against the temperature.",
         "alignment",
         factors=("tau",),
+        objectives=(REFERENCE,),
     ),
     "alignment_batch_size": FigureSpec(
-        "CKA and RSA with DCL at the end of training against the batch size, for each "
+        "CKA and RSA with the reference at the end of training against the batch size, for each "
         "learning-rate rule.",
         "alignment",
         factors=("batch_size",),
+        objectives=(REFERENCE,),
     ),
     "alignment_coupling": FigureSpec(
         "Alignment with DCL at the end of training, by the kinds of randomness that are shared.",
@@ -103,27 +118,30 @@ FIGURES: dict[str, FigureSpec] = {
         factors=("coupling",),
     ),
     "alignment_architectures": FigureSpec(
-        "CKA and RSA with DCL at the end of training by data set and architecture.",
+        "CKA and RSA with the reference at the end of training by data set and architecture.",
         "architectures",
         factors=("architecture", "dataset"),
         papers=("p2_architectures",),
+        objectives=(REFERENCE,),
     ),
     "residual_alignment": FigureSpec(
-        "Alignment with DCL: of whole features, without class means, and of class means alone.",
+        "Alignment with the reference: of whole features, without class means, and of class means "
+        "alone.",
         "residual",
+        objectives=(REFERENCE,),
     ),
     "labels_negatives": FigureSpec(
         "Alignment with DCL against the share of negatives that labels drop: of whole classes, and "
         "of random ones.",
         "labels",
-        objective="nscl:shuffled",
+        objectives=("dcl", "nscl:shuffled"),
         own_labels=True,
     ),
     "label_effect": FigureSpec(
         "Alignment of NSCL with DCL, with true and with shuffled labels: in training, and against "
         "temperature and number of classes.",
         "labels",
-        objective="nscl:shuffled",
+        objectives=("dcl", "nscl:shuffled"),
         own_labels=True,
     ),
     "losses_training": FigureSpec(
@@ -147,9 +165,11 @@ FIGURES: dict[str, FigureSpec] = {
         papers=("p1_cdnv", "p2_cdnv"),
     ),
     "weights_representations": FigureSpec(
-        "Distance of the weights and representations of every objective from those of DCL.",
+        "Distance of the weights and representations of every objective from those of the "
+        "reference.",
         "weights",
         papers=("p2_weights",),
+        objectives=(REFERENCE,),
     ),
     "bound_tightness": FigureSpec(
         "How far the bounds are from measured values, and how often they are violated.",
@@ -166,10 +186,17 @@ FIGURES: dict[str, FigureSpec] = {
         "few_shot",
         tables=("measures", "theory"),
     ),
+    "few_shot_z": FigureSpec(
+        "The same for the projections z, as in the papers.",
+        "few_shot",
+        tables=("measures", "theory"),
+    ),
     "merging": FigureSpec(
-        "Accuracy and alignment on the line between the weights of DCL and of another objective.",
+        "Accuracy and alignment on the line between the weights of the reference and of another "
+        "objective.",
         "merging",
         stages=("merge",),
+        objectives=(REFERENCE,),
     ),
     "umap_grid": FigureSpec(
         "Features of the same images in two dimensions, for every objective and checkpoint.",
@@ -205,7 +232,7 @@ FIGURES: dict[str, FigureSpec] = {
 def figures_of(experiment: "Experiment") -> list[str]:
     """The figures for which an experiment has the cells and stages."""
     trained = {o for plan in experiment.plans.values() for o in plan.cell["objectives"]}
-    needs = (experiment.sweeps, experiment.further_stages, trained)
+    needs = (experiment.sweeps, experiment.further_stages, trained, experiment.reference)
     return [name for name, spec in FIGURES.items() if spec.needs(*needs)]
 
 

@@ -1,4 +1,4 @@
-"""Alignment with DCL: during training, and at the end of training against C, τ and B."""
+"""Alignment with the reference: during training, and at its end against C, τ and B."""
 
 import textwrap
 from typing import Any
@@ -15,12 +15,8 @@ from cltools.figures import style, tables
 from cltools.figures.tables import ExperimentTables
 
 PAPER, DEBIASED, RSA = "cosine_biased", "cosine_debiased", "pearson_cosine"
-# Panels: metric -> title. The last one is a control: is the network still near its start?
-PANELS = {
-    "cka": "CKA with DCL",
-    "rsa": "RSA with DCL",
-    "cka_to_init": "CKA with own initial weights",
-}
+# The last one is a control: is the network still near its start?
+METRICS = ("cka", "rsa", "cka_to_init")
 LABEL_WIDTH = 26  # characters per line of an arm's name, so that a line fits the panel's height
 CONTROL_NOTE = (
     "CKA with own initial weights: if it is near 1, the network has hardly changed, and alignment "
@@ -28,13 +24,14 @@ CONTROL_NOTE = (
 )
 
 
-def alignments(measures: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
-    """CKA and RSA of every objective with DCL on h, and the control; one row per value.
+def alignments(experiment: ExperimentTables, measures: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
+    """CKA and RSA of every objective with the reference on h, and the control; one row per value.
 
-    The control is the CKA of every network, DCL included, with itself at its initial weights.
+    The control is the CKA of every network, the reference included, with itself at its initial
+    weights.
     """
     wanted["features"] = "h"
-    others = tidy.against_dcl(measures)
+    others = experiment.against_reference(measures)
     return pl.concat(
         [
             tidy.rows(others, metric="cka", variant=PAPER, **wanted),
@@ -42,6 +39,13 @@ def alignments(measures: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
             tidy.rows(measures, metric="cka_to_init", variant=PAPER, **wanted),
         ]
     )
+
+
+def panels(experiment: ExperimentTables) -> dict[str, str]:
+    """Metric -> title of its panel."""
+    other = experiment.reference_label
+    titles = (f"CKA with {other}", f"RSA with {other}", "CKA with own initial weights")
+    return dict(zip(METRICS, titles, strict=True))
 
 
 def _draw(ax: Axes, table: pl.DataFrame, x: str, metric: str, *, bars: bool) -> None:
@@ -60,18 +64,17 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     """Rows: CKA, RSA and the control; columns: training and test images; for the base sweep."""
     measures = experiment.base(experiment.measures)
     splits = ["train", "test"]
-    cells = alignments(measures, split=splits)
-    debiased = tidy.rows(
-        tidy.against_dcl(measures), metric="cka", variant=DEBIASED, features="h", split=splits
-    )
+    cells = alignments(experiment, measures, split=splits)
+    others = experiment.against_reference(measures)
+    debiased = tidy.rows(others, metric="cka", variant=DEBIASED, features="h", split=splits)
     by = ["metric", "variant", "split", "objective", "epoch"]
     plotted = tidy.spread(pl.concat([cells, debiased]), by)
     papers = tables.papers_rows(
-        experiment, cells, metric=["cka", "rsa"], reference="dcl", split=splits
+        experiment, cells, metric=["cka", "rsa"], reference=experiment.reference, split=splits
     )
 
-    figure, axes = style.panels(len(PANELS), 2, height=1.9, sharex=True, sharey="row")
-    for row, (metric, title) in zip(axes, PANELS.items(), strict=True):
+    figure, axes = style.panels(len(METRICS), 2, height=1.9, sharex=True, sharey="row")
+    for row, (metric, title) in zip(axes, panels(experiment).items(), strict=True):
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(split=split)
             _draw(ax, panel.filter(pl.col("variant") != DEBIASED), "epoch", metric, bars=False)
@@ -93,7 +96,7 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     thin = style.handle(style.NEUTRAL, "CKA, debiased", marker="", linestyle="--", linewidth=0.8)
     style.finish(
         figure,
-        "Alignment of each objective with DCL during training",
+        f"Alignment of each objective with {experiment.reference_label} during training",
         [*_handles(plotted), thin, *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CKA: cosine similarities, biased estimator "
@@ -105,20 +108,20 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
 
 
 def _against(
-    experiment: ExperimentTables, factor: str, label: str, title: str, note: str = ""
+    experiment: ExperimentTables, factor: str, label: str, words: str, note: str = ""
 ) -> tuple[Figure, pl.DataFrame]:
     """Columns: CKA, RSA and control at the end; rows: the arms of the sweeps over `factor`."""
     ended = tidy.last_step(experiment.measures)
-    cells = alignments(experiment.over(ended, factor), split="test")
+    cells = alignments(experiment, experiment.over(ended, factor), split="test")
     by = ["panel", "arm", "metric", "variant", "split", "objective", factor]
     plotted = tidy.spread(cells, by)
 
     # The footnote does not repeat what an axis or the panel titles show.
     leave_out = [factor, "lr_rule"] if factor == "batch_size" else [factor]
     arms = plotted["arm"].unique(maintain_order=True)
-    figure, axes = style.panels(len(arms), len(PANELS), sharex=True, sharey=True)
+    figure, axes = style.panels(len(arms), len(METRICS), sharex=True, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
-        for ax, (metric, panel) in zip(row, PANELS.items(), strict=True):
+        for ax, (metric, panel) in zip(row, panels(experiment).items(), strict=True):
             _draw(ax, plotted.filter(arm=arm), factor, metric, bars=True)
             ax.set_title(panel)
             ax.set_ylabel(textwrap.fill(arm, LABEL_WIDTH) if len(arms) > 1 else "Similarity")
@@ -127,7 +130,7 @@ def _against(
             ax.label_outer()
     style.finish(
         figure,
-        title,
+        f"Alignment of each objective with {experiment.reference_label} against {words}",
         _handles(plotted),
         f"{tidy.setting(cells, leave_out)}. Test images, encoder features h, each run at its "
         f"last step. {tables.seeds_note(plotted, cells)} {CONTROL_NOTE}{note}",
@@ -137,34 +140,31 @@ def _against(
 
 def alignment_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the number of classes."""
-    title = "Alignment of each objective with DCL against the number of classes"
     note = (
         " With more classes an epoch has more images and more steps, so that training for the same "
         "number of epochs is longer."
     )
-    return _against(experiment, "classes", "Number of classes C", title, note)
+    return _against(experiment, "classes", "Number of classes C", "the number of classes", note)
 
 
 def alignment_temperature(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the temperature."""
-    title = "Alignment of each objective with DCL against the temperature"
-    return _against(experiment, "tau", "Temperature τ", title)
+    return _against(experiment, "tau", "Temperature τ", "the temperature")
 
 
 def alignment_batch_size(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the batch size and learning-rate rule."""
-    title = "Alignment of each objective with DCL against the batch size"
-    return _against(experiment, "batch_size", "Batch size B", title)
+    return _against(experiment, "batch_size", "Batch size B", "the batch size")
 
 
 def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Heat maps number of classes × epoch of CKA(DCL, NSCL), one row per sweep over C.
+    """Heat maps number of classes × epoch of NSCL's CKA with the reference, by sweep over C.
 
     If the runs of a sweep have the same number of steps, not of epochs, the axes are C × step.
     """
     splits = ["train", "test"]
     wanted = {"metric": "cka", "objective": "nscl", "features": "h", "split": splits}
-    measures = tidy.against_dcl(experiment.over(experiment.measures, "classes"))
+    measures = experiment.against_reference(experiment.over(experiment.measures, "classes"))
     cells = tidy.rows(measures, variant=PAPER, **wanted)
     by = ["panel", "arm", "split", "classes", "step", "epoch"]
     plotted = tidy.spread(cells, by)
@@ -182,7 +182,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
         maps.append((f"{papers['figure'][0]}, CKA of raw features", mean, "epoch", "Epoch"))
     tall = max(part["classes"].n_unique() for _, part, _, _ in maps)
     figure, axes = style.panels(len(maps), 2, height=0.24 * tall + 0.6, sharey="row")
-    image = None
+    image, pair = None, f"NSCL with {experiment.reference_label}"
     for row, (title, part, clock, label) in zip(axes, maps, strict=True):
         for ax, split in zip(row, splits, strict=True):
             image = _heat_map(ax, part.filter(split=split), clock)
@@ -191,10 +191,10 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
             ax.set(xlabel=label, ylabel="Number of classes C")
             if ax is not row[0]:
                 ax.set_ylabel("")
-    figure.colorbar(image, ax=axes, label="CKA of NSCL with DCL", aspect=30, pad=0.01)
+    figure.colorbar(image, ax=axes, label=f"CKA of {pair}", aspect=30, pad=0.01)
     style.finish(
         figure,
-        "CKA of NSCL with DCL by number of classes and epoch",
+        f"CKA of {pair} by number of classes and epoch",
         [],
         f"{tidy.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
         f"estimator. Means over {_seed_range(plotted)}. White: no checkpoint.",

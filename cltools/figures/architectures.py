@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.figures import style, tables
-from cltools.figures.alignment import CONTROL_NOTE, alignments
+from cltools.figures.alignment import CONTROL_NOTE, alignments, panels
 from cltools.figures.style import Look, look_of
 from cltools.figures.tables import ExperimentTables
 
-PANELS = {"cka": "CKA with DCL", "rsa": "RSA with DCL"}
+METRICS = ("cka", "rsa")
 CELLS = ("dataset", "architecture")
 
 
@@ -19,12 +19,14 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
     """Rows: CKA and RSA at the end; a group of bars for each data set and architecture."""
     cells = _cells(experiment)
     plotted = tidy.spread(cells, ["metric", "variant", *CELLS, "split", "objective"])
-    papers = tables.papers_rows(experiment, cells, metric=list(PANELS), reference="dcl")
+    papers = tables.papers_rows(
+        experiment, cells, metric=list(METRICS), reference=experiment.reference
+    )
     groups = plotted.select(CELLS).unique().sort(CELLS).rows()
     objectives = style.ordered(plotted.filter(pl.col("metric") != "cka_to_init")["objective"])
 
-    figure, axes = style.panels(len(PANELS), 1, height=1.9, sharex=True)
-    for (ax,), (metric, title) in zip(axes, PANELS.items(), strict=True):
+    figure, axes = style.panels(len(METRICS), 1, height=1.9, sharex=True)
+    for (ax,), metric in zip(axes, METRICS, strict=True):
         width = 0.8 / len(objectives)
         for number, name in enumerate(objectives):
             shift = width * (number - (len(objectives) - 1) / 2)
@@ -33,19 +35,20 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
                 theirs = papers.filter(**about)["value"]
                 _bar(ax, plotted.filter(**about), theirs, x + shift, width, look_of(name))
         if metric == "cka":
-            _controls(ax, plotted, groups)
-        ax.set(title=title, ylabel=title.split()[0])
+            _controls(ax, plotted, groups, experiment.reference)
+        ax.set(title=panels(experiment)[metric], ylabel=metric.upper())
         style.alignment_axis(ax, plotted["value"])
         ax.grid(axis="x", visible=False)
         ax.tick_params(axis="x", length=0)
+    other = experiment.reference_label
     labels = [f"{dataset}\n{architecture}" for dataset, architecture in groups]
     axes[-1, 0].set_xticks(range(len(groups)), labels)
     style.finish(
         figure,
-        "Alignment of each objective with DCL by data set and architecture",
+        f"Alignment of each objective with {other} by data set and architecture",
         [
             *(style.handle(look_of(o), linestyle="", marker="s") for o in objectives),
-            style.handle(style.NEUTRAL, "CKA of DCL with own initial weights", marker=""),
+            style.handle(style.NEUTRAL, f"CKA of {other} with own initial weights", marker=""),
             *style.paper_handles(papers),
         ],
         f"{tidy.setting(cells, CELLS)}. Test images, encoder features h, each run at its last "
@@ -59,7 +62,7 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
 def _cells(experiment: ExperimentTables) -> pl.DataFrame:
     """The rows at the end of training. A cell that belongs to two sweeps counts once."""
     ended = tidy.last_step(experiment.measures)
-    cells = alignments(experiment.over(ended, "architecture", "dataset"), split="test")
+    cells = alignments(experiment, experiment.over(ended, "architecture", "dataset"), split="test")
     return cells.unique(["cell", "metric", "objective"], maintain_order=True)
 
 
@@ -79,10 +82,12 @@ def _bar(
     ax.hlines(theirs, *ends, color=style.THEORY, linewidth=1.2, linestyle=":")
 
 
-def _controls(ax: Axes, plotted: pl.DataFrame, groups: list[tuple[str, str]]) -> None:
-    """CKA of DCL with its own initial weights, as a line across each group of bars."""
+def _controls(
+    ax: Axes, plotted: pl.DataFrame, groups: list[tuple[str, str]], reference: str
+) -> None:
+    """CKA of the reference with its own initial weights, as a line across each group of bars."""
     for x, group in enumerate(groups):
         about = dict(zip(CELLS, group, strict=True))
-        start = plotted.filter(metric="cka_to_init", objective="dcl", **about)
+        start = plotted.filter(metric="cka_to_init", objective=reference, **about)
         if not start.is_empty():
             ax.hlines(start["mean"][0], x - 0.44, x + 0.44, color=style.FOOTNOTE, linewidth=1)

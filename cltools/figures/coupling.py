@@ -73,7 +73,7 @@ def _cells(experiment: ExperimentTables) -> pl.DataFrame:
     Where all is shared, the second DCL has batches and views of its own, as it has one row below.
     """
     ended = tidy.last_step(experiment.over(experiment.measures, "coupling"))
-    others = tidy.against_dcl(ended)
+    others = tidy.against(ended, "dcl")
     where = {"features": "h", "split": "test"}
     found = []
     for metric, variant in PANELS:

@@ -17,9 +17,9 @@ ERROR, BOUND, LIMIT = "error", "bound", "bound, limit"
 ROOM = 40.0
 
 
-def _errors(ended: pl.DataFrame) -> pl.DataFrame:
+def _errors(ended: pl.DataFrame, features: str) -> pl.DataFrame:
     found = [
-        tidy.rows(ended, metric=f"{probe}_{ways}", features="h", split="test").with_columns(
+        tidy.rows(ended, metric=f"{probe}_{ways}", features=features, split="test").with_columns(
             quantity=pl.lit(ERROR), probe=pl.lit(probe), ways=pl.lit(ways), shots=SHOTS
         )
         for probe in PROBES
@@ -28,7 +28,7 @@ def _errors(ended: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(found).with_columns(value=1 - pl.col("value"))
 
 
-def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
+def _bounds(ended: pl.DataFrame, theory: pl.DataFrame, features: str) -> pl.DataFrame:
     """P1's Proposition 1 with its best constant, and its limit for many shots.
 
     The bound depends on the variances and the number of shots. So it is the same whatever split
@@ -41,7 +41,7 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
     proved = theory.filter(
         pl.col("source") == "P1 Proposition 1",
         pl.col("split") == "test",
-        pl.col("features") == "h",
+        pl.col("features") == features,
         pl.col("variant").str.starts_with("best_"),
         pl.col("bound").is_finite(),
     ).with_columns(
@@ -54,7 +54,7 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
         ["cell", "objective", "ways", "shots"], keep="first", maintain_order=True
     )
     limits = []
-    cdnv = {"metric": "cdnv", "variant": "directional", "features": "h", "split": "test"}
+    cdnv = {"metric": "cdnv", "variant": "directional", "features": features, "split": "test"}
     for ways, others in (("all_way", pl.col("classes") - 1), ("two_way", pl.lit(1))):
         limits.append(
             tidy.rows(ended, **cdnv).with_columns(
@@ -69,15 +69,27 @@ def _bounds(ended: pl.DataFrame, theory: pl.DataFrame) -> pl.DataFrame:
 
 
 def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
+    """The errors and bounds of encoder features h."""
+    return _draw_errors(experiment, "h", "encoder features h")
+
+
+def few_shot_z(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
+    """Those of the projections z, which are the features in P1's figures."""
+    return _draw_errors(experiment, "z", "projections z")
+
+
+def _draw_errors(
+    experiment: ExperimentTables, features: str, words: str
+) -> tuple[Figure, pl.DataFrame]:
     """Rows: all classes and two classes; columns: nearest class center and linear probe.
 
     It shows the base sweep at its last step on test images. The bound is for the nearest class
     center only.
     """
     ended = tidy.last_step(experiment.base(experiment.measures))
-    cells = _errors(ended)
+    cells = _errors(ended, features)
     theory = tidy.last_step(experiment.base(experiment.theory))
-    both = [cells, _bounds(ended, theory)]
+    both = [cells, _bounds(ended, theory, features)]
     plotted = tidy.spread(
         pl.concat(both, how="diagonal"), ["ways", "probe", "quantity", "objective", "shots"]
     )
@@ -103,13 +115,13 @@ def few_shot(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     gray = Look("", THEORY, "")
     style.finish(
         figure,
-        "Few-shot error of each objective, and the bound of P1",
+        f"Few-shot error of each objective ({words}), and the bound of P1",
         [
             *(style.handle(style.look_of(name)) for name in objectives),
             style.handle(gray, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
             style.handle(gray, "its limit for many shots", linestyle=":", linewidth=1),
         ],
-        f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
+        f"{tidy.setting(cells)}. {words.capitalize()}, each run at its last step. "
         f"{tables.seeds_note(plotted.filter(quantity=ERROR), cells)} Errors: means over draws of "
         "the labeled images (and of the two classes). The bound is for the nearest class center, "
         "with its best constant and the variances of the test images. It is proved for labeled "

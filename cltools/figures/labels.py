@@ -81,7 +81,7 @@ def _trained_with_labels(experiment: ExperimentTables) -> tuple[pl.DataFrame, li
     ended = tidy.last_step(tidy.in_sweep(measures, sweep))
     dropped = tidy.rows(ended, metric="dropped_negatives", variant="share")
     dropped = dropped.group_by(*by, "objective").agg(share=pl.col("value").mean())
-    others = tidy.against_dcl(ended)
+    others = tidy.against(ended, "dcl")
     known = [name for name in others["objective"].unique() if _curve_of(name) or name == TWIN]
     found = [
         tidy.rows(others, metric=metric, variant=variant, objective=known, **WHERE)
@@ -179,7 +179,7 @@ def _by_factor(experiment: ExperimentTables) -> Iterator[tuple[str, pl.DataFrame
 def _levels_and_effect(cells: pl.DataFrame, factor: str) -> pl.DataFrame:
     shown = [TRUE, SHUFFLED, TWIN]
     rows = tidy.rows(
-        tidy.against_dcl(cells), metric="cka", variant=PAPER, objective=shown, **WHERE
+        tidy.against(cells, "dcl"), metric="cka", variant=PAPER, objective=shown, **WHERE
     ).with_columns(factor=pl.lit(factor), x=pl.col(factor).cast(pl.Float64), quantity=pl.lit("CKA"))
     shuffled = rows.filter(objective=SHUFFLED).select("cell", "step", shuffled="value")
     effect = rows.filter(objective=TRUE).join(shuffled, on=["cell", "step"])

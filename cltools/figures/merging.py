@@ -1,4 +1,4 @@
-"""Networks whose weights are interpolated between those of DCL and of another objective."""
+"""Networks whose weights are interpolated between those of the reference and of another."""
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -12,12 +12,12 @@ from cltools.runtime.errors import InputError
 PANELS = {
     "merged_nccc": "Nearest class center",
     "merged_linear_probe": "Linear probe",
-    "merged_cka": "CKA with DCL",
+    "merged_cka": "CKA with {reference}",
 }
 
 
 def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Accuracies and CKA with DCL against the weight λ of the other objective; the base sweep."""
+    """Accuracies and CKA with the reference against the other's weight λ; the base sweep."""
     measures = experiment.base(experiment.measures)
     if "merged_nccc" not in measures["metric"]:
         raise InputError("the base sweep has no merged networks: add it to merge.sweeps")
@@ -28,6 +28,7 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     plotted = tidy.spread(cells, ["metric", "split", "objective", "weight"])
     objectives = style.ordered(plotted["objective"])
 
+    start = experiment.reference_label
     figure, (row,) = style.panels(1, len(PANELS), height=2.3)
     for ax, (metric, title) in zip(row, PANELS.items(), strict=True):
         for name in objectives:
@@ -36,22 +37,24 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
                 face = look_of(name).color if split == "test" else "white"
                 line = {"linestyle": dash, "markerfacecolor": face, "points": split == "test"}
                 style.curve(ax, one, "weight", look_of(name), **line)
-        ax.set(title=title, xlabel="λ, weight of the other objective")
-        ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0\nDCL", "0.25", "0.5", "0.75", "1"])
+        ax.set(title=title.format(reference=start), xlabel="λ, weight of the other objective")
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"0\n{start}", "0.25", "0.5", "0.75", "1"])
         ax.set_ylabel("CKA" if metric == "merged_cka" else "Accuracy")
     if len(objectives) == 1:
         for ax in row:
-            ax.set_xticks(ax.get_xticks(), ["0\nDCL", "", "0.5", "", f"1\n{_label(objectives)}"])
+            ax.set_xticks(
+                ax.get_xticks(), [f"0\n{start}", "", "0.5", "", f"1\n{_label(objectives)}"]
+            )
     gray = Look("", style.FOOTNOTE, "o")
     style.finish(
         figure,
-        "Networks on the line between the weights of DCL and of another objective",
+        f"Networks on the line between the weights of {start} and of another objective",
         [
-            *(style.handle(look_of(name), f"DCL to {_label([name])}") for name in objectives),
+            *(style.handle(look_of(name), f"{start} to {_label([name])}") for name in objectives),
             style.handle(gray, "test images"),
             style.handle(gray, "training images", linestyle=":", markerfacecolor="white"),
         ],
-        f"{tidy.setting(cells)}. Weights (1 − λ) · DCL + λ · other, each run at its last step; "
+        f"{tidy.setting(cells)}. Weights (1 − λ) · {start} + λ · other, each run at its last step; "
         "BatchNorm statistics computed again from training images for every λ. Encoder "
         f"features h. {tables.seeds_note(plotted, cells, 'band')}",
     )

@@ -12,7 +12,7 @@ from cltools.figures.tables import ExperimentTables
 
 # Kinds of alignment: name -> label, marker, whether it is filled, and height within a row.
 KINDS = {
-    "plain": ("alignment with DCL", "o", True, -0.22),
+    "plain": ("alignment with {reference}", "o", True, -0.22),
     "null": ("class means alone (images shuffled within classes)", "|", True, -0.22),
     "residual": ("alignment with class means removed", "s", False, 0.22),
 }
@@ -50,17 +50,17 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             ax.set_yticks(range(len(objectives)), [style.look_of(o).label for o in objectives])
             ax.set_ylim(len(objectives) - 0.4, -0.6)
             ax.grid(axis="y", visible=False)
-            ax.set_xlabel("Similarity with DCL")
+            ax.set_xlabel(f"Similarity with {experiment.reference_label}")
             ax.label_outer()
     lowest = min(0.0, float(plotted["value"].min()))
     axes[0, 0].set_xlim(lowest - 0.05 if lowest < 0 else 0, 1.03)
     gray = style.FOOTNOTE
     style.finish(
         figure,
-        "Alignment with DCL beyond the classes",
+        f"Alignment with {experiment.reference_label} beyond the classes",
         [
             style.handle(
-                Look(label, gray, marker),
+                Look(label.format(reference=experiment.reference_label), gray, marker),
                 linestyle="",
                 markerfacecolor=gray if filled else "white",
                 markersize=9 if marker == "|" else 5,
@@ -77,7 +77,7 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
 
 def _cells(experiment: ExperimentTables) -> pl.DataFrame:
     """The rows for all measures and kinds, at the end of training."""
-    others = tidy.against_dcl(tidy.last_step(experiment.base(experiment.measures)))
+    others = experiment.against_reference(tidy.last_step(experiment.base(experiment.measures)))
     return pl.concat(
         [
             tidy.rows(

@@ -6,7 +6,8 @@ from typing import Any
 import polars as pl
 
 from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
-from cltools.tidy import COLUMNS, in_sweep, in_words
+from cltools.figures.style import look_of
+from cltools.tidy import COLUMNS, against, in_sweep, in_words
 
 # An empty table for numbers of the papers; config/paper/expected/README.md explains its columns.
 NUMBERS = ("value", "tolerance")
@@ -26,7 +27,10 @@ OBJECTIVES_OF = {
 
 @dataclass(frozen=True)
 class ExperimentTables:
-    """The tidy tables of one experiment; None stands for a table that was not read."""
+    """The tidy tables of one experiment; None stands for a table that was not read.
+
+    `reference` is the objective that all others are compared with.
+    """
 
     sweeps: Sweeps
     measures: pl.DataFrame | None = None
@@ -37,6 +41,16 @@ class ExperimentTables:
     regularity: pl.DataFrame | None = None
     project: pl.DataFrame | None = None
     papers: pl.DataFrame = field(default_factory=PAPERS.clone)
+    reference: str = "dcl"
+
+    @property
+    def reference_label(self) -> str:
+        """The name of the reference in figures."""
+        return look_of(self.reference).label
+
+    def against_reference(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The rows that compare another objective with the reference."""
+        return against(table, self.reference)
 
     def without_own_labels(self) -> "ExperimentTables":
         """The same, but only objectives that are trained with the labels of the data set."""

@@ -1,4 +1,4 @@
-"""Distance of the objectives from DCL, in weights and in representations."""
+"""Distance of the objectives from the reference, in weights and in representations."""
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -10,9 +10,9 @@ from cltools.figures.tables import ExperimentTables
 
 
 def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Weight gap and 1 − CKA with DCL against the epoch, for the base sweep."""
+    """Weight gap and 1 − CKA with the reference against the epoch, for the base sweep."""
     measures = experiment.base(experiment.measures)
-    others = tidy.against_dcl(measures)
+    others = experiment.against_reference(measures)
     weights = tidy.rows(others, metric="weight_gap", variant="mean_layer")
     cka = tidy.rows(others, metric="cka", variant=PAPER, features="h", split="test")
     gaps = {"weight gap": weights, "1 - CKA": cka.with_columns(value=1 - pl.col("value"))}
@@ -33,11 +33,12 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         style.epoch_axis(ax, plotted["epoch"])
         # The same limits in both panels, so that a steeper curve is a larger gap.
         ax.set_ylim(0, 1.05 * max(1.0, plotted["value"].max()))
-    row[0].set(title="Weights", ylabel="Weight gap to DCL")
-    row[1].set(title="Representations of test images", ylabel="1 − CKA with DCL")
+    other = experiment.reference_label
+    row[0].set(title="Weights", ylabel=f"Weight gap to {other}")
+    row[1].set(title="Representations of test images", ylabel=f"1 − CKA with {other}")
     style.finish(
         figure,
-        "Distance of each objective from DCL: weights against representations",
+        f"Distance of each objective from {other}: weights against representations",
         [
             *(style.handle(style.look_of(name)) for name in objectives),
             *style.paper_handles(papers),

@@ -31,8 +31,11 @@ def alignment_rows(
     labels: np.ndarray,
     features: str = "h",
     starts: Mapping[str, np.ndarray] | None = None,
+    reference: str = REFERENCE,
 ) -> Iterator[Row]:
     """CKA and RSA of all pairs, plain and after class means are removed; counts of zero rows.
+
+    In a pair with `reference`, this is the row's reference, else the objective that comes first.
 
     `starts` holds the features of the same images before training. With it, every objective is also
     compared with its own start (`cka_to_init`). Objectives with the same start may share one array.
@@ -40,7 +43,7 @@ def alignment_rows(
     arrays = dict(arrays)
     for name, count in zero_norm_rows(arrays).items():
         yield from rows_of({("zero_norm_rows", "count"): count}, objective=name, features=features)
-    pairs = list(combinations(arrays, 2))
+    pairs = list(combinations(sorted(arrays, key=lambda name: name != reference), 2))
     found = residual_alignment(arrays, labels, pairs)
     begun: dict[str, str] = {}
     if starts:

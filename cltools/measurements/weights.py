@@ -1,4 +1,4 @@
-"""Distance of every objective's weights from DCL's."""
+"""Distance of every objective's weights from those of the reference."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,13 +12,17 @@ from cltools.measurements.table import Row, others, rows_of
 Weights = Mapping[str, np.ndarray]  # name of a tensor -> tensor
 
 
-def weight_rows(weights: Mapping[str, Weights], initial: Weights | None = None) -> Iterator[Row]:
-    """Gaps and angles (degrees) between every objective's encoder and DCL's.
+def weight_rows(
+    weights: Mapping[str, Weights],
+    initial: Weights | None = None,
+    reference: str = REFERENCE,
+) -> Iterator[Row]:
+    """Gaps and angles (degrees) between every objective's encoder and the reference's.
 
     With `initial`, the common start of all objectives, also the angle between their paths from it.
     """
-    for objective in others(weights, REFERENCE):
-        pair = weights[REFERENCE], weights[objective]
+    for objective in others(weights, reference):
+        pair = weights[reference], weights[objective]
         gap, layers = weight_gap(*pair)
         values = {
             ("weight_gap", "mean_layer"): gap,
@@ -28,4 +32,4 @@ def weight_rows(weights: Mapping[str, Weights], initial: Weights | None = None) 
         }
         if initial is not None:
             values["weight_angle", "from_init"] = weight_angle(*pair, initial)
-        yield from rows_of(values, objective=objective, reference=REFERENCE)
+        yield from rows_of(values, objective=objective, reference=reference)

@@ -87,7 +87,7 @@ def page(material: Material) -> str:
         counts=_counts(material.claims),
         claims=_claims(material.claims, drawn),
         figures=[_encoded(figure) for figure in material.figures],
-        tables=[summary(material.measures, material.plan["sweeps"])],
+        tables=[summary(material.measures, material.plan)],
         cell_columns=CELL_COLUMNS,
         cells=list(_cells(material)),
         made=material.made,
@@ -132,12 +132,12 @@ def _encoded(figure: Drawn) -> dict[str, str]:
     return {"name": figure.name, "description": figure.description, **coded}
 
 
-def summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(measures: pl.DataFrame, plan: Mapping[str, Any]) -> dict[str, Any]:
     """A table of means ± standard deviations over seeds, on test images at the end of training.
 
     It shows the base sweep, or the first sweep if there is no base sweep.
     """
-    sweep = base_or_first(sweeps)
+    sweep = base_or_first(plan["sweeps"])
     rows = measures.filter(pl.col("sweeps").list.contains(sweep["name"]), split="test")
     rows = with_setting(last_step(rows))
     found = []
@@ -145,7 +145,7 @@ def summary(measures: pl.DataFrame, sweeps: Sequence[Mapping[str, Any]]) -> dict
         line = [words, objective, part["seed"].n_unique()]
         for metric, variant, features in SUMMARY.values():
             values = part.filter(
-                pl.col("reference").is_in(["", "dcl"]),
+                pl.col("reference").is_in(["", plan["reference"]]),
                 metric=metric, variant=variant, features=features,
             )["value"]  # fmt: skip
             line.append(_mean(values))

@@ -19,7 +19,15 @@ from cltools.data.embeddings import origin, usable_embeddings, write_embeddings
 from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
 from cltools.data.views import Recipe, epoch_views
-from cltools.layout import PLAIN, VERSIONS, CellFolder, Embeddings, measures_table, whose
+from cltools.layout import (
+    PLAIN,
+    VERSIONS,
+    CellFolder,
+    Embeddings,
+    MeasureSettings,
+    measures_table,
+    whose,
+)
 from cltools.runtime.devices import choose_device
 from cltools.runtime.files import only_process
 from cltools.runtime.progress import track
@@ -40,7 +48,7 @@ def run(
     stores: list[Path],
     done: Path,
     embeddings: Embeddings = PLAIN,
-    unless_measured: str | None = None,
+    unless_measured: MeasureSettings | None = None,
     keep: bool = False,
     device: str = "auto",
     threads: int = 1,
@@ -49,7 +57,7 @@ def run(
     """Embed several trained cells and write the list of files, by manifest, to `done`.
 
     Each cell uses the store that has the name of its data set. `unless_measured` leaves out cells
-    that were already measured with this `full_at`: embeddings are large, are deleted after
+    that were already measured with these settings: embeddings are large, are deleted after
     measuring, and would not be needed. With `keep`, they are not deleted, even if another
     experiment with the same cells does not need them. Raises InputError when a store is missing,
     and as `embed_cell` does.

@@ -15,9 +15,11 @@ from cltools import measurements
 from cltools.data.embeddings import discard, origin, read_embeddings
 from cltools.layout import (
     PLAIN,
+    USUAL,
     VERSIONS,
     CellFolder,
     Embeddings,
+    MeasureSettings,
     RunFolder,
     measures_table,
     step_of,
@@ -44,7 +46,7 @@ def run(
     *,
     manifests: list[Path],
     done: Path,
-    full_at: str = "last",
+    settings: MeasureSettings = USUAL,
     embeddings: Embeddings = PLAIN,
     discard_embeddings: bool = False,
     device: str = "cpu",
@@ -62,7 +64,7 @@ def run(
     for path in manifests:
         home = CellFolder.of(path)
         with only_process(home.path, wait=True):  # experiments may share cells
-            tables[str(path)] = str(measure_cell(path, full_at, embeddings, device))
+            tables[str(path)] = str(measure_cell(path, settings, embeddings, device))
             if discard_embeddings:
                 discard(home.embeddings(embeddings))
     write_json(done, {"stage": "measure", "tables": tables, "version": VERSIONS["measure"]})
@@ -70,7 +72,7 @@ def run(
 
 def measure_cell(
     manifest_path: Path,
-    full_at: str = "last",
+    settings: MeasureSettings = USUAL,
     embeddings: Embeddings = PLAIN,
     device_name: str = "cpu",
 ) -> Path:
@@ -79,16 +81,18 @@ def measure_cell(
     The file is made once, see `measures_table`. Until it is complete, the rows of each checkpoint
     are kept in a folder beside it, so that a call after a kill continues where the last one ended.
 
-    `full_at` names the checkpoints, "last" or "all", that also get the slow measures: linear probe,
-    few-shot, kNN (k nearest neighbors), permutation nulls, rank correlation, other labels,
-    intervals. `embeddings` says which embeddings to use. The losses of whole data sets are computed
-    on the named device ("auto": on a GPU from `LARGE` images on), everything else on the CPU.
+    The checkpoints of `settings.full_at`, "last" or "all", also get the slow measures: linear
+    probe, few-shot, kNN (k nearest neighbors), permutation nulls, rank correlation, other labels,
+    intervals. Weights, angles and tests compare every objective with `settings.reference`, if the
+    cell trained it; CKA and RSA compare all pairs. `embeddings` says which embeddings to use. The
+    losses of whole data sets are computed on the named device ("auto": on a GPU from `LARGE` images
+    on), everything else on the CPU.
     Raises InputError when embeddings are missing, have another type or come from other weights than
     the manifest's, and for a device that this machine does not have.
     """
     manifest = read_manifest(manifest_path)
     home = CellFolder.of(manifest_path)
-    path = measures_table(manifest_path, full_at, embeddings)
+    path = measures_table(manifest_path, settings, embeddings)
     if usable_table(path, whose(path, manifest_path)):
         shutil.rmtree(unfinished(path), ignore_errors=True)
         return path
@@ -104,7 +108,7 @@ def measure_cell(
             continue
         file = home.embeddings(embeddings).file(step)
         dataset = read_embeddings(file, origin(manifest, step, hashes, embeddings), embeddings)
-        full = full_at == "all" or step == manifest["steps"]
+        full = settings.full_at == "all" or step == manifest["steps"]
         weights = _read_weights(home.run, hashes, step)
         parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
         if step == 0:
@@ -119,7 +123,8 @@ def measure_cell(
                 continue
         found: list[measurements.Row] = []
         for split, part in parts.items():
-            rows = _measure_split(part, initial.get(split), weights, cell, full, device_name)
+            about = (cell, full, settings.reference, device_name)
+            rows = _measure_split(part, initial.get(split), weights, *about)
             found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows]
         train, test = parts.values()
         for features in ("h", "z"):
@@ -129,7 +134,7 @@ def measure_cell(
         own = {o: made["dropped"] for o, made in manifest.get("labels", {}).items()}
         dropped = measurements.dropped_rows(hashes, train.label.values, own)
         found += [{"split": "train", "n": train.sizes["sample"], **row} for row in dropped]
-        found += measurements.weight_rows(weights, initial_weights)
+        found += measurements.weight_rows(weights, initial_weights, settings.reference)
         at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
         write_table(steps[-1], measurements.tidy({**at, **row} for row in found), of)
     tables = [read_table(part, AGAIN, whose(part, manifest_path)) for part in steps]
@@ -149,6 +154,7 @@ def _measure_split(
     weights: Mapping[str, Mapping[str, np.ndarray]],
     cell: Mapping[str, Any],
     full: bool,
+    reference: str,
     device_name: str,
 ) -> list[measurements.Row]:
     """Rows of one checkpoint and split; `starts` holds the h of the untrained encoders."""
@@ -156,10 +162,10 @@ def _measure_split(
     labels, tau = part.label.values, cell["tau"]
     device = _device_of_losses(device_name, len(labels))
     rows = [
-        *measurements.alignment_rows(h, labels, "h", starts),
-        *measurements.alignment_rows(z, labels, "z"),
-        *measurements.corollary_rows(h, features="h"),
-        *measurements.corollary_rows(z, features="z"),
+        *measurements.alignment_rows(h, labels, "h", starts, reference),
+        *measurements.alignment_rows(z, labels, "z", None, reference),
+        *measurements.corollary_rows(h, reference, "h"),
+        *measurements.corollary_rows(z, reference, "z"),
         *measurements.loss_rows(z_views, labels, tau, device),
         *measurements.batch_loss_rows(z_views, z, labels, tau, cell["batch_size"]),
         *measurements.geometry_rows(h, labels, "h", intervals=full),
@@ -167,15 +173,15 @@ def _measure_split(
         *measurements.view_rows(z_views),
     ]
     for features, arrays in (("h", h), ("z", z)):
-        rows += measurements.angle_rows(rows, arrays, features=features)
+        rows += measurements.angle_rows(rows, arrays, reference, features)
     if "ce" in z:
         head = weights["ce"]["head.weight"], weights["ce"]["head.bias"]
         rows += measurements.head_rows(z["ce"], labels, *head, objective="ce")
     if full:
-        rows += measurements.rank_rows(h)
-        rows += measurements.null_rows(h, labels)
+        rows += measurements.rank_rows(h, reference)
+        rows += measurements.null_rows(h, labels, reference)
         rows += measurements.labelling_rows(z_views, labels, tau, device)
-        measurements.add_intervals(rows, h)
+        measurements.add_intervals(rows, h, reference)
     return rows
 
 

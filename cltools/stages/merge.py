@@ -1,9 +1,10 @@
-"""Stage `merge`: networks on the line between the weights of DCL and of another objective.
+"""Stage `merge`: networks on the line between the weights of the reference and of another.
 
-DCL is the decoupled contrastive loss. Both networks start from the same weights and see the same
-views, so that an average of their weights may work as a network too. Batch statistics are computed
-again for every point of the line, its ends included, so that only the weights differ along it. The
-values at the ends therefore differ from those that `measure` finds for the networks as trained.
+The reference is DCL, the decoupled contrastive loss, unless the config says another. Both networks
+start from the same weights and see the same views, so that an average of their weights may work as
+a network too. Batch statistics are computed again for every point of the line, its ends included,
+so that only the weights differ along it. The values at the ends therefore differ from those that
+`measure` finds for the networks as trained.
 """
 
 import logging
@@ -21,6 +22,7 @@ from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
 from cltools.layout import VERSIONS, CellFolder, merge_table, whose
 from cltools.maths.alignment import alignment
+from cltools.maths.objectives import REFERENCE
 from cltools.maths.probes import linear_probe, nccc
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
@@ -43,6 +45,7 @@ def run(
     stores: list[Path],
     done: Path,
     settings: Mapping[str, Any],
+    reference: str = REFERENCE,
     device: str = "auto",
     threads: int = 1,
 ) -> None:
@@ -54,31 +57,36 @@ def run(
     torch.set_num_threads(threads)
     chosen = choose_device(device)
     tables = {
-        str(path): str(merge_cell(path, store, chosen, settings))
+        str(path): str(merge_cell(path, store, chosen, settings, reference))
         for path, store in with_stores(manifests, stores)
     }
     write_json(done, {"stage": "merge", "tables": tables, "version": VERSIONS["merge"]})
 
 
 def merge_cell(
-    manifest_path: Path, store: ImageStore, device: torch.device, settings: Mapping[str, Any]
+    manifest_path: Path,
+    store: ImageStore,
+    device: torch.device,
+    settings: Mapping[str, Any],
+    reference: str = REFERENCE,
 ) -> Path:
     """Measure merged networks of one cell's last checkpoint; return the tidy parquet file.
 
     The file is made once, see `merge_table`. `settings` are the keys of the config's `merge`.
-    Objectives that the cell did not train are left out. Raises InputError when settings are wrong,
-    the cell did not train DCL, weights do not match the manifest or the store holds other images.
+    Lines start at `reference`. Objectives that the cell did not train are left out. Raises
+    InputError when settings are wrong, the cell did not train the reference, weights do not match
+    the manifest or the store holds other images.
     """
     settings = with_defaults(settings, "merge")
     manifest = read_manifest(manifest_path)
     wanted, points = sorted(settings["with"]), settings["points"]
-    path = merge_table(manifest_path, settings)
+    path = merge_table(manifest_path, settings, reference)
     if usable_table(path, whose(path, manifest_path)):
         return path
-    step, weights = _last_weights(manifest_path, manifest, wanted)
+    step, weights = _last_weights(manifest_path, manifest, reference, wanted)
     sets = trained_images(store, manifest, manifest_path, device)
     shape, classes = sets["train"].image_shape, sets["train"].classes
-    network = build_network(manifest["cell"], shape, classes, measurements.REFERENCE)
+    network = build_network(manifest["cell"], shape, classes, reference)
     on_device(network, device)
     at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
     rows = [{**at, **row} for row in _lines(network, weights, sets, points)]
@@ -88,20 +96,21 @@ def merge_cell(
 
 
 def _last_weights(
-    manifest_path: Path, manifest: dict[str, Any], wanted: list[str]
+    manifest_path: Path, manifest: dict[str, Any], reference: str, wanted: list[str]
 ) -> tuple[int, dict[str, dict[str, Tensor]]]:
-    """The last step, and the weights of DCL and the wanted objectives, without heads.
+    """The last step, and the weights of the reference and the wanted objectives, without heads.
 
-    Weights are objective -> name -> tensor. Raises InputError when the cell did not train DCL.
+    Weights are objective -> name -> tensor. Raises InputError when the cell did not train the
+    reference.
     """
     step, hashes = saved_weights(manifest)[-1]
-    if measurements.REFERENCE not in hashes:
+    if reference not in hashes:
         raise InputError(
-            f"{manifest_path} has no network of {measurements.REFERENCE!r} to merge others with: "
+            f"{manifest_path} has no network of {reference!r} to merge others with: "
             "add it to the cell's objectives, or take its sweep out of merge.sweeps"
         )
     weights = {}
-    for objective in (measurements.REFERENCE, *wanted):
+    for objective in (reference, *wanted):
         if objective not in hashes:
             log.info("%s did not train %s: not merged", manifest_path, objective)
             continue

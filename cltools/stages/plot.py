@@ -30,10 +30,12 @@ def run(
     drawn too where they are about the same data set. Raises InputError when a table or the rows of
     the figure are missing.
     """
-    sweeps = {sweep["name"]: sweep for sweep in read_plan(plan)["sweeps"]}
+    planned = read_plan(plan)
+    sweeps = {sweep["name"]: sweep for sweep in planned["sweeps"]}
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
     read = {table: _read(tables.get(table), table, plan) for table in used}
-    experiment = ExperimentTables(sweeps, **read, papers=read_papers(papers))
+    numbers = read_papers(papers)
+    experiment = ExperimentTables(sweeps, **read, papers=numbers, reference=planned["reference"])
     # Matplotlib reads some settings only when it draws, so the figure is saved inside too.
     with rc_context(parameters(style)):
         figure, plotted = draw(name, experiment)

@@ -1187,7 +1187,10 @@ def folder(tmp_path_factory):
     made_up.theory(cells).write_parquet(folder / "theory.parquet")
     made_up.regularity().write_parquet(folder / "regularity.parquet")
     sweeps = [{"name": name, **about} for name, about in made_up.SWEEPS.items()]
-    write_json(folder / "plan.json", {"experiment": "made up", "cells": {}, "sweeps": sweeps})
+    write_json(
+        folder / "plan.json",
+        {"experiment": "made up", "reference": "dcl", "cells": {}, "sweeps": sweeps},
+    )
     return folder
 
 

@@ -177,7 +177,12 @@ def test_defaults_are_valid():
         ({"base__views": 2.0}, r"base\.views is 2\.0, but must be of type integer"),
         ({"theory": {"delta": 0}}, r"theory\.delta is 0"),
         ({"merge": {"sweeps": ["bas"]}}, r"merge\.sweeps\.bas is unknown: did you mean base"),
-        ({"merge": {"with": ["dcl"]}}, r"merge\.with\.0 is 'dcl', but must be one of 'nscl'"),
+        (
+            {"merge": {"with": ["dcl"]}},
+            r"merge\.with names the reference, at which all lines begin",
+        ),
+        ({"reference": "nt_xent"}, r"reference is nt_xent, which no cell trains: add it"),
+        ({"reference": "nscli"}, r"reference is 'nscli', but must be one of dcl, nscl"),
         ({"minimise": {"tau": [1]}}, r"minimise\.tau is unknown: did you mean taus"),
         ({"regularity": {"set": {"taus": 1}}}, r"regularity\.set\.taus is unknown"),
         ({"base__batch_size": 1}, r"base\.batch_size is 1, but must be at least 2"),

@@ -14,7 +14,7 @@ from PIL import Image
 from places import ROOT
 from polars.testing import assert_frame_equal
 
-from cltools.config.schema import cell_keys
+from cltools.config.schema import schema
 from cltools.config.sweeps import base_sweep
 from cltools.figures import FIGURES
 from cltools.figures.style import NEUTRAL, OBJECTIVES, OWN_LABELS, look_of
@@ -30,12 +30,13 @@ STAGES = ("merge", "project", "surrogate", "minimise", "regularity")
 SUFFIXES = ("pdf", "png", "csv")
 
 
-def plot(name, tables, sweeps, output, style, papers=()):
+def plot(name, tables, sweeps, output, style, papers=(), reference="dcl"):
     """Draw a figure of an experiment with these sweeps."""
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.json"
         listed = [{"name": sweep, **about} for sweep, about in sweeps.items()]
-        write_json(plan, {"experiment": "made up", "cells": {}, "sweeps": listed})
+        about = {"experiment": "made up", "reference": reference, "cells": {}, "sweeps": listed}
+        write_json(plan, about)
         stage.run(name=name, plan=plan, tables=tables, output=output, style=style, papers=papers)
 
 
@@ -87,6 +88,33 @@ def test_needs_the_stages_whose_work_it_shows():
     assert FIGURES["surrogate_drift"].tables_of(STAGES) == ["surrogate", "regularity"]
 
 
+def test_figures_of_alignment_need_the_reference():
+    trained = ["nt_xent", "nscl_with_positive"]
+    about = {"sweeps": made_up.SWEEPS, "stages": STAGES, "objectives": trained}
+    assert not FIGURES["alignment_training"].needs(**about)
+    assert FIGURES["alignment_training"].needs(**about, reference="nt_xent")
+    assert not FIGURES["losses_training"].needs(**about, reference="nt_xent")
+
+
+OF_REFERENCE = [name for name, spec in FIGURES.items() if "reference" in spec.objectives]
+
+
+@pytest.mark.parametrize("name", OF_REFERENCE)
+def test_another_reference_takes_the_place_of_dcl(name, inputs, drawn, tmp_path):
+    """The same numbers, under its name."""
+    other = pl.read_parquet(inputs["measures"]).with_columns(
+        pl.col("objective", "reference").replace("dcl", "nt_xent")
+    )
+    other.write_parquet(tmp_path / "measures.parquet")
+    tables = {**inputs, "measures": tmp_path / "measures.parquet"}
+    plot(name, tables, made_up.SWEEPS, tmp_path / name, {"dpi": 60}, reference="nt_xent")
+    text = (tmp_path / f"{name}.pdf").read_bytes()
+    assert text
+    found, expected = numbers(tmp_path, name), numbers(drawn, name)
+    assert sorted(found["value"].drop_nulls()) == sorted(expected["value"].drop_nulls())
+    assert "dcl" not in found.select(pl.col(pl.String)).unpivot()["value"].to_list()
+
+
 @pytest.mark.parametrize("factors", [["seed"], []])
 def test_base_sweep_is_the_first_that_varies_the_seed_alone(factors):
     sweeps = {"t": {"factors": ["tau"]}, "a": {"factors": factors}, "b": {"factors": ["seed"]}}
@@ -95,7 +123,7 @@ def test_base_sweep_is_the_first_that_varies_the_seed_alone(factors):
 
 
 def test_palette_has_a_color_and_a_marker_of_its_own_for_every_objective():
-    rules = cell_keys()["objectives"]["items"]
+    rules = schema()["$defs"]["objective"]
     assert list(OBJECTIVES) == rules["names"]
     looks = [*OBJECTIVES.values(), NEUTRAL]
     for trait in ("label", "color", "marker"):
@@ -278,6 +306,13 @@ def test_cdnv_training(drawn):
     assert values == pytest.approx({o: 0.3 * (1 - a) for o, a in made_up.ACCURACY.items()})
 
 
+def test_few_shot_error_of_z(drawn):
+    rows = numbers(drawn, "few_shot_z", objective="nscl", seed=1, quantity="error")
+    errors = rows.filter(ways="all_way", probe="few_shot_nccc").select("shots", "value")
+    expected = {m: made_up.few_shot_error("nscl", m, "z") for m in made_up.SHOTS}
+    assert dict(errors.iter_rows()) == pytest.approx(expected)
+
+
 def test_few_shot_error_bound_and_limit(drawn):
     """Two classes: bound 10 / shots, limit 4 times the directional CDNV; all ten: 9 times that."""
     rows = numbers(drawn, "few_shot", objective="nscl", seed=1)
@@ -291,6 +326,7 @@ def test_few_shot_error_bound_and_limit(drawn):
     assert dict(limits.select("ways", "value").iter_rows()) == pytest.approx(
         {"two_way": limit, "all_way": 9 * limit}
     )
+    assert len(rows.filter(quantity="error", ways="two_way", shots=1)) == 2  # one for each probe
     # A linear probe has no such bound.
     assert set(rows.filter(probe="few_shot_linear_probe")["quantity"]) == {"error"}
 

@@ -75,7 +75,7 @@ def material(measures, tmp_path_factory):
             "made_by": {"cltools": "0.1.0", "torch": "2"},
         }  # fmt: skip
         write_json(manifests[-1], manifest)
-    plan = {"experiment": "made", "cells": cells, "sweeps": SWEEPS,
+    plan = {"experiment": "made", "reference": "dcl", "cells": cells, "sweeps": SWEEPS,
             "figures": ["alignment_training", "downstream"]}  # fmt: skip
     # An earlier config of this experiment had it drawn.
     earlier = pl.DataFrame({"tau": [0], "value": [1]})
@@ -178,7 +178,7 @@ def test_what_a_sweep_varies_is_not_averaged(measures):
     )
     assert all(row["seeds"] == 3 for row in found["alignment"])
     assert len({row["sweep"] for row in found["gap"]}) == 1 + 6
-    found = summary(measures, sweeps)
+    found = summary(measures, {"sweeps": sweeps, "reference": "dcl"})
     assert found["columns"][:3] == ["cells", "objective", "seeds"]
     assert {line[0] for line in found["rows"]} == {"τ = 0.1", "τ = 0.5", "τ = 1"}
 

@@ -212,6 +212,17 @@ def test_made_once(copied, digits):
     assert merge_cell(copied, store, CPU, settings).read_bytes() == bytes_before
 
 
+def test_lines_start_at_the_reference(copied, digits):
+    """From NSCL to DCL the other way round: ends change places, the network halfway is the same."""
+    store, settings = ImageStore.open(digits), {"points": 3, "with": ["dcl"]}
+    there = pl.read_parquet(merge_cell(copied, store, CPU, settings, "nscl"))
+    back = pl.read_parquet(merge_cell(copied, store, CPU, {**settings, "with": ["nscl"]}))
+    assert there.select("reference", "objective").unique().rows() == [("nscl", "dcl")]
+    where = {"split": "test", "metric": "merged_nccc"}
+    one, other = (t.filter(**where).sort("variant")["value"].to_list() for t in (there, back))
+    assert one == pytest.approx(other[::-1])
+
+
 def test_many_points_have_their_own_names(data, monkeypatch):
     from cltools.stages import merge as stage
 

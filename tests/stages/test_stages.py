@@ -16,6 +16,7 @@ from waiting import HANGS, wait_until
 
 from cltools import measurements
 from cltools.config.cells import canonical_cell, resolve_cell
+from cltools.layout import MeasureSettings
 from cltools.maths.alignment import alignment
 from cltools.runtime.files import only_process
 from cltools.runtime.sealed import read_json, write_json
@@ -91,6 +92,37 @@ def test_measures(made):
     assert set(accuracies["n"]) == {150, 100}
     keys = ["step", "split", "objective", "reference", "features", "metric", "variant"]
     assert not table.select(keys).is_duplicated().any()
+
+
+def test_measured_against_another_reference(made, tmp_path):
+    """All that compares with one objective compares with this one; the rest stays as it is."""
+    cell = tmp_path / "cell"
+    shutil.copytree(made / "cell", cell)
+    manifest = cell / "trained-2epochs.json"
+    usual, other = (
+        pl.read_parquet(measure_cell(manifest, MeasureSettings("last", name)))
+        for name in ("dcl", "scl")
+    )
+    compared = ("weight_gap", "weight_angle", "similarity_gap", "cka_null", "rsa_error",
+                "representation_angle", "cka_lower_bound")  # fmt: skip
+    for metric in compared:
+        pairs = other.filter(metric=metric).select("reference", "objective").unique()
+        assert set(pairs.rows()) == {("scl", o) for o in ("dcl", "nscl", "ce")}, metric
+    for metric in ("cka", "rsa"):
+        pairs = other.filter(metric=metric, features="h").filter(
+            pl.any_horizontal(pl.col("reference", "objective") == "scl")
+        )
+        assert set(pairs["reference"]) == {"scl"}
+        assert set(other.filter(pl.col("ci_low").is_finite(), metric=metric)["reference"]) == {
+            "scl"
+        }
+    same = ["cka_to_init", "gap", "nccc", "cdnv"]
+    assert usual.filter(pl.col("metric").is_in(same)).equals(
+        other.filter(pl.col("metric").is_in(same))
+    )
+    done = ("--done", tmp_path / "done.json")
+    error = cltools("measure", manifest, *done, "--reference", "nscli", code=2)
+    assert "--reference nscli is no objective: choose one of dcl, nscl" in error
 
 
 def test_intervals_nulls_and_bounds(made):
@@ -319,12 +351,18 @@ def test_embeddings_that_are_kept(made, tmp_path):
         keep=True,
     )
     measure.run(
-        manifests=[manifest], done=tmp_path / "m.json", full_at="all", discard_embeddings=True
+        manifests=[manifest],
+        done=tmp_path / "m.json",
+        settings=MeasureSettings("all"),
+        discard_embeddings=True,
     )
     assert [file for file in sorted((cell / "embeddings").iterdir()) if file.suffix] == files
     (cell / "embeddings/kept").unlink()
     measure.run(
-        manifests=[manifest], done=tmp_path / "m.json", full_at="all", discard_embeddings=True
+        manifests=[manifest],
+        done=tmp_path / "m.json",
+        settings=MeasureSettings("all"),
+        discard_embeddings=True,
     )
     assert not (cell / "embeddings").exists()
 
@@ -345,9 +383,9 @@ def test_measuring_goes_on_where_it_was_killed(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(measurements, "downstream_rows", rows)
     with pytest.raises(KeyboardInterrupt):
-        measure_cell(cell / "trained-2epochs.json", "all")
+        measure_cell(cell / "trained-2epochs.json", MeasureSettings("all"))
     assert not whole.exists()
-    assert measure_cell(cell / "trained-2epochs.json", "all") == whole
+    assert measure_cell(cell / "trained-2epochs.json", MeasureSettings("all")) == whole
     assert len(measured) == 5  # h and z of two checkpoints, and the h that was interrupted
     assert whole.read_bytes() == content
     assert list((cell / "measures").iterdir()) == [whole]

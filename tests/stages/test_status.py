@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cltools.cli import app
 from cltools.config.experiment import load_experiment
-from cltools.layout import PLAIN, VERSIONS, measures_table
+from cltools.layout import PLAIN, VERSIONS, MeasureSettings, measures_table
 from cltools.runtime.sealed import write_json
 from cltools.stages import status
 from cltools.stages.status import status_lines
@@ -154,7 +154,7 @@ def test_an_error_in_the_log_is_failed(results, log, said):
 
 def test_a_table_is_done_when_it_is_that_of_the_present_settings(results):
     manifests = [trained(results, cell) for cell in (FIRST, SECOND)]
-    table = measures_table(manifests[0], "last", PLAIN)
+    table = measures_table(manifests[0], MeasureSettings("last"), PLAIN)
     table.parent.mkdir()
     table.touch()
     list_of(results, "measured", manifests, [table, "another.parquet"])
@@ -162,7 +162,7 @@ def test_a_table_is_done_when_it_is_that_of_the_present_settings(results):
     assert of(results, SECOND, "measure")["state"] == "stale"
     assert of(results, FIRST, "theory")["state"] == "waiting"
     table.unlink()
-    measures_table(manifests[0], "all", PLAIN).touch()
+    measures_table(manifests[0], MeasureSettings("all"), PLAIN).touch()
     assert of(results, FIRST, "measure")["state"] == "stale"
 
 

@@ -15,6 +15,7 @@ from small import train_into as run
 
 from cltools.config.cells import cell_id, resolve_cell
 from cltools.data.image_set import image_set, open_store
+from cltools.layout import MeasureSettings
 from cltools.maths.bounds import gap_bound
 from cltools.maths.objectives import QUEUE_OBJECTIVES, KeyMasks, key_logits, queue_loss
 from cltools.runtime.errors import InputError
@@ -188,7 +189,7 @@ def test_it_is_embedded_and_measured(digits, tmp_path):
     measure.run(
         manifests=manifests,
         done=tmp_path / "measured.json",
-        full_at="last",
+        settings=MeasureSettings("last"),
         discard_embeddings=False,
         threads=1,
     )

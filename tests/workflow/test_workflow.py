@@ -59,7 +59,7 @@ def test_all_is_there(finished):
     assert names == {
         "alignment_training", "alignment_temperature", "losses_training",
         "weights_representations", "bound_tightness", "downstream", "residual_alignment",
-        "nscl_losses", "cdnv_training", "few_shot", "collapse_geometry",
+        "nscl_losses", "cdnv_training", "few_shot", "few_shot_z", "collapse_geometry",
     }  # fmt: skip
     for name in names:
         assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))

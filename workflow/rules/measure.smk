@@ -28,7 +28,8 @@ rule embed:
         unless_measured=(
             ""
             if EXPERIMENT.setting("keep_embeddings")
-            else f"--unless-measured {EXPERIMENT.setting('measure', 'full_at')}"
+            else f"--unless-measured {EXPERIMENT.setting('measure', 'full_at')} "
+            f"--reference {EXPERIMENT.reference}"
         ),
         keep="--keep" if EXPERIMENT.setting("keep_embeddings") else "",
         version=VERSIONS["embed"],
@@ -55,6 +56,7 @@ rule measure:
         runtime=minutes_of(measure_needs, EXPERIMENT.batches),
     params:
         full_at=EXPERIMENT.setting("measure", "full_at"),
+        reference=EXPERIMENT.reference,
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
         recalibrated=(
             "--recalibrated" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
@@ -63,7 +65,8 @@ rule measure:
         version=VERSIONS["measure"],
     shell:
         "logged {log:q} "
-        "cltools measure {input.manifests:q} --full-at {params.full_at:q} --dtype {params.dtype:q} "
+        "cltools measure {input.manifests:q} --full-at {params.full_at:q} "
+        "--reference {params.reference:q} --dtype {params.dtype:q} "
         "{params.discard} {params.recalibrated} --done {output:q} --threads {threads} "
 
 
@@ -109,11 +112,12 @@ rule merge:
     params:
         stores=store_options_in(EXPERIMENT.merge_batches),
         settings=stage_settings("merge", without=("sweeps",)),
+        reference=EXPERIMENT.reference,
         version=VERSIONS["merge"],
     shell:
         "logged {log:q} "
         "cltools merge {input.manifests:q} {params.stores:q} --settings {params.settings:q} "
-        "--done {output:q} --threads {threads} "
+        "--reference {params.reference:q} --done {output:q} --threads {threads} "
 
 
 rule project:
