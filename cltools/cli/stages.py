@@ -12,6 +12,7 @@ from cltools.cli.options import (
     FullAt,
     Manifests,
     Settings,
+    Share,
     Store,
     Stores,
     Table,
@@ -24,7 +25,7 @@ from cltools.cli.options import (
     memory_remedy,
     own_gpu,
 )
-from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
+from cltools.config.durations import Duration
 from cltools.layout import RESULTS, Embeddings
 from cltools.runtime.errors import InputError
 
@@ -73,12 +74,18 @@ def train(
     ] = None,
     device: Device = "auto",
     save_every_seconds: Annotated[
-        float, typer.Option(help="Time between saves of the resume state.")
-    ] = SECONDS_BETWEEN_SAVES,
+        float | None,
+        typer.Option(
+            help="Time between saves of the resume state; default: 120, and 600 after an hour."
+        ),
+    ] = None,
     save_every_steps: Annotated[
         int | None, typer.Option(min=1, help="Also save the resume state every so many steps.")
     ] = None,
     workers: Workers = None,
+    share: Annotated[
+        Share, typer.Option(help="What the processes of torchrun share out; see config/README.md.")
+    ] = "auto",
 ) -> None:
     """Train the objectives of one cell together; continue an earlier run if there is one."""
     from cltools.config.cells import resolve_cell
@@ -104,6 +111,7 @@ def train(
             device=device,
             saves=stage.Saves(save_every_seconds, save_every_steps),
             workers=workers,
+            share=share,
         )
 
 
