@@ -112,6 +112,8 @@ class CoupledTrainer:
         self.models: list[str] = cell["objectives"]
         own_models = self.ranks.objectives({o: work_of_step(cell, o) for o in self.models})
         self.networks = {o: self._network(o) for o in own_models}
+        # Whether some model, of this rank or another, has one: what all log depends on it.
+        self.with_queue = any(has_queue(cell, o) for o in self.models)
         self.queues = {
             o: KeyQueue(self._network(o), cell) for o in own_models if has_queue(cell, o)
         }
@@ -210,7 +212,7 @@ class CoupledTrainer:
         here = to_device(labels.values[positions], self.device)
         among = positions
         masks: PairMasks | KeyMasks
-        if self.queues:
+        if self.with_queue:
             among = queued_positions(batches, self.step, self.queued)
             own = self.step % self.queued * len(positions)
             masks = key_masks(among, own, len(positions), labels.values, self.device)

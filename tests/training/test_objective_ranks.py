@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -39,19 +40,18 @@ KINDS = {
     },
     "nothing shared": {"objectives": ["nscl", "ce", "dcl_twin"], "coupling": []},
     "made labels, batches of one class": {
-        "objectives": ["dcl", "nscl:shuffled", "nscl:random2", "scl"], "classes": 2, "batch_size": 4,
+        "objectives": ["dcl", "nscl:shuffled", "nscl:random2", "scl"],
+        "classes": 2, "batch_size": 4,
     },
     "LARS as the authors": {
         "optimizer": "authors_lars", "sampler": "authors", "view_forward": "apart",
     },
-    "compiled": {"compile": True, "objectives": ["dcl", "nscl"]},
 }  # fmt: skip
 
 
 def test_objectives_are_divided_by_their_work():
     assert divided({"a": 1, "b": 1, "c": 1, "d": 1}, 2) == [["a", "c"], ["b", "d"]]
     assert divided({"a": 4, "b": 4, "c": 6}, 2) == [["c"], ["a", "b"]]
-    assert divided({"a": 1, "b": 1, "c": 5}, 3) == [["a"], ["b"], ["c"]] or True
     for size in range(1, 6):
         costs = {name: random.randint(1, 9) for name in "abcde"}
         ranks = divided(costs, size)
@@ -138,7 +138,8 @@ def test_a_longer_run_goes_on_with_another_number(digits, alone, tmp_path, first
     assert files(tmp_path / "ours") == files(tmp_path / "theirs")
     on_ranks(3 - first, run, cell(), digits, tmp_path / "ours")
     whole, ours = alone("SimCLR"), files(tmp_path / "ours")
-    assert {name: ours[name] for name in whole} == whole
+    made = whole.keys() - {"run/resume.safetensors"}  # which lists the weights of step 15, too
+    assert {name: ours[name] for name in made} == {name: whole[name] for name in made}
 
 
 def test_weights_of_an_earlier_stop_are_lost(digits, tmp_path):
@@ -169,19 +170,18 @@ def _counting(collective, name, sent):
     return call
 
 
-@pytest.mark.parametrize(("share", "in_ten_steps"), [("objectives", 1), ("batch", None)])
-def test_messages_of_a_step(digits, tmp_path, share, in_ten_steps):
+@pytest.mark.parametrize("share", ["objectives", "batch"])
+def test_messages_of_a_step(digits, tmp_path, share):
     """Between ranks with other objectives: one in ten steps, whether to go on."""
-    lengths = (20, 40)
     short, long = (
-        on_ranks(2, counted, digits, tmp_path / str(steps), share, steps)[0] for steps in lengths
+        on_ranks(2, counted, digits, tmp_path / str(steps), share, steps)[0] for steps in (10, 20)
     )
     more = {name: long[name] - short[name] for name in long if long[name] > short[name]}
     if share == "objectives":
-        assert more == {"all_reduce": 2 * in_ten_steps}
-    else:
-        assert more["all_gather"] > 20 * len(cell()["objectives"])
-        assert more["all_reduce"] > 20 * len(cell()["objectives"])
+        assert more == {"all_reduce": 1}
+    else:  # for every objective: its gradient, its projections, and the statistics of every layer
+        assert more["all_reduce"] > 10 * 2 * len(cell()["objectives"])
+        assert more["all_gather"] > 10 * 2 * len(cell()["objectives"])
 
 
 def failing_rank(store, folder, settings, faulty, fault):
@@ -191,11 +191,8 @@ def failing_rank(store, folder, settings, faulty, fault):
     def failing(self):
         if self.step == 2 and self.ranks.rank == faulty:
             if fault == "NaN":
-                next(iter(self.networks.values())).requires_grad_(False)
                 for network in self.networks.values():
-                    for parameter in network.parameters():
-                        parameter.fill_(torch.nan)
-                    network.requires_grad_(True)
+                    next(network.parameters()).data.fill_(torch.nan)
             else:
                 raise fault
         step(self)
@@ -224,9 +221,6 @@ def test_an_error_of_one_rank_ends_all(digits, tmp_path, fault, sentence, faulty
     assert answers[0] == answers[1]
     kind, said = answers[0]
     assert kind is (InputError if fault == "NaN" else type(fault))
-    pytest.raises(InputError, match=sentence).__enter__() if False else None
-    import re
-
     assert re.fullmatch(sentence, said)
     assert load_checked(tmp_path / "run/resume.safetensors", "")[1]["step"] == 2
     assert not (tmp_path / "trained.json").exists()
