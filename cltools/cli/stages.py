@@ -86,6 +86,9 @@ def train(
     share: Annotated[
         Share, typer.Option(help="What the processes of torchrun share out; see config/README.md.")
     ] = "auto",
+    cells_per_gpu: Annotated[
+        int, typer.Option(min=1, help="Cells that may train on one GPU at the same time.")
+    ] = 1,
 ) -> None:
     """Train the objectives of one cell together; continue an earlier run if there is one."""
     from cltools.config.cells import resolve_cell
@@ -96,7 +99,7 @@ def train(
     except ValueError as error:
         raise InputError(f"--until: {error}") from None
     limit_threads(settings["threads"])
-    own_gpu(device)
+    own_gpu(device, cells_per_gpu)
     from cltools.stages import train as stage
 
     with memory_remedy(
