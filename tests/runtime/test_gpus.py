@@ -12,7 +12,8 @@ from cltools.runtime import devices, gpus
 from cltools.runtime.errors import InputError
 from cltools.stages import measure
 
-# Claims so many GPUs of as many, says which it has, and holds them until its input ends.
+# Claims so many GPUs of as many, or a place on one that so many share; says which it has, and holds
+# them until its input ends.
 CLAIM = """
 import os, sys
 from cltools.runtime import gpus

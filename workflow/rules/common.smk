@@ -218,8 +218,8 @@ def on_nodes():
 
 # Another number of GPUs starts other processes but trains nothing again: Snakemake does not compare
 # parameters that are functions of resources with those of an earlier run.
-def cltools_on_gpus(wildcards, resources, threads):
-    return launched(GPUS, resources.get("cpus_per_task", threads))
+def cltools_on_gpus(wildcards, resources):
+    return launched(GPUS, resources.get("cpus_per_task", cell_threads(wildcards)))
 
 
 def train_options(wildcards, resources):
