@@ -100,6 +100,9 @@ def run(
     """
     torch.set_num_threads(cell["threads"])
     ranks, chosen = join_ranks(device, share, len(cell["objectives"]))
+    if ranks.size > 1:
+        what = "the objectives" if ranks.parts == 1 else "each batch"
+        log.info("%d processes share %s", ranks.size, what)
     with ranks.failing_together():
         opened = open_store(store, cell)
         trainer = _trainer(cell, opened, chosen, ranks, workers)
