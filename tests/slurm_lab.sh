@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A Slurm of one node on this machine, with fake GPUs and without accounting, for tests and benchmarks.
+# A Slurm on this machine, with fake GPUs and without accounting, for tests and benchmarks. It has one
+# node, and a second one beside it in the partition `pair`.
 #
-#   tests/slurm_lab.sh start    start munged, slurmctld and slurmd in $SLURM_LAB and wait for the node
+#   tests/slurm_lab.sh start    start munged, slurmctld and slurmd in $SLURM_LAB and wait for its nodes
 #   tests/slurm_lab.sh stop     stop what `start` started
 #
-# Needs root and Debian's slurm-wlm. Partitions: main (default), gpu, and urgent, whose jobs preempt and
-# requeue those of the others. Nothing outside $SLURM_LAB is touched but two links in /etc/slurm, which
+# Needs root and Debian's slurm-wlm. Partitions: main (default), gpu, pair, and urgent, whose jobs preempt
+# and requeue those of the others. Nothing outside $SLURM_LAB is touched but two links in /etc/slurm, which
 # `stop` takes away: jobs drop SLURM_CONF from their environment and look there.
 set -euo pipefail
 LAB=${SLURM_LAB:?set SLURM_LAB to a folder for the state}
@@ -13,12 +14,13 @@ CPUS=${LAB_CPUS:-4} GPUS=${LAB_GPUS:-2} PORT=${LAB_PORT:-16817}
 MEM=400000 # MB; nothing holds jobs to it
 HANGS=600 # seconds after which something hangs
 HOST=$(hostname -s)
+NODES=("$HOST" "$HOST-two")
 export SLURM_CONF=$LAB/etc/slurm.conf
 
 alive() { # daemon: the process of its pid file runs, and is that daemon
   local pid
   pid=$(cat "$LAB/run/$1.pid" 2> /dev/null) && [[ -n $pid ]] || return 1
-  [[ $(tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null) == *"$1"* ]]
+  [[ $(tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null) == *"${1%%.*}"* ]]
 }
 
 wait_for() { # seconds, command
@@ -31,7 +33,7 @@ wait_for() { # seconds, command
 }
 
 configure() {
-  mkdir -p "$LAB"/{etc,run,log,state,spool,munge,dev}
+  mkdir -p "$LAB"/{etc,run,log,state,munge,dev} "${NODES[@]/#/$LAB/spool.}"
   chmod 755 "$LAB" "$LAB/munge"
   [[ -s $LAB/munge/key ]] || (umask 077; head -c 1024 /dev/urandom > "$LAB/munge/key")
   # Clones of /dev/null, where the machine lets us: with a mere count, jobs have their GPUs all the
@@ -41,7 +43,7 @@ configure() {
     [[ -c $LAB/dev/gpu$i ]] || mknod "$LAB/dev/gpu$i" c 1 3 2> /dev/null || devices=Count=$GPUS
   done
   cat > "$LAB/etc/gres.conf" << CONF
-NodeName=$HOST Name=gpu Type=fake $devices Flags=nvidia_gpu_env
+NodeName=$HOST,$HOST-two Name=gpu Type=fake $devices Flags=nvidia_gpu_env
 CONF
   cat > "$SLURM_CONF" << CONF
 ClusterName=lab
@@ -55,11 +57,11 @@ MessageTimeout=100
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation=$LAB/state
-SlurmdSpoolDir=$LAB/spool
+SlurmdSpoolDir=$LAB/spool.%n
 SlurmctldPidFile=$LAB/run/slurmctld.pid
-SlurmdPidFile=$LAB/run/slurmd.pid
+SlurmdPidFile=$LAB/run/slurmd.%n.pid
 SlurmctldLogFile=$LAB/log/slurmctld.log
-SlurmdLogFile=$LAB/log/slurmd.log
+SlurmdLogFile=$LAB/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -77,9 +79,12 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName=$HOST NodeAddr=127.0.0.1 CPUs=$CPUS RealMemory=$MEM Gres=gpu:fake:$GPUS State=UNKNOWN
+NodeName=DEFAULT CPUs=$CPUS RealMemory=$MEM Gres=gpu:fake:$GPUS State=UNKNOWN
+NodeName=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 1))
+NodeName=$HOST-two NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 2))
 PartitionName=main   Nodes=$HOST Default=YES MaxTime=INFINITE PriorityTier=1 State=UP
 PartitionName=gpu    Nodes=$HOST MaxTime=INFINITE PriorityTier=1 State=UP
+PartitionName=pair   Nodes=$HOST,$HOST-two MaxTime=INFINITE PriorityTier=1 State=UP
 PartitionName=urgent Nodes=$HOST MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
 CONF
   mkdir -p /etc/slurm
@@ -99,13 +104,13 @@ start() {
   wait_for "$HANGS" munge -n -S "$LAB/munge/socket"
   slurmctld -i
   wait_for "$HANGS" scontrol ping
-  slurmd -N "$HOST"
-  wait_for "$HANGS" bash -c "sinfo -h -o %T | grep -Eq 'idle|mixed|allocated'"
+  for node in "${NODES[@]}"; do slurmd -N "$node"; done
+  wait_for "$HANGS" bash -c "! sinfo -h -p pair -N -o %T | grep -Evq 'idle|mixed|allocated'"
 }
 
 stop() {
   alive slurmctld && timeout 10 scancel --user root && sleep 1 || true
-  for daemon in slurmd slurmctld munged; do
+  for daemon in "${NODES[@]/#/slurmd.}" slurmctld munged; do
     alive "$daemon" || continue
     pid=$(cat "$LAB/run/$daemon.pid")
     kill "$pid"

@@ -21,6 +21,7 @@ Table = Annotated[Path | None, typer.Option(help="Tidy table of an experiment (p
 Tables = Annotated[Path, typer.Option(help="File to write at the end: the list of the tables.")]
 Settings = Annotated[str, typer.Option(help="JSON or a JSON file; keys as in the config.")]
 EmbeddingType = Literal["float32", "float16"]
+Share = Literal["auto", "objectives", "batch"]
 FullAt = Literal["last", "all"]
 
 
@@ -71,15 +72,20 @@ def memory_remedy(remedy: str) -> Iterator[None]:
         raise
 
 
-def own_gpu(device: str) -> None:
+def own_gpu(device: str, cells: int = 1) -> None:
     """For device "auto", reserve a GPU that no other process of cltools uses; see `runtime.gpus`.
+
+    With `cells` above 1, it is a place on a GPU, which so many processes share.
 
     Ranks that torchrun started use the GPUs of their torchrun instead.
     """
     if device == "auto" and "LOCAL_RANK" not in os.environ:
-        from cltools.runtime.gpus import claim_gpus
+        from cltools.runtime.gpus import claim_gpus, claim_place
 
-        claim_gpus(1)
+        if cells > 1:
+            claim_place(cells)
+        else:
+            claim_gpus(1)
 
 
 def json_object(text: str, what: str) -> Any:

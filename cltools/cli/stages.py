@@ -13,6 +13,7 @@ from cltools.cli.options import (
     Manifests,
     Reference,
     Settings,
+    Share,
     Store,
     Stores,
     Table,
@@ -25,7 +26,7 @@ from cltools.cli.options import (
     memory_remedy,
     own_gpu,
 )
-from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
+from cltools.config.durations import Duration
 from cltools.layout import RESULTS, Embeddings, MeasureSettings
 from cltools.runtime.errors import InputError
 
@@ -74,12 +75,21 @@ def train(
     ] = None,
     device: Device = "auto",
     save_every_seconds: Annotated[
-        float, typer.Option(help="Time between saves of the resume state.")
-    ] = SECONDS_BETWEEN_SAVES,
+        float | None,
+        typer.Option(
+            help="Time between saves of the resume state; default: 120, and 600 after an hour."
+        ),
+    ] = None,
     save_every_steps: Annotated[
         int | None, typer.Option(min=1, help="Also save the resume state every so many steps.")
     ] = None,
     workers: Workers = None,
+    share: Annotated[
+        Share, typer.Option(help="What the processes of torchrun share out; see config/README.md.")
+    ] = "auto",
+    cells_per_gpu: Annotated[
+        int, typer.Option(min=1, help="Cells that may train on one GPU at the same time.")
+    ] = 1,
 ) -> None:
     """Train the objectives of one cell together; continue an earlier run if there is one."""
     from cltools.config.cells import resolve_cell
@@ -90,7 +100,7 @@ def train(
     except ValueError as error:
         raise InputError(f"--until: {error}") from None
     limit_threads(settings["threads"])
-    own_gpu(device)
+    own_gpu(device, cells_per_gpu)
     from cltools.stages import train as stage
 
     with memory_remedy(
@@ -105,6 +115,7 @@ def train(
             device=device,
             saves=stage.Saves(save_every_seconds, save_every_steps),
             workers=workers,
+            share=share,
         )
 
 

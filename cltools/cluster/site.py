@@ -29,17 +29,18 @@ class Site:
         if path.exists():
             self._wishes = _read(path)
 
-    def resources(self, job_class: str, gpus: int = 0) -> dict[str, Any]:
-        """Resources of a rule whose jobs are of that class and need so many GPUs.
+    def resources(self, job_class: str, gpus: int = 0, nodes: int = 1) -> dict[str, Any]:
+        """Resources of a rule whose jobs are of that class and need so many GPUs on each node.
 
-        `gpu` counts them (Slurm's --gpus), but for sites that want `--gres` instead.
+        `gpu` counts them (Slurm's --gpus), but for sites that want `--gres` instead, and for
+        several nodes, since `--gpus` does not say how many are on each.
         """
         wishes = self._wishes.get(job_class, {})
         asked = {key: wishes[key] for key in PASSED if key in wishes}
         if not gpus:
             return asked
         model = wishes.get("gpu_model")
-        if wishes.get("gpu_request") == "gres":
+        if nodes > 1 or wishes.get("gpu_request") == "gres":
             return {**asked, "gres": ":".join(["gpu", *([model] if model else []), str(gpus)])}
         return {**asked, "gpu": gpus, **({"gpu_model": model} if model else {})}
 

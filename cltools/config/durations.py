@@ -3,7 +3,11 @@
 import re
 from dataclasses import dataclass
 
-SECONDS_BETWEEN_SAVES = 120.0  # of the resume state while training
+# Between saves of the resume state while training: in its first hour, and later. A run that has
+# gone on for long loses little by ten minutes, and a large state is written less often.
+SECONDS_BETWEEN_SAVES = 120.0
+LATER_SECONDS_BETWEEN_SAVES = 600.0
+SECONDS_OF_FREQUENT_SAVES = 3600.0
 
 
 @dataclass(frozen=True, order=True)

@@ -1,6 +1,6 @@
 """From a config to the cells that it asks for. Light: no numerical library is imported here."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -159,6 +159,7 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
     for name, definition in config["datasets"].items():
         resolve_recipe(definition["recipe"], f"datasets.{name}.recipe")
     _check_sweeps(config["sweeps"])
+    _check_gpus(Experiment(config, {}, {}, {}, None).setting)
     for section in GRIDS:
         if section in config:
             grid_settings(config[section], section)
@@ -209,6 +210,21 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
         where = "regularity.set"
         regularity = _plan(settings, config["datasets"], ids, where, where).cell
     return Experiment(config, stores, plans, sweeps, regularity)
+
+
+def _check_gpus(setting: Callable[[str], Any]) -> None:
+    """Check that the settings of a cell's GPUs fit together."""
+    gpus, nodes = setting("gpus_per_cell"), setting("nodes_per_cell")
+    if gpus % nodes:
+        raise InputError(
+            f"config key gpus_per_cell is {gpus}, which nodes_per_cell ({nodes}) does not divide: "
+            "make it a multiple"
+        )
+    if gpus > 1 and setting("cells_per_gpu") > 1:
+        raise InputError(
+            f"config key cells_per_gpu is {setting('cells_per_gpu')}, but gpus_per_cell is {gpus}: "
+            "set one of them to 1"
+        )
 
 
 def _check_sweeps(sweeps: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from cltools.runtime.locks import open_lock
 log = logging.getLogger("cltools")
 
 ABANDONED = 24 * 3600  # seconds since its last change after which a scratch file is removed
+_asking = threading.Lock()
 LOCK = "lock"  # file in a folder that only one process may use
 
 
@@ -148,8 +150,9 @@ def _lock(file: IO[str]) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _asking:  # of two threads at once, one would put back the other's 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

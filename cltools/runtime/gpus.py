@@ -1,8 +1,9 @@
-"""Each process gets GPUs of its own. Light.
+"""Each process gets GPUs of its own, or a place on one that small cells share. Light.
 
 Slurm gives each job its GPUs. A local Snakemake does not, even inside a Slurm job: all its jobs
 would use the first GPU. So a process claims GPUs by locking files that all processes of the machine
-see. The kernel drops a lock when its process ends, in whatever way.
+see. The kernel drops a lock when its process ends, in whatever way. A process that shares a GPU
+locks its file together with others (a shared lock), and a second file for its place there.
 """
 
 import fcntl
@@ -11,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 
 from cltools.runtime.errors import InputError
@@ -40,6 +41,18 @@ def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -
 
     Raises InputError when the machine has too few GPUs, and when a lock file is not one.
     """
+    _claim(count, 1, environment)
+
+
+def claim_place(cells: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """As `claim_gpus` for one GPU, which at most `cells` processes that call this share.
+
+    They take the first GPU that has a place left, and none that a process has for itself.
+    """
+    _claim(1, cells, environment)
+
+
+def _claim(count: int, cells: int, environment: MutableMapping[str, str]) -> None:
     present, shown = gpu_count(), environment.get("CUDA_VISIBLE_DEVICES")
     of_slurm = shown is None and "SLURM_JOB_ID" in environment
     if not present or of_slurm or CLAIMED in environment:  # by this process or its parent
@@ -55,13 +68,13 @@ def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -
             return
         # Slurm may number the GPUs of every job from 0.
         job = environment.get("SLURM_JOB_ID", "")
-    claimed = _try(count, names, job)
+    claimed = _try(count, names, job, cells)
     if not claimed:
         log.info("all GPUs are in use by other processes of cltools: waiting for %d", count)
     while not claimed:
         time.sleep(SECONDS_BETWEEN_TRIES)
-        claimed = _try(count, names, job)
-    _held.extend(claimed.values())
+        claimed = _try(count, names, job, cells)
+    _held.extend(file for files in claimed.values() for file in files)
     environment["CUDA_VISIBLE_DEVICES"] = environment[CLAIMED] = ",".join(claimed)
 
 
@@ -98,26 +111,50 @@ def _opened(path: Path) -> int:
         return file
 
 
-def _try(count: int, names: Sequence[str], job: str = "") -> dict[str, int]:
-    """GPU -> open lock file for `count` free GPUs; empty where fewer are free.
+def _try(count: int, names: Sequence[str], job: str = "", cells: int = 1) -> dict[str, list[int]]:
+    """GPU -> open lock files for `count` free GPUs; empty where fewer are free.
+
+    With `cells` above 1, a GPU is free as long as it has a place left.
 
     A process that kept some and waited for more could wait forever for another that does the same.
     """
-    claimed: dict[str, int] = {}
+    claimed: dict[str, list[int]] = {}
     for gpu in names:
         if len(claimed) == count:
             break
         parts = ["cltools-gpu", *([job] if job else []), re.sub(r"[^\w-]", "_", gpu)]
         path = Path(tempfile.gettempdir()) / "-".join(parts)
-        file = _opened(path)
-        os.set_inheritable(file, True)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            claimed[gpu] = file
-        except BlockingIOError:
-            os.close(file)
+        if files := _locked(path) if cells == 1 else _place(path, cells):
+            claimed[gpu] = files
     if len(claimed) < count:
-        for file in claimed.values():
-            os.close(file)
+        _close(file for files in claimed.values() for file in files)
         return {}
     return claimed
+
+
+def _place(path: Path, cells: int) -> list[int]:
+    """Locks of a place on the GPU whose file is `path`; empty where none is left."""
+    if not (shared := _locked(path, fcntl.LOCK_SH)):
+        return []
+    for number in range(cells):
+        if own := _locked(path.with_name(f"{path.name}-place{number}")):
+            return shared + own
+    _close(shared)
+    return []
+
+
+def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> list[int]:
+    """The open lock file, which children inherit; empty where another process has locked it."""
+    file = _opened(path)
+    os.set_inheritable(file, True)
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return []
+    return [file]
+
+
+def _close(files: Iterable[int]) -> None:
+    for file in files:
+        os.close(file)

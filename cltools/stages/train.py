@@ -16,7 +16,12 @@ import torch
 
 import cltools
 from cltools.config.cells import canonical_cell, cell_id, training_key
-from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
+from cltools.config.durations import (
+    LATER_SECONDS_BETWEEN_SAVES,
+    SECONDS_BETWEEN_SAVES,
+    SECONDS_OF_FREQUENT_SAVES,
+    Duration,
+)
 from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import ImageStore
 from cltools.layout import VERSIONS, CellFolder, RunFolder
@@ -31,20 +36,31 @@ from cltools.runtime.progress import track
 from cltools.runtime.sealed import write_json
 from cltools.runtime.stopping import StopRequest, stop_requests
 from cltools.runtime.tensors import save_tensors
-from cltools.training.distributed import join_ranks
+from cltools.training.distributed import Ranks, Share, join_ranks
 from cltools.training.states import State, States
 from cltools.training.trainer import CoupledTrainer
 
-STEPS_BETWEEN_TALKS = 10  # of several ranks; each exchange waits for the device
+# Of several ranks. Where they split the batch, each talk waits for the device.
+STEPS_BETWEEN_TALKS = 10
 log = logging.getLogger("cltools")
 
 
 @dataclass(frozen=True)
 class Saves:
-    """How often the resume state is saved, in seconds and, unless None, also in steps."""
+    """How often the resume state is saved: in seconds, and unless None also in steps.
 
-    every_seconds: float = SECONDS_BETWEEN_SAVES
+    Without seconds it is every two minutes in the first hour of training, every ten minutes later.
+    """
+
+    every_seconds: float | None = None
     every_steps: int | None = None
+
+    def seconds_between(self, trained: float) -> float:
+        """Seconds between two saves when training has gone on for `trained` seconds."""
+        if self.every_seconds is not None:
+            return self.every_seconds
+        early = trained < SECONDS_OF_FREQUENT_SAVES
+        return SECONDS_BETWEEN_SAVES if early else LATER_SECONDS_BETWEEN_SAVES
 
 
 USUAL_SAVES = Saves()
@@ -60,6 +76,7 @@ def run(
     device: str = "auto",
     saves: Saves = USUAL_SAVES,
     workers: int | None = None,
+    share: Share = "auto",
 ) -> None:
     """Train until `until` (default: the horizon) and write the manifest, which lists the files.
 
@@ -71,10 +88,11 @@ def run(
     The signals of `stop_requests` end training after the current step, once the state is saved.
     Several ranks exchange such signals every few steps, so that all stop at the same step.
 
-    The processes that torchrun starts train the cell together. All resume from the same state, and
-    rank 0 writes the files. The number of ranks is not a setting of the cell, but it changes the
-    last bits of sums. The manifest's `trained_by` says how many ranks there were, and from which
-    step on.
+    The processes that torchrun starts train the cell together, and `share` says how (see
+    `distributed`). All resume from the same state. Where they train different objectives, the files
+    are those of one process, byte for byte. Where they split batches, their number is not a setting
+    of the cell, but it changes the last bits of sums: the manifest's `trained_by` says how many
+    there were, and from which step on.
 
     Raises InputError for settings that do not fit the data or the ranks, for fewer than two classes
     or a class without images in either split (no more is needed), for a store or a resume
@@ -82,23 +100,55 @@ def run(
     finite, and as `states` does. Raises Stopped after a signal.
     """
     torch.set_num_threads(cell["threads"])
-    ranks, chosen = join_ranks(device)
-    opened, folder = open_store(store, cell), RunFolder(run)
-    cell_subset(opened, cell, "test")  # fail now, not after training, if there are too few images
-    images = image_set(opened, cell, "train", chosen, workers)
+    ranks, chosen = join_ranks(device, share, len(cell["objectives"]))
+    if ranks.size > 1:
+        what = "the objectives" if ranks.parts == 1 else "each batch"
+        log.info("%d processes share %s", ranks.size, what)
+    with ranks.failing_together():
+        opened = open_store(store, cell)
+        trainer = _trainer(cell, opened, chosen, ranks, workers)
+        until = until or Duration.parse(cell["horizon"])
+        checkpoints = _checkpoints(trainer, until)
+        _train_cell(trainer, opened, run, manifest, until, checkpoints, saves)
+
+
+def _trainer(
+    cell: dict[str, Any],
+    store: ImageStore,
+    device: torch.device,
+    ranks: Ranks,
+    workers: int | None,
+) -> CoupledTrainer:
+    cell_subset(store, cell, "test")  # fail now, not after training, if there are too few images
+    images = image_set(store, cell, "train", device, workers)
     if ranks.first:
-        talk_of_precision(cell["precision"], chosen)
-    trainer = CoupledTrainer(cell, images, chosen, ranks)
-    until = until or Duration.parse(cell["horizon"])
+        talk_of_precision(cell["precision"], device)
+    return CoupledTrainer(cell, images, device, ranks)
+
+
+def _checkpoints(trainer: CoupledTrainer, until: Duration) -> list[int]:
+    """The steps at which weights are saved, the last of which is the stopping point."""
     stop = until.in_steps(trainer.steps_per_epoch)
     if stop > trainer.horizon:
         raise InputError(
             f"training is to stop after {until} ({stop} steps), but the horizon is "
-            f"{cell['horizon']} ({trainer.horizon} steps): raise horizon"
+            f"{trainer.cell['horizon']} ({trainer.horizon} steps): raise horizon"
         )
-    steps = sorted({trainer.in_steps(c) for c in cell["checkpoints"]} | {stop})
-    checkpoints = [step for step in steps if step <= stop]
+    steps = {trainer.in_steps(checkpoint) for checkpoint in trainer.cell["checkpoints"]}
+    return sorted(step for step in steps | {stop} if step <= stop)
 
+
+def _train_cell(
+    trainer: CoupledTrainer,
+    store: ImageStore,
+    run: Path,
+    manifest: Path,
+    until: Duration,
+    checkpoints: list[int],
+    saves: Saves,
+) -> None:
+    """Resume, train to the last checkpoint and write the manifest."""
+    cell, ranks, folder = trainer.cell, trainer.ranks, RunFolder(run)
     with only_process(run) if ranks.first else nullcontext():
         if ranks.first:
             settings = CellFolder(run.parent).settings
@@ -111,16 +161,16 @@ def run(
                 remove_scratch(place, stem)
             write_json(settings, {"id": cell_id(cell), "cell": cell})
         version = VERSIONS["train"]
-        about = {"cell": canonical_cell(cell), "store": opened.content, "version": version}
-        progress = _resume(trainer, folder, opened, about, until, stop, checkpoints)
+        about = {"cell": canonical_cell(cell), "store": store.content, "version": version}
+        progress = _resume(trainer, folder, store, about, until, checkpoints)
         trainer.check_replicas()  # on a shared file system some ranks may have read an older state
         if trainer.step:
-            log.info("resumed at step %d of %d", trainer.step, stop)
-        with closing(trainer), stop_requests() as request:
+            log.info("resumed at step %d of %d", trainer.step, checkpoints[-1])
+        with closing(trainer), closing(progress.states), stop_requests() as request:
             _train(trainer, progress, request, checkpoints, saves)
         ranks.leave()
         if ranks.first:
-            _write_manifest(trainer, opened, folder, manifest, until, checkpoints, progress.saved)
+            _write_manifest(trainer, store, folder, manifest, until, checkpoints, progress.saved)
 
 
 @dataclass
@@ -144,21 +194,24 @@ class _Progress:
             self.saved[str(trainer.step)] = _save_weights(trainer, self.run)
 
     def save_state(self, trainer: CoupledTrainer, last: bool = False) -> None:
-        """Save the resume state. The `last` one of a run that nothing continues has no slots.
+        """Begin to save the resume state. The `last` of a run that nothing continues has no slots.
 
         Slots are the optimizer's buffers, which only further steps need. Later calls use the rest
-        of the state to write the manifest of the run, or that of an earlier stop.
+        of the state to write the manifest of the run, or that of an earlier stop. All ranks must
+        call it at the same step.
 
         Raises InputError for a loss that is not finite. Nothing is written then, so that the states
         on disk are usable.
         """
-        if not trainer.ranks.first:
+        if not trainer.ranks.writes_weights:
             return
         self.store.check(wait=False)
         tensors, state = trainer.state()
+        if not trainer.ranks.first:
+            return
         if last:
             tensors = {k: v for k, v in tensors.items() if not k.startswith("optimizer/")}
-        self.states.save(tensors, {**self.about, **state, "saved": self.saved})
+        self.states.save(tensors, {**self.about, **state, "saved": dict(self.saved)})
 
 
 def _train(
@@ -173,7 +226,8 @@ def _train(
     Raises Stopped when a signal asks to stop earlier, once the state is saved.
     """
     ranks, stop = trainer.ranks, checkpoints[-1]
-    last_save, stopped_by = time.monotonic(), 0
+    began = last_save = time.monotonic()
+    stopped_by, overdue = 0, False
     steps_left: Iterable[int] = range(trainer.step, stop)
     if ranks.first:  # it alone shows how far they all are
         steps_left = track(steps_left, stop - trainer.step, "training")
@@ -181,23 +235,28 @@ def _train(
         if step in checkpoints:
             progress.save_weights(trainer)
         trainer.train_step()
+        progress.states.check()
         if ranks.size == 1 or trainer.step % STEPS_BETWEEN_TALKS == 0:
-            stopped_by = ranks.largest(request.number)
+            now = time.monotonic()
+            overdue = now - last_save > saves.seconds_between(now - began)
+            stopped_by, overdue = ranks.talk(request.number, overdue)
         if stopped_by and trainer.step < stop:
             progress.save_state(trainer)
-            ranks.largest(0)  # torchrun ends all ranks when one leaves: wait for rank 0
+            progress.states.wait()
+            ranks.talk()  # torchrun ends all ranks when one leaves: wait for rank 0
             where = f"at step {trainer.step} of {stop}: saved; start again to go on"
             raise Stopped(stopped_by, where)
-        due = saves.every_steps and trainer.step % saves.every_steps == 0
-        if due or time.monotonic() - last_save > saves.every_seconds:
+        if overdue or (saves.every_steps and trainer.step % saves.every_steps == 0):
             progress.save_state(trainer)
-            last_save = time.monotonic()
+            last_save, overdue = time.monotonic(), False
     if trainer.step == stop:
         if str(stop) not in progress.saved:
             progress.save_weights(trainer)
             progress.save_state(trainer, last=progress.apart or stop == trainer.horizon)
+        progress.states.wait()
         if ranks.first:
             progress.states.drop_previous()
+    trainer.merge_logs()
 
 
 def _write_manifest(
@@ -265,24 +324,28 @@ def _processor(device: torch.device) -> str:
 
 
 def _save_weights(trainer: CoupledTrainer, run: RunFolder) -> dict[str, Any]:
-    """Save every network as it is before the next step; only rank 0 writes.
+    """Save every network as it is before the next step.
 
     Returns the manifest's entry of this checkpoint: hashes of the files by objective, and digests
-    of the randomness used so far. Raises InputError when the ranks hold different weights.
+    of the randomness used so far. Raises InputError when the ranks are at different steps, or hold
+    different weights of one objective.
     """
     trainer.check_replicas()
-    if not trainer.ranks.first:
-        return {}
-    key = training_key(trainer.cell)
-    hashes = {
-        objective: save_tensors(
-            run.weights(objective, trainer.step),
-            network.state_dict(),
-            {"training_key": key, "objective": objective, "step": trainer.step},
-        )
-        for objective, network in trainer.networks.items()
-    }
-    return {"weights": hashes, "digests": trainer.digests}
+    key, hashes = training_key(trainer.cell), {}
+    if trainer.ranks.writes_weights:
+        hashes = {
+            objective: save_tensors(
+                run.weights(objective, trainer.step),
+                network.state_dict(),
+                {"training_key": key, "objective": objective, "step": trainer.step},
+            )
+            for objective, network in trainer.networks.items()
+        }
+    entry: dict[str, Any] = {"weights": {}, "digests": dict(trainer.digests)}
+    for written, digests in trainer.ranks.exchange((hashes, trainer.own_digests())):
+        entry["weights"] |= written
+        entry["digests"] |= digests
+    return entry
 
 
 def _resume(
@@ -291,20 +354,19 @@ def _resume(
     store: ImageStore,
     about: dict[str, Any],
     until: Duration,
-    stop: int,
     checkpoints: list[int],
 ) -> _Progress:
-    """Load the state from which training to `stop` can continue, if there is one.
+    """Load the state from which training to the last checkpoint can continue, if there is one.
 
     A state of another version of this stage is not used, nor one whose earlier weights were lost:
-    training then starts again, and a warning says so. A state beyond `stop` is not used either if
-    the weights of a checkpoint up to `stop` were not kept. It is not overwritten, because it took
-    longer to make than what is asked for now: training up to `stop` keeps its own states, in a
+    training then starts again, and a warning says so. A state beyond that stop is not used either
+    if the weights of a checkpoint up to it were not kept. It is not overwritten, because it took
+    longer to make than what is asked for now: training up to the stop keeps its own states, in a
     folder inside that of the run.
 
     Raises InputError when no state is intact, and for states of another cell or store.
     """
-    progress = _Progress(run, store, States(run.path), about, {})
+    progress, stop = _Progress(run, store, States(run.path), about, {}), checkpoints[-1]
     state = _load(progress)
     if state and state[1]["step"] > stop:
         kept = _intact(run, state[1]["saved"], checkpoints)

@@ -49,11 +49,11 @@ def batches_of_models(
 class Batches:
     """The batches of one cell, by step.
 
-    `model` matters only where a model does not share everything with DCL. With several ranks, each
-    makes the views of its part of the batch.
+    `model` matters only where a model does not share everything with DCL. Where ranks split the
+    batch, each makes the views of its part.
 
     Raises InputError when the batch is larger than the training set, or when the number of ranks
-    does not divide it.
+    that split it does not divide it.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Batches:
                 f"has {len(data.labels)} images: lower batch_size"
             )
         self.ranks = ranks or Ranks()
-        if cell["batch_size"] % self.ranks.size:
+        if cell["batch_size"] % self.ranks.parts:
             raise InputError(
-                f"config key batch_size is {cell['batch_size']}, which {self.ranks.size} ranks "
-                f"cannot share evenly: make it a multiple of {self.ranks.size}, or start another "
+                f"config key batch_size is {cell['batch_size']}, which {self.ranks.parts} ranks "
+                f"cannot share evenly: make it a multiple of {self.ranks.parts}, or start another "
                 "number of ranks"
             )
         self.cell, self.data, self.device, self.model = cell, data, device, model
@@ -127,13 +127,18 @@ class Batches:
     def chain_digests(self, step: int, digests: dict[str, str]) -> dict[str, str]:
         """The digests of batches and views, updated by the epoch of `step`."""
         order, drawn = self.epoch_of(step)
-        of = "" if not any(self.owners.values()) else f"/{self.model}"
-        batches = hashlib.sha256(digests.get(f"batches{of}", "").encode())
+        of_batches, of_views = self.digest_names
+        batches = hashlib.sha256(digests.get(of_batches, "").encode())
         batches.update(self.data.samples[order].numpy().tobytes())
-        views = hashlib.sha256(digests.get(f"views{of}", "").encode())
+        views = hashlib.sha256(digests.get(of_views, "").encode())
         drawn.update_digest(views)
-        chained = {f"batches{of}": batches.hexdigest(), f"views{of}": views.hexdigest()}
-        return {**digests, **chained}
+        return {**digests, of_batches: batches.hexdigest(), of_views: views.hexdigest()}
+
+    @property
+    def digest_names(self) -> tuple[str, str]:
+        """The names of the two digests that `chain_digests` updates."""
+        of = "" if not any(self.owners.values()) else f"/{self.model}"
+        return f"batches{of}", f"views{of}"
 
     def _order_of(self, epoch: int) -> Tensor:
         seed, size, owner = self.cell["seed"], self.cell["batch_size"], self.owners["batches"]

@@ -2,6 +2,11 @@
 
 torch's SyncBatchNorm trains on CUDA only. Without GPUs, no test could then check that several ranks
 compute the same as one process. The version here works on CPUs too: it needs a gather and a sum.
+
+It is written twice. `_Normalize` uses plain operations, and is the reference. On CUDA these would
+read and write the activations several times as often as needed, so `_Fused` uses the kernels of
+SyncBatchNorm instead. SyncBatchNorm itself waits for the device in every forward pass, to find out
+which ranks have no images; here all ranks have the same number.
 """
 
 from typing import Any, Protocol
@@ -52,10 +57,16 @@ class GlobalBatchNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        if fused(x):
+            y: Tensor = _Fused.apply(
+                x, self.weight, self.bias, self.running_mean, self.running_var,
+                self.momentum, self.eps, self.ranks,
+            )  # fmt: skip
+            return y
         variance, mean = global_moments(x.detach(), self.ranks)
         values = self.ranks.size * x.numel() // self.num_features
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
             keep = 1 - self.momentum
             self.running_mean.mul_(keep).add_(mean, alpha=self.momentum)
             unbiased = variance * (values / (values - 1))
@@ -63,6 +74,14 @@ class GlobalBatchNorm(Norm):
         scale = (variance + self.eps).rsqrt()
         normalized: Tensor = _Normalize.apply(x, self.weight, self.bias, mean, scale, self.ranks)
         return normalized
+
+
+def fused(x: Tensor) -> bool:
+    """Whether `x` is normalized by the kernels of SyncBatchNorm: on CUDA, unless compiled.
+
+    The compiler cannot trace these kernels, and joins the plain operations by itself.
+    """
+    return x.is_cuda and not torch.compiler.is_compiling()
 
 
 def global_moments(x: Tensor, ranks: Together) -> tuple[Tensor, Tensor]:
@@ -114,6 +133,60 @@ class _Normalize(torch.autograd.Function):
         mean_g, mean_gy = (ctx.ranks.sum(own) / values).unbind()
         rest = gradient - _along(x, mean_g) - y.mul_(_along(x, mean_gy))
         return rest.mul_(_along(x, weight * scale)).to(x.dtype), own[1], own[0], None, None, None
+
+
+class _Fused(torch.autograd.Function):
+    """The same as `GlobalBatchNorm` does by `_Normalize`, by the kernels of SyncBatchNorm.
+
+    The running statistics are updated in the forward pass. Statistics are float32 for inputs of
+    lower precision.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+        ranks: Together,
+    ) -> Tensor:
+        x = _dense(x)
+        mean_and_scale = torch.stack(torch.batch_norm_stats(x, eps))
+        means, scales = ranks.stack(mean_and_scale).unbind(dim=1)
+        counts = means.new_full((ranks.size,), x.numel() // x.shape[1])
+        mean, scale = torch.batch_norm_gather_stats_with_counts(
+            x, means, scales, running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(x, weight, mean, scale, counts.int())
+        ctx.ranks = ranks
+        return torch.batch_norm_elemt(x, weight, bias, mean, scale, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, counts = ctx.saved_tensors
+        gradient = _dense(gradient)
+        sum_g, sum_gx, of_weight, of_bias = torch.batch_norm_backward_reduce(
+            gradient, x, mean, scale, weight, True, True, True
+        )
+        sum_g, sum_gx = ctx.ranks.sum(torch.stack([sum_g, sum_gx])).unbind()
+        of_x = torch.batch_norm_backward_elemt(
+            gradient, x, mean, scale, weight, sum_g, sum_gx, counts
+        )
+        return of_x, of_weight, of_bias, None, None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` in a memory layout that the kernels take."""
+    return x if x.is_contiguous(memory_format=_channels_last(x)) else x.contiguous()
+
+
+def _channels_last(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.ndim == 4 else torch.contiguous_format
 
 
 def _all_but_channels(x: Tensor) -> list[int]:

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from cltools.maths.objectives import KeyMasks
 from cltools.runtime.devices import to_device
 from cltools.training.batches import Batches
+from cltools.training.compiled import compiled
 from cltools.training.networks import Network
 
 
@@ -33,6 +34,7 @@ class KeyQueue:
 
     def __init__(self, network: Network, cell: dict[str, Any]) -> None:
         self.network = network.requires_grad_(False).train()
+        self._forward = compiled(network) if cell["compile"] else network
         self._follow = get_ema_multi_avg_fn(cell["key_momentum"])  # type: ignore[no-untyped-call]
         shape = (
             cell["queue_size"] // cell["batch_size"],
@@ -44,6 +46,10 @@ class KeyQueue:
     def follow(self, trained: Network) -> None:
         """Move the weights towards the trained ones. BatchNorm statistics are not changed."""
         self._follow(list(self.network.parameters()), list(trained.parameters()), None)
+
+    def keys_of(self, views: Tensor) -> Tensor:
+        """The keys (B, d) of views (B, c, H, W)."""
+        return self._forward(views)[1]
 
     def put(self, step: int, keys: Tensor) -> None:
         """Store the keys (B, d) of `step` in place of the oldest ones."""

@@ -4,10 +4,13 @@ A state file is either complete or absent, and a checksum is verified when it is
 state is damaged, training resumes from the one before, with a warning. If no state is intact,
 training stops with an error and deletes nothing: a run may be days of work, and a read error of the
 disk may be temporary.
+
+A state is hashed and written by a thread, while training goes on.
 """
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,14 @@ State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, and a mappi
 
 
 class States:
-    """The resume states in a run's folder; one process writes them."""
+    """The resume states in a run's folder; one process writes them, one at a time."""
 
     def __init__(self, folder: Path) -> None:
         run = RunFolder(folder)
         self.latest, self.previous = run.state, run.previous_state
         self._keep_latest = True
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
+        self._writing: Future[None] | None = None
 
     def load(self) -> State | None:
         """The latest intact state; None where there is no state at all.
@@ -50,9 +55,30 @@ class States:
         raise InputError(f"{names} {are} damaged: delete {them} to train this cell from the start")
 
     def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write a state; the latest becomes the previous one, unless it was found damaged."""
-        save_checked(self.latest, tensors, about, self.previous if self._keep_latest else None)
+        """Begin to write a state; the latest becomes the previous one, unless found damaged.
+
+        Waits for the end of the write before. The tensors must not change from now on. What goes
+        wrong while they are written is raised by the next `save`, `check` or `wait`.
+        """
+        self.wait()
+        previous = self.previous if self._keep_latest else None
+        self._writing = self._writer.submit(save_checked, self.latest, tensors, about, previous)
         self._keep_latest = True
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed; never waits."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last state is on disk; raises the error of its write."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for the end of a write, whether it fails or not."""
+        self._writer.shutdown()
 
     def drop_previous(self) -> None:
         """Delete the state before the latest one."""

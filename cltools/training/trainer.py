@@ -8,13 +8,13 @@ influence each other. A step does not wait for the device.
 An objective may have labels of its own (see `labels`). Its row of the log then holds the losses,
 the bound and the composition of batches that these labels give.
 
-Several ranks (see `distributed`) can train one run together. Each passes its part of the batch
-through its copies of the networks. Losses, masks and labels are those of the whole batch, on every
-rank.
+Several ranks (see `distributed`) can train one run together. Either each trains some of the
+objectives, and holds the networks of these alone. Or each passes its part of the batch through its
+copies of all networks; losses, masks and labels are those of the whole batch on every rank.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +66,8 @@ class _Batch:
 
     `largest_class` is the size of the largest class, and `classes` the number of classes, among the
     images from which negatives are taken. These are the batch or, with a queue, all images whose
-    keys it holds. With several ranks, the views are those of this rank's part of the batch.
-    Everything else is of the whole batch.
+    keys it holds. Where ranks split the batch, the views are those of this rank's part. Everything
+    else is of the whole batch.
     """
 
     views: Tensor
@@ -87,7 +87,7 @@ class CoupledTrainer:
     After each part of a step, it calls its attribute `lap` with the name of that part, for timing.
 
     Raises InputError when the batch is larger than the training set, or when the number of ranks
-    does not divide it.
+    that split it does not divide it.
     """
 
     def __init__(
@@ -110,24 +110,30 @@ class CoupledTrainer:
         self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in own]
         self.columns = ["grad_norm", *self.logged, "ce"]
 
-        self.networks = {o: self._network(o) for o in cell["objectives"]}
-        self.queues: dict[str, KeyQueue] = {}
-        if cell["framework"] == "moco":
-            contrastive = [o for o in cell["objectives"] if loss_of(o) != "ce"]
-            self.queues = {o: KeyQueue(self._network(o), cell) for o in contrastive}
+        self.models: list[str] = cell["objectives"]
+        own_models = self.ranks.objectives({o: work_of_step(cell, o) for o in self.models})
+        self.networks = {o: self._network(o) for o in own_models}
+        # Whether some model, of this rank or another, has one: what all log depends on it.
+        self.with_queue = any(has_queue(cell, o) for o in self.models)
+        self.queues = {
+            o: KeyQueue(self._network(o), cell) for o in own_models if has_queue(cell, o)
+        }
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
         self.forward: dict[str, Forward] = {
             o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()
         }
 
         self.step = 0
-        self.trained_by = {"0": self.ranks.size}  # first step -> number of ranks from there on
+        # First step -> number of parts that batches are split into from there on.
+        self.trained_by = {"0": self.ranks.parts}
         self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
         self.lap: Callable[[str], None] = _no_lap
         self._pending: list[Tensor] = []
         self._pending_composition: list[list[list[int]]] = []
-        self._measured = torch.empty(0, len(self.networks), len(self.columns))
-        self._composition = torch.empty(0, len(self.networks), 2, dtype=torch.int64)
+        # Rows of all models. Those of other ranks are filled in by `merge_logs`.
+        self._places = [self.models.index(objective) for objective in self.networks]
+        self._measured = torch.empty(0, len(self.models), len(self.columns))
+        self._composition = torch.empty(0, len(self.models), 2, dtype=torch.int64)
 
     def _network(self, objective: str) -> Network:
         """The network of an objective with its initial weights."""
@@ -147,7 +153,10 @@ class CoupledTrainer:
         return lr_at(step, self.peak_lr, self.warmup, self.horizon)
 
     def _init_digest(self) -> str:
-        """Hash of the initial weights that all objectives share (encoder and projector)."""
+        """Hash of the initial weights that all objectives share (encoder and projector).
+
+        Where objectives have initial weights of their own, it is that of the first.
+        """
         digest = hashlib.sha256()
         for name, tensor in next(iter(self.networks.values())).state_dict().items():
             if not name.startswith("head."):
@@ -156,7 +165,7 @@ class CoupledTrainer:
         return digest.hexdigest()
 
     def train_step(self) -> None:
-        """One step of every objective on one batch."""
+        """One step of every objective of this rank on one batch."""
         made = self._batches_of_models()
         lr = self.lr_at(self.step)
         rows, composition = [], []
@@ -204,7 +213,7 @@ class CoupledTrainer:
         here = to_device(labels.values[positions], self.device)
         among = positions
         masks: PairMasks | KeyMasks
-        if self.queues:
+        if self.with_queue:
             among = queued_positions(batches, self.step, self.queued)
             own = self.step % self.queued * len(positions)
             masks = key_masks(among, own, len(positions), labels.values, self.device)
@@ -290,7 +299,7 @@ class CoupledTrainer:
         queue = self.queues[objective]
         queue.follow(self.networks[objective])
         with torch.no_grad(), self._autocast():
-            keys = queue.network(batch.views.chunk(self.cell["views"])[1])[1]
+            keys = queue.keys_of(batch.views.chunk(self.cell["views"])[1])
         queue.put(self.step, self.ranks.gather(keys[None])[0])
         self.lap("forward")
 
@@ -324,31 +333,66 @@ class CoupledTrainer:
             return
         first = self.step - len(self._pending)
         rows = torch.stack(self._pending).cpu()
-        self._measured = torch.cat([self._measured, rows])
-        self._composition = torch.cat([self._composition, torch.tensor(self._pending_composition)])
+        composition = torch.tensor(self._pending_composition)
+        self._measured = torch.cat([self._measured, self._among_all(rows)])
+        self._composition = torch.cat([self._composition, self._among_all(composition)])
         self._pending, self._pending_composition = [], []
         for number, objective in enumerate(self.networks):
             own = rows[:, number, self.columns.index(loss_of(objective))]
             bad = ~own.isfinite()
             if loss_of(objective) in NEED_TWO_CLASSES:
-                bad &= self._composition[first:, number, 1] > 1
+                bad &= composition[:, number, 1] > 1
             if bad.any():
                 raise InputError(
                     f"the {objective} loss is not finite at step {first + int(bad.nonzero()[0])}: "
                     "lower lr or lengthen warmup"
                 )
 
+    def _among_all(self, own: Tensor) -> Tensor:
+        """Rows (steps, models, ...) of all models from those of this rank's; the others are 0."""
+        rows = own.new_zeros(len(own), len(self.models), own.shape[2])
+        rows[:, self._places] = own
+        return rows
+
+    def merge_logs(self) -> None:
+        """Give the first rank the rows of the log and the digests that other ranks have made.
+
+        All ranks must call it at the same step. Raises InputError as `flush` does.
+        """
+        self.flush()
+        rows = self._measured[:, self._places], self._composition[:, self._places]
+        measured, composition = self._measured.clone(), self._composition.clone()
+        for places, (values, counts), digests in self.ranks.collect(
+            (self._places, rows, self.own_digests())
+        ):
+            measured[:, places], composition[:, places] = values, counts
+            self.digests.update(digests)
+        self._measured, self._composition = measured, composition
+
+    def own_digests(self) -> dict[str, str]:
+        """The digests of the randomness of this rank's objectives; other ranks make the others."""
+        names = {name for o in self.networks for name in self.batches[o].digest_names}
+        if self.models[0] in self.networks:
+            names.add("init")
+        return {name: digest for name, digest in self.digests.items() if name in names}
+
     def skipped_steps(self, until: int) -> dict[str, int]:
-        """Objective -> steps before `until` that it skipped because the batch was of one class."""
+        """Objective -> steps before `until` that it skipped because the batch was of one class.
+
+        Of several ranks, the first knows it after `merge_logs`.
+        """
         self.flush()
         one_class = (self._composition[:until, :, 1] == 1).sum(dim=0).tolist()
-        found = dict(zip(self.networks, one_class, strict=True))
+        found = dict(zip(self.models, one_class, strict=True))
         return {o: count for o, count in found.items() if loss_of(o) in NEED_TWO_CLASSES}
 
     def log(self, until: int) -> dict[str, np.ndarray]:
-        """Columns of the training log, with one row per model and step before `until`."""
+        """Columns of the training log, with one row per model and step before `until`.
+
+        Of several ranks, the first has those of all models after `merge_logs`.
+        """
         self.flush()
-        models = len(self.networks)
+        models = len(self.models)
         steps = np.arange(until)
         rates = np.array([self.lr_at(step) for step in range(until)])
         per_step = {
@@ -360,7 +404,7 @@ class CoupledTrainer:
         log = {name: np.repeat(values, models) for name, values in per_step.items()}
         composition = self._composition[:until].flatten(0, 1).numpy()
         log |= {"n_max": composition[:, 0], "batch_classes": composition[:, 1]}
-        log["model"] = np.tile(list(self.networks), until)
+        log["model"] = np.tile(self.models, until)
         values = self._measured[:until].flatten(0, 1).numpy()
         for number, column in enumerate(self.columns):
             log[column] = values[:, number].astype(np.float64)
@@ -368,6 +412,13 @@ class CoupledTrainer:
 
     def check_replicas(self) -> None:
         """Raises InputError when ranks are at different steps or hold different weights."""
+        steps = self.ranks.exchange(self.step)
+        if len(set(steps)) > 1:
+            raise InputError(
+                f"the {self.ranks.size} ranks are at different steps ({min(steps)} and "
+                f"{max(steps)}): start again to resume from the last saved state; if this happens "
+                "again, use ranks on one machine only"
+            )
         step = torch.tensor([self.step], device=self.device)
         for objective, network in self.networks.items():
             if not self.ranks.identical([step, *network.state_dict().values()]):
@@ -378,34 +429,48 @@ class CoupledTrainer:
                 )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resumed run needs: tensors by name, and a mapping that is written as JSON."""
-        self.flush()
+        """All that a resumed run needs: tensors by name, and a mapping that is written as JSON.
+
+        The tensors are copies on the CPU, which further steps do not change. All ranks with
+        objectives of their own must call it at the same step; the first gets the whole state.
+        """
+        self.merge_logs()
         tensors = {"log/measured": self._measured, "log/composition": self._composition}
+        own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._own_state()}
+        for part in self.ranks.collect(own):
+            tensors |= part
+        about = {
+            "step": self.step,
+            "digests": dict(self.digests),
+            "trained_by": dict(self.trained_by),
+        }
+        return tensors, about
+
+    def _own_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of this rank's networks, optimizers and queues."""
         for objective, network in self.networks.items():
             for name, tensor in network.state_dict().items():
-                tensors[f"network/{objective}/{name}"] = tensor
+                yield f"network/{objective}/{name}", tensor
             names: dict[Tensor, str] = {p: name for name, p in network.named_parameters()}
             for parameter, slots in self.optimizers[objective].state.items():
                 for slot, value in slots.items():
                     if isinstance(value, Tensor):
-                        tensors[f"optimizer/{objective}/{slot}/{names[parameter]}"] = value
+                        yield f"optimizer/{objective}/{slot}/{names[parameter]}", value
         for objective, queue in self.queues.items():
             for name, tensor in queue.state():
-                tensors[f"keys/{objective}/{name}"] = tensor
-        about = {"step": self.step, "digests": self.digests, "trained_by": self.trained_by}
-        return tensors, about
+                yield f"keys/{objective}/{name}", tensor
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Set a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
         self.step, self.digests = about["step"], dict(about["digests"])
         before = about.get("trained_by", {"0": 1})
         self.trained_by = {s: n for s, n in before.items() if int(s) < self.step}
-        if self.trained_by.get(max(self.trained_by, key=int, default="")) != self.ranks.size:
-            self.trained_by[str(self.step)] = self.ranks.size
+        if self.trained_by.get(max(self.trained_by, key=int, default="")) != self.ranks.parts:
+            self.trained_by[str(self.step)] = self.ranks.parts
         self._measured = tensors["log/measured"]
         composition = tensors["log/composition"]
         if composition.ndim == 2:  # states of versions where all models shared their batches
-            composition = composition[:, None].expand(-1, len(self.networks), -1)
+            composition = composition[:, None].expand(-1, len(self.models), -1)
         self._composition = composition
         for objective, network in self.networks.items():
             network.load_state_dict(_below(f"network/{objective}/", tensors))
@@ -417,6 +482,20 @@ class CoupledTrainer:
                 slot, name = key.split("/")
                 parameter = parameters[name]
                 optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(value)
+
+
+def has_queue(cell: Mapping[str, Any], objective: str) -> bool:
+    """Whether an objective of the cell is trained with a queue of keys."""
+    return cell["framework"] == "moco" and loss_of(objective) != "ce"
+
+
+def work_of_step(cell: Mapping[str, Any], objective: str) -> int:
+    """The work of an objective's step, in passes of the batch's images forward through a network.
+
+    A backward pass counts as two. With a queue, one view passes forward and backward and the other
+    forward through the key network; otherwise all views pass forward and backward.
+    """
+    return 3 + 1 if has_queue(cell, objective) else 3 * cell["views"]
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

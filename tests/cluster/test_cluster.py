@@ -59,6 +59,12 @@ def test_gres_in_the_place_of_gpus(site, text, gres):
     assert site(text).resources("gpu", gpus=2) == {"gres": gres}
 
 
+def test_several_nodes_have_as_many_gpus_each(site):
+    """`--gpus` would leave it to Slurm how many are on each."""
+    found = site("gpu: {gpu_model: a100}").resources("gpu", gpus=8, nodes=2)
+    assert found == {"gres": "gpu:a100:8"}
+
+
 def test_an_account_of_digits_is_text(site):
     assert site("cpu: {slurm_account: 42}").resources("cpu") == {"slurm_account": "42"}
 
@@ -138,3 +144,15 @@ def test_the_profile_and_the_site_reach_the_jobs(slurm_profile, tmp_path):
     assert "nodes" not in asked["surrogate"]
     for rule, found in asked.items():
         assert rule == "all" or {"mem_mb", "runtime"} <= found.keys()
+
+
+def test_a_cell_on_several_nodes(slurm_profile):
+    """Snakemake leaves it to the command to start the other nodes."""
+    code, text = slurm_profile(
+        "--dry-run", "--printshellcmds", "--config", "gpus_per_cell=16", "nodes_per_cell=2"
+    )
+    assert code == 0, text
+    asked = re.search(r"rule train:\n(?: .*\n)*? +resources: (.*)$", text, re.M)[1].split(", ")
+    assert {"nodes=2", "tasks=2", "mpi=srun", "gres=gpu:8", "tasks_per_gpu=0"} <= set(asked)
+    assert "srun --nodes 2 --ntasks 2 --ntasks-per-node 1 --cpus-per-task 8 " in text
+    assert "torchrun --nnodes 2 --rdzv-backend c10d " in text

@@ -202,6 +202,13 @@ def test_defaults_are_valid():
             {"sweeps__classes__parts": [{"set": {"tau": 0.1, "lr": 0.2}}, {}]},
             r"sweeps\.classes has two cells that differ in lr, tau, which is under no vary: put lr",
         ),
+        (
+            {"gpus_per_cell": 6, "nodes_per_cell": 4},
+            r"gpus_per_cell is 6, which nodes_per_cell \(4\)",
+        ),
+        ({"gpus_per_cell": 2, "cells_per_gpu": 2}, r"cells_per_gpu is 2, but gpus_per_cell is 2"),
+        ({"share": "gpus"}, r"share is 'gpus', but must be one of"),
+        ({"save_every_seconds": 0}, r"save_every_seconds is 0, but must be at least 1"),
         ({"experimentt": "x"}, r"config key experimentt is unknown: did you mean experiment\?"),
         ({"experiment": "a b"}, r"config key experiment is 'a b', but must be letters"),
         ({"datasets__digits__source": "mnist"}, r"datasets\.digits\.source is 'mnist'"),

@@ -14,13 +14,17 @@ from cltools.runtime import devices, gpus
 from cltools.runtime.errors import InputError
 from cltools.stages import measure
 
-# Claims so many GPUs of as many, says which it has, and holds them until its input ends.
+# Claims so many GPUs of as many, or a place on one that so many share; says which it has, and holds
+# them until its input ends.
 CLAIM = """
 import os, sys
 from cltools.runtime import gpus
 gpus.gpu_count = lambda: int(sys.argv[2])
 gpus.SECONDS_BETWEEN_TRIES = 0.01
-gpus.claim_gpus(int(sys.argv[1]))
+if len(sys.argv) > 3:
+    gpus.claim_place(int(sys.argv[3]))
+else:
+    gpus.claim_gpus(int(sys.argv[1]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 sys.stdin.read()
 """
@@ -35,9 +39,16 @@ def start(tmp_path):
     """Start a process that claims GPUs."""
     started = []
 
-    def begin(count, present, **environment):
+    def begin(count, present, cells=None, **environment):
         process = subprocess.Popen(
-            [sys.executable, "-c", CLAIM, str(count), str(present)],
+            [
+                sys.executable,
+                "-c",
+                CLAIM,
+                str(count),
+                str(present),
+                *([str(cells)] if cells else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -74,7 +85,7 @@ def test_another_user_can_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     before = os.umask(0o077)
     try:
-        (file,) = gpus._try(1, ["0"]).values()
+        ((file,),) = gpus._try(1, ["0"]).values()
     finally:
         os.umask(before)
     os.close(file)
@@ -83,7 +94,7 @@ def test_another_user_can_claim(tmp_path, monkeypatch):
     flags = []
     opened = os.open
     monkeypatch.setattr(os, "open", lambda *given: flags.append(given[1]) or opened(*given))
-    (file,) = gpus._try(1, ["0"]).values()
+    ((file,),) = gpus._try(1, ["0"]).values()
     os.close(file)
     (only,) = flags
     assert only & (os.O_CREAT | os.O_ACCMODE) == os.O_RDONLY
@@ -121,7 +132,7 @@ def test_two_create_the_lock_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(gpus, "open_lock", just_made)
-    (file,) = gpus._try(1, ["0"]).values()
+    ((file,),) = gpus._try(1, ["0"]).values()
     assert os.path.samestat(os.fstat(file), path.stat())
     os.close(file)
 
@@ -134,6 +145,42 @@ def test_several_gpus_are_claimed_together_or_not_at_all(start):
     assert claimed(single) == "2"  # which the waiting one does not hold back
     pair.kill()
     assert claimed(waiting) == "0,1"
+
+
+def test_small_cells_share_a_gpu(start):
+    """So many on each; the next one waits for a place, and comes to the GPU that has one."""
+    sharing = [start(1, 2, cells=2) for _ in range(4)]
+    where = [claimed(process) for process in sharing]
+    assert sorted(where) == ["0", "0", "1", "1"]
+    late = start(1, 2, cells=2)
+    sharing[where.index("1")].kill()
+    assert claimed(late) == "1"
+
+
+def test_a_shared_gpu_is_nobodys_own(start):
+    """A process that wants a GPU for itself waits for all that share it; and they for it."""
+    first, second = start(1, 1, cells=3), start(1, 1, cells=3)
+    assert (claimed(first), claimed(second)) == ("0", "0")
+    alone = start(1, 2)
+    assert claimed(alone) == "1"
+    third = start(1, 2, cells=3)
+    assert claimed(third) == "0"
+    for process in (first, second):
+        process.kill()
+    waiting = start(1, 1)
+    third.kill()
+    assert claimed(waiting) == "0"
+    late = start(1, 1, cells=3)
+    waiting.kill()
+    assert claimed(late) == "0"
+
+
+def test_places_of_listed_gpus(start):
+    """Of one that is listed alone, nothing is locked: it is this process's."""
+    listed = {"CUDA_VISIBLE_DEVICES": "2,7"}
+    assert [claimed(start(1, 8, cells=2, **listed)) for _ in range(3)] == ["2", "2", "7"]
+    assert claimed(start(1, 8, cells=2, CUDA_VISIBLE_DEVICES="2")) == "2"
+    assert claimed(start(1, 0, cells=2)) == "None"
 
 
 def test_what_slurm_or_the_user_set_stays(start):

@@ -146,7 +146,7 @@ def test_killed_three_times_is_never_stopped(digits, tmp_path):
         process.start()
         process.join(HANGS)
         assert process.exitcode == -signal.SIGKILL
-        assert saved_step(killed) == stop - 1
+        assert saved_step(killed) in (stop - 2, stop - 1)  # the last may not be written yet
         assert not (killed / "trained.json").exists()
     cltools(
         "train", "--cell", canonical_cell(settings), "--store", digits, "--device", "cpu",

@@ -1,19 +1,15 @@
-"""Several ranks compute what one process computes: gradients, statistics, whole runs, failures.
+"""Ranks that split batches compute what one process computes: gradients, statistics, whole runs.
 
 Ranks are gloo processes here. In float64 W ranks and one process agree to 1e-12, and every usual
 mistake, planted on purpose, is seen; whole runs are compared as files.
 """
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
-import traceback
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +17,7 @@ import polars as pl
 import pytest
 import torch
 from precise import RECIPE, in_float64, make_float_double
+from ranks import on_ranks
 from small import small_cell
 from small import train_rank as run
 from torch import nn
@@ -38,9 +35,7 @@ from cltools.training.trainer import CoupledTrainer
 
 OBJECTIVES = ["dcl", "nscl", "scl", "ce", "nt_xent", "nscl_with_positive"]
 CPU = torch.device("cpu")
-# A server that has imported everything once, and forks: one import for all ranks of all tests.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["cltools.stages.train", "cltools.stages.prepare", "torch._dynamo"])
+BY_BATCH = ("--share", "batch")
 
 
 cell = partial(
@@ -51,40 +46,6 @@ cell = partial(
     optimizer="sgd",
     lr=0.02,  # at 0.2 four steps turn float32 rounding into 1 percent of a loss
 )
-
-
-def on_ranks(size, work, *arguments, **options):
-    """What `work` returns on each of `size` ranks; fails where a rank failed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    answers = SERVER.Queue()
-    ranks = [
-        SERVER.Process(
-            target=_as_rank, args=(rank, size, port, answers, partial(work, *arguments, **options))
-        )
-        for rank in range(size)
-    ]
-    for rank in ranks:
-        rank.start()
-    results = sorted((answers.get(timeout=HANGS) for _ in ranks), key=itemgetter(0))
-    for rank in ranks:
-        rank.join()
-    faults = [fault for _, _, fault in results if fault]
-    assert not faults, faults[0]
-    return [answer for _, answer, _ in results]
-
-
-def _as_rank(rank, size, port, answers, work):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    try:
-        answers.put((rank, work(), None))
-    except BaseException:
-        answers.put((rank, None, traceback.format_exc()))
 
 
 class NoSum(SeveralRanks):
@@ -302,7 +263,10 @@ def test_a_whole_run(digits, tmp_path):
     """torchrun on 2 ranks: near one process, and the same bytes when repeated or interrupted."""
     run(cell(), digits, tmp_path / "alone")
     done = subprocess.run(
-        command(cell(), digits, tmp_path / "two", 2), capture_output=True, text=True, timeout=HANGS
+        command(cell(), digits, tmp_path / "two", 2, *BY_BATCH),
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"{n}/trained.json").read_text()) for n in ("alone", "two"))
@@ -321,8 +285,8 @@ def test_a_whole_run(digits, tmp_path):
         ours, theirs = (log.filter(step=log["step"].min())[column].to_torch() for log in logs)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0, equal_nan=True)
 
-    on_ranks(2, run, cell(), digits, tmp_path / "parts", "3 steps")
-    on_ranks(2, run, cell(), digits, tmp_path / "parts")
+    on_ranks(2, run, cell(), digits, tmp_path / "parts", "3 steps", share="batch")
+    on_ranks(2, run, cell(), digits, tmp_path / "parts", share="batch")
     parts, whole = files(tmp_path / "parts"), files(tmp_path / "two")
     assert {name: parts[name] for name in whole if "resume" not in name} == {
         name: data for name, data in whole.items() if "resume" not in name
@@ -360,7 +324,7 @@ def test_bfloat16(digits):
 
 def test_another_number_of_ranks_goes_on_and_is_told(digits, tmp_path):
     run(cell(), digits, tmp_path, until="3 steps")
-    on_ranks(2, run, cell(), digits, tmp_path)
+    on_ranks(2, run, cell(), digits, tmp_path, share="batch")
     assert json.loads((tmp_path / "trained.json").read_text())["trained_by"] == {"0": 1, "3": 2}
     run(cell(), digits, tmp_path, until="3 steps")
     assert json.loads((tmp_path / "trained.json").read_text())["trained_by"] == {"0": 1}
@@ -377,7 +341,9 @@ def saved_step(folder):
 def test_terminated_is_never_stopped(digits, tmp_path):
     """SIGTERM to torchrun ends all ranks; resumed, the bytes are of a run that never stopped."""
     settings = cell(horizon="4000 steps")
-    process = subprocess.Popen(command(settings, digits, tmp_path / "ended", 2), stderr=-1)
+    process = subprocess.Popen(
+        command(settings, digits, tmp_path / "ended", 2, *BY_BATCH), stderr=-1
+    )
     wait_until(
         lambda: saved_step(tmp_path / "ended") >= 5 or process.poll() is not None, "five steps"
     )
@@ -387,13 +353,13 @@ def test_terminated_is_never_stopped(digits, tmp_path):
     reached = saved_step(tmp_path / "ended")
     assert 5 <= reached < 4000
     stop = f"{reached + 3} steps"
-    on_ranks(2, run, settings, digits, tmp_path / "ended", stop)
-    on_ranks(2, run, settings, digits, tmp_path / "whole", stop)
+    on_ranks(2, run, settings, digits, tmp_path / "ended", stop, share="batch")
+    on_ranks(2, run, settings, digits, tmp_path / "whole", stop, share="batch")
     whole, ended = files(tmp_path / "whole"), files(tmp_path / "ended")
     assert {name: ended[name] for name in whole} == whole
 
 
-def _signalled_rank(store, folder, settings):
+def _signalled_rank(store, folder, settings, share):
     """Rank 1 alone is told to stop, at its third step."""
     step = CoupledTrainer.train_step
 
@@ -404,20 +370,21 @@ def _signalled_rank(store, folder, settings):
 
     CoupledTrainer.train_step = signalled
     try:
-        run(settings, store, folder)
+        run(settings, store, folder, share=share)
     except Stopped as stopped:
         return stopped.code, str(stopped)
 
 
-def test_ranks_stop_together(digits, tmp_path):
+@pytest.mark.parametrize("share", ["batch", "objectives"])
+def test_ranks_stop_together(digits, tmp_path, share):
     """At the next step at which they talk, with the state of that step saved."""
     settings = cell(horizon="14 steps")
     stopped = 143, "stopped by SIGTERM at step 10 of 14: saved; start again to go on"
-    assert on_ranks(2, _signalled_rank, digits, tmp_path, settings) == [stopped] * 2
+    assert on_ranks(2, _signalled_rank, digits, tmp_path, settings, share) == [stopped] * 2
     assert saved_step(tmp_path) == 10
 
 
-def _failing_rank(store, folder, settings):
+def _failing_rank(store, folder, settings, share):
     """Rank 1 alone finds something wrong at its third step."""
     step = CoupledTrainer.train_step
 
@@ -428,13 +395,13 @@ def _failing_rank(store, folder, settings):
 
     CoupledTrainer.train_step = failing
     try:
-        run(settings, store, folder)
+        run(settings, store, folder, share=share)
     except InputError as error:
         return str(error)
 
 
 def test_a_rank_that_fails_stops_the_others(digits, tmp_path):
-    first, second = on_ranks(2, _failing_rank, digits, tmp_path, cell())
+    first, second = on_ranks(2, _failing_rank, digits, tmp_path, cell(), "batch")
     assert "rank 0 of 2 lost the connection to the other ranks" in first
     assert second == "this one fails"
     assert not (tmp_path / "trained.json").exists()
@@ -451,7 +418,7 @@ def _drifting_rank(store, folder):
 
     CoupledTrainer.train_step = drifting
     with pytest.raises(InputError, match="2 ranks hold different weights of nscl at step 2: start"):
-        run(cell(), store, folder)
+        run(cell(), store, folder, share="batch")
 
 
 def test_replicas_that_drift_apart_are_refused(digits, tmp_path):
@@ -459,7 +426,7 @@ def test_replicas_that_drift_apart_are_refused(digits, tmp_path):
     assert not (tmp_path / "run/weights/dcl-0000002.safetensors").exists()
 
 
-def _refused(store, folder, settings, sentence, device="cpu"):
+def _refused(store, folder, settings, sentence, device="cpu", share="batch"):
     with pytest.raises(InputError, match=sentence):
         train.run(
             cell=settings,
@@ -468,6 +435,7 @@ def _refused(store, folder, settings, sentence, device="cpu"):
             manifest=folder / "trained.json",
             until=None,
             device=device,
+            share=share,
         )
 
 
@@ -491,10 +459,11 @@ def test_refusals(digits, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_sentence(digits, tmp_path):
+@pytest.mark.parametrize("share", [BY_BATCH, ()])
+def test_one_sentence(digits, tmp_path, share):
     """All ranks fail alike; one says so."""
     done = subprocess.run(
-        command(cell(lr=1e30, warmup=0), digits, tmp_path, 2),
+        command(cell(lr=1e30, warmup=0), digits, tmp_path, 2, *share),
         capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     assert done.returncode != 0

@@ -251,3 +251,25 @@ def test_the_default_framework_leaves_no_trace_in_a_cells_name():
 def test_settings_that_do_not_fit(settings, sentence):
     with pytest.raises(InputError, match=sentence):
         cell(**settings)
+
+
+@pytest.mark.slow
+def test_key_networks_are_compiled_too(digits, monkeypatch):
+    """As the others are; traced and run by the plain operations, a step has the same bits."""
+    plain = trainer(digits)
+    found, compile_with = [], torch.compile
+
+    def tracing(network, options, **how):
+        found.append(network)
+        return compile_with(network, backend="eager", **how)
+
+    monkeypatch.setattr(torch, "compile", tracing)
+    traced = trainer(digits, compile=True)
+    networks = [*traced.networks.values(), *(queue.network for queue in traced.queues.values())]
+    assert {id(network) for network in found} == {id(network) for network in networks}
+    assert len(found) == len(networks) == 5
+    for each in (plain, traced):
+        each.train_step()
+    for objective, queue in plain.queues.items():
+        assert torch.equal(queue.keys, traced.queues[objective].keys)
+        assert queue.keys.any()

@@ -109,6 +109,9 @@ OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
         ({"experiment": "other"}, {**SHORT, "merge": 2, "surrogate": 1, **PLAN}),
         ({"cells_per_job": 2}, {"embed": 1, "measure": 1, "theory": 1, "merge": 1, **TABLES}),
         ({"gpus_per_cell": 2}, {}),
+        ({"gpus_per_cell": 2, "share": "batch", "save_every_seconds": 900}, {}),
+        ({"cells_per_gpu": 3}, {}),
+        ({"gpus_per_cell": 4, "nodes_per_cell": 2}, {}),
     ],
     ids=str,
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""`snakemake --profile slurm` on a real Slurm of one node, undisturbed and disturbed.
+"""`snakemake --profile slurm` on a real Slurm of two nodes, undisturbed and disturbed.
 
 Needs root and Debian's slurm-wlm (`apt-get install slurm-wlm`), on a machine without a Slurm of its
-own; see tests/slurm_lab.sh. Both runs go on at the same time: most of it is waiting.
+own; see tests/slurm_lab.sh. The runs go on at the same time: most of it is waiting.
 """
 
 import os
@@ -17,6 +17,8 @@ import pytest
 import yaml
 from places import ROOT
 from waiting import HANGS, wait_until
+
+from cltools.config.experiment import load_experiment
 
 LAB = ROOT / "tests/slurm_lab.sh"
 # As few waits as possible; everything else is the profile's.
@@ -73,18 +75,18 @@ def environment(tmp_path_factory):
 class Clone:
     """A fresh copy of the repository, with `snakemake --profile slurm` at work in it."""
 
-    def __init__(self, folder, environment):
+    def __init__(self, folder, environment, partition="gpu", target=(), **changes):
         for name in ("Snakefile", "workflow", "slurm", "cltools", "config", "pyproject.toml"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, folder / name)
-        (folder / "slurm/site.yaml").write_text("gpu: {slurm_partition: gpu}\n")
-        (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+        (folder / "slurm/site.yaml").write_text(f"gpu: {{slurm_partition: {partition}}}\n")
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
         self.folder = folder
         self.environment = {**environment, "PYTHONPATH": str(folder)}
-        command = [sys.executable, "-m", "snakemake", "--profile", "slurm"]
+        command = [sys.executable, "-m", "snakemake", "--profile", "slurm", *HASTE]
         with open(folder / "console", "w") as console:
             self.process = subprocess.Popen(
-                [*command, "--configfile", "tiny.yaml", *HASTE], cwd=folder, stdout=console,
+                [*command, "--configfile", "tiny.yaml", *target], cwd=folder, stdout=console,
                 stderr=subprocess.STDOUT, env=self.environment,
             )  # fmt: skip
 
@@ -186,3 +188,17 @@ def test_disturbed_runs_end_with_the_same_bytes(clones):
     for name in TABLES:
         calm, disturbed = (clone.folder / "results/tiny" / name for clone in clones)
         assert calm.read_bytes() == disturbed.read_bytes()
+
+
+def test_a_cell_on_two_nodes(clones, environment, tmp_path):
+    """One process on each, which train an objective each: the manifest is that of one process."""
+    (cell, _) = load_experiment(CONFIG).plans
+    (target,) = (clones[0].folder / "results/cells" / cell).glob("trained-*.json")
+    name = str(target.relative_to(clones[0].folder))
+    pair = Clone(tmp_path, environment, "pair", [name], gpus_per_cell=2, nodes_per_cell=2)
+    assert pair.process.wait(timeout=HANGS) == 0, (tmp_path / "console").read_text()
+    (job,) = [job for job in pair.jobs() if "train" in job["Comment"]]
+    assert (job["NumNodes"], job["TresPerNode"]) == ("2", "gres:gpu:1")
+    (log,) = (tmp_path / "results/logs/train").iterdir()
+    assert "2 processes share the objectives" in log.read_text()
+    assert (tmp_path / name).read_bytes() == target.read_bytes()

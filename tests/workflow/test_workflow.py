@@ -211,12 +211,25 @@ def test_several_gpus_train_nothing_again(finished, tmp_path):
     assert len(re.findall("resources: .*gpu=2", two)) == 4
 
 
+def test_several_nodes_need_slurm(tmp_path):
+    config = changed(gpus_per_cell=4, nodes_per_cell=2)
+    message = snakemake(tmp_path, config=config, code=2)
+    assert (
+        "Error: config key nodes_per_cell is 2, but only Slurm starts a cell on several" in message
+    )
+    assert "Traceback" not in message
+
+
 @pytest.mark.slow
-def test_several_gpus_train_a_cell_together(tmp_path):
-    config = changed(gpus_per_cell=2)
+@pytest.mark.parametrize("share", ["batch", "auto"])
+def test_several_gpus_train_a_cell_together(finished, tmp_path, share):
+    config = changed(gpus_per_cell=2, share=share)
     target = f"results/cells/{next(iter(load_experiment(config).plans))}/trained-2epochs.json"
     snakemake(tmp_path, target, config=config)
-    assert json.loads((tmp_path / target).read_text())["trained_by"] == {"0": 2}
+    parts = {"batch": 2, "auto": 1}[share]
+    assert json.loads((tmp_path / target).read_text())["trained_by"] == {"0": parts}
+    same = (tmp_path / target).read_bytes() == (finished / target).read_bytes()
+    assert same == (share == "auto")
 
 
 def test_a_configfile_stands_alone(tmp_path):

@@ -19,6 +19,7 @@ from cltools.cluster.estimates import (
     theory_needs,
     train_needs,
 )
+from cltools.cluster.launch import Gpus, launched, training_options
 from cltools.cluster.site import Site
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
@@ -53,8 +54,18 @@ except InputError as error:
     sys.exit(2)
 
 
+GPUS = Gpus.of(EXPERIMENT.setting)
+
+
 # Runs before the first job, and not for a dry run, which needs no Slurm.
 onstart:
+    if GPUS.nodes > 1 and workflow.executor_plugin.name != "slurm":
+        print(
+            f"Error: config key nodes_per_cell is {GPUS.nodes}, but only Slurm starts a cell on several "
+            "nodes: give --profile slurm, or set it to 1",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     if workflow.executor_plugin.name == "slurm" and shutil.which("sbatch") is None:
         print(
             "Error: this machine has no Slurm, as the command sbatch is missing: run on a login node "
@@ -188,24 +199,31 @@ def cell_settings(wildcards):
     return canonical_cell(EXPERIMENT.plans[wildcards.cell].cell)
 
 
-def gpus_per_cell(wildcards):
-    return EXPERIMENT.setting("gpus_per_cell")
-
-
 def cell_threads(wildcards):
-    # The setting is the number of threads of each process.
-    return EXPERIMENT.plans[wildcards.cell].cell["threads"] * gpus_per_cell(wildcards)
+    # The setting is the number of threads of each process. Slurm counts them by node.
+    return EXPERIMENT.plans[wildcards.cell].cell["threads"] * GPUS.each
+
+
+# Snakemake starts a job on one node, unless it is told that the job's command starts the others.
+def on_nodes():
+    if GPUS.nodes == 1:
+        return {"nodes": 1}
+    return {
+        "nodes": GPUS.nodes,
+        "mpi": "srun",
+        "tasks": GPUS.nodes,
+        "tasks_per_gpu": 0,
+    }
 
 
 # Another number of GPUs starts other processes but trains nothing again: Snakemake does not compare
 # parameters that are functions of resources with those of an earlier run.
 def cltools_on_gpus(wildcards, resources):
-    # Without the two dashes, torchrun takes --run as an option of its own.
-    gpus = gpus_per_cell(wildcards)
-    if gpus == 1:
-        return "cltools"
-    torchrun = f"torchrun --standalone --nproc-per-node {gpus} -m -- cltools.cli"
-    return f"cltools with-gpus {gpus} -- {torchrun}"
+    return launched(GPUS, resources.get("cpus_per_task", cell_threads(wildcards)))
+
+
+def train_options(wildcards, resources):
+    return training_options(EXPERIMENT.setting)
 
 
 # Time and memory that jobs request. They are not parameters, so a new estimate runs nothing again.
@@ -217,7 +235,7 @@ def train_resources(wildcards, attempt):
 
 def train_memory(wildcards, attempt):
     # Every process holds the images.
-    return train_resources(wildcards, attempt).mem_mb * gpus_per_cell(wildcards)
+    return train_resources(wildcards, attempt).mem_mb * GPUS.each
 
 
 def train_minutes(wildcards, attempt):
@@ -280,9 +298,7 @@ def figures_folder(wildcards):
 
 def shown_config(wildcards):
     # The report shows all settings that its numbers depend on.
-    others = {
-        key: value
-        for key, value in config.items()
-        if key not in ("bench", "cells_per_job", "figures", "gpus_per_cell")
-    }
+    how = ("bench", "cells_per_job", "figures", "gpus_per_cell", "share")
+    how += ("nodes_per_cell", "cells_per_gpu", "save_every_seconds")
+    others = {key: value for key, value in config.items() if key not in how}
     return json.dumps({**others, **json.loads(plan_config(wildcards))}, sort_keys=True)

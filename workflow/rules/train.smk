@@ -12,11 +12,13 @@ rule train:
         RESULTS.benchmark("train")
     threads: cell_threads
     resources:
-        **SITE.resources("gpu", gpus=EXPERIMENT.setting("gpus_per_cell")),
+        **SITE.resources("gpu", gpus=GPUS.each, nodes=GPUS.nodes),
+        **on_nodes(),
         mem_mb=train_memory,
         runtime=train_minutes,
     params:
         cltools=cltools_on_gpus,
+        options=train_options,
         settings=cell_settings,
         store=subpath(input[0], parent=True),
         run=run_folder,
@@ -25,3 +27,4 @@ rule train:
         "logged {log:q} "
         "{params.cltools} train --cell {params.settings:q} --until {wildcards.until:q} "
         "--store {params.store:q} --run {params.run:q} --manifest {output:q} "
+        "{params.options} "
