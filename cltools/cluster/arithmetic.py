@@ -35,7 +35,9 @@ def network_size(cell: Mapping[str, Any], side: int, channels: int = 3) -> Netwo
     """The size of one network of a resolved cell, for images of side x side pixels."""
     name = cell["architecture"]
     if name in TRANSFORMERS:
-        encoder = _transformer(TRANSFORMERS[name], cell["patch"] or usual_patch(side), side, channels)
+        encoder = _transformer(
+            TRANSFORMERS[name], cell["patch"] or usual_patch(side), side, channels
+        )
     else:
         encoder = _resnet(ARCHITECTURES[name], cell, side, channels)
     weights = cell["projector_hidden"] * (encoder.features + cell["projector_dim"])

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cltools.cluster.arithmetic import network_size
+from cltools.cluster.images import Images
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
 from cltools.config.schema import defaults
@@ -24,6 +26,13 @@ COST_FREE = (
     "base_batch", "checkpoints", "class_draw", "horizon", "key_momentum", "lr", "lr_rule",
     "lr_schedule", "seed", "tau", "trust_coefficient", "warmup", "weight_decay",
 )  # fmt: skip
+# What is assumed of machines, where nothing was benched: operations per second of a GPU such as an
+# A100 in networks of these kinds (their memory limits them, not their arithmetic), and seconds of a
+# core to read and decode a photograph of 500 x 375 pixels and to make one crop of it.
+GPU_FLOPS = {"float32": 12e12, "tf32": 30e12, "bfloat16": 45e12}
+FASTEST_GPU = 3  # times as fast: decoding has to keep up with it
+SECONDS_TO_DECODE, SECONDS_TO_CROP = 2.3e-3, 1.15e-3
+MOST_DECODING_CPUS = 16
 # Columns of the training log, at 8 bytes each; parquet needs less.
 LOG_COLUMNS = 14
 
@@ -124,6 +133,27 @@ def train_needs(costs: Costs | None, run: Run, attempt: int = 1) -> Needs:
     if costs is None:
         return _times(TRAIN_DEFAULT, attempt)
     return _needs(costs.memory_mb, training_seconds(costs, run), attempt)
+
+
+def decoding_cpus(
+    cell: Mapping[str, Any], images: Images, workers: int | None = None, gpus: int = 1
+) -> int:
+    """Cores that decode images while `gpus` GPUs train a resolved cell; 0 if nothing is decoded.
+
+    `workers` is the config's key. Without it there are as many as a fast GPU keeps busy.
+    """
+    if not images.encoded:
+        return 0
+    if workers is not None:
+        return workers
+    size = network_size(cell, images.side, images.channels)
+    flops = 3 * cell["views"] * len(cell["objectives"]) * size.flops  # forward and backward
+    seconds = flops / (FASTEST_GPU * GPU_FLOPS[cell["precision"]] * gpus)
+    return _cores((SECONDS_TO_DECODE + cell["views"] * SECONDS_TO_CROP) / seconds)
+
+
+def _cores(wanted: float) -> int:
+    return min(MOST_DECODING_CPUS, max(1, math.ceil(wanted)))
 
 
 Work = Iterable[tuple[Costs | None, Run]]  # the cells that a job works through, one after another

@@ -1,4 +1,4 @@
-"""The sizes of the encoders, without torch: networks are built from them, and jobs sized by them."""
+"""The sizes of the encoders. Without torch: jobs are sized by them before it is imported."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,6 @@ from cltools.maths.objectives import loss_of
 from cltools.runtime.errors import InputError
 
 
-
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
 

@@ -11,6 +11,7 @@ from cltools.claims import FILE as CLAIMS
 from cltools.cluster.estimates import (
     Bench,
     Run,
+    decoding_cpus,
     embed_needs,
     grows,
     measure_needs,
@@ -19,6 +20,7 @@ from cltools.cluster.estimates import (
     theory_needs,
     train_needs,
 )
+from cltools.cluster.images import images_of_cell
 from cltools.cluster.site import Site
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
@@ -208,6 +210,26 @@ def cltools_on_gpus(wildcards, resources):
     return f"cltools with-gpus {gpus} -- {torchrun}"
 
 
+def images_of(plan):
+    """The images of a cell, as far as they are known before its store is made."""
+    store = plan.cell["dataset"]
+    return images_of_cell(plan.cell, EXPERIMENT.stores[store], RESULTS.store(store).manifest)
+
+
+def decoding_cpus_of(cell, gpus=1):
+    """Cores that decode images while a cell trains; 0 if its images are not encoded."""
+    plan = EXPERIMENT.plans[cell]
+    workers = EXPERIMENT.config.get("workers")
+    return decoding_cpus(plan.cell, images_of(plan), workers, gpus)
+
+
+# The number of threads that decode changes no result. Snakemake does not compare parameters that are
+# functions of resources with those of an earlier run.
+def workers_option(wildcards, resources):
+    workers = EXPERIMENT.config.get("workers")
+    return "" if workers is None else f"--workers {workers}"
+
+
 # Time and memory that jobs request. They are not parameters, so a new estimate runs nothing again.
 def train_resources(wildcards, attempt):
     cell = EXPERIMENT.plans[wildcards.cell].cell
@@ -283,6 +305,7 @@ def shown_config(wildcards):
     others = {
         key: value
         for key, value in config.items()
-        if key not in ("bench", "cells_per_job", "figures", "gpus_per_cell")
+        if key
+        not in ("bench", "cells_per_job", "figures", "gpus_per_cell", "workers")
     }
     return json.dumps({**others, **json.loads(plan_config(wildcards))}, sort_keys=True)
