@@ -370,6 +370,11 @@ def step_of(table: Path, step: int) -> Path:
     return unfinished(table) / f"step-{step:07d}.parquet"
 
 
+def begun_of(table: Path, step: int) -> Path:
+    """The first rows of one checkpoint, kept until `step_of` is written."""
+    return unfinished(table) / f"begun-{step:07d}.parquet"
+
+
 def unfinished(table: Path) -> Path:
     """The folder of the parts of a table that is not complete."""
     return table.with_name(f"{table.stem}-steps")
