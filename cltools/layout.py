@@ -24,7 +24,7 @@ VERSIONS = {
     "prepare": 2,
     "train": 1,
     "embed": 3,
-    "measure": 5,
+    "measure": 6,
     "plan": 3,
     "collect": 5,
     "plot": 3,

@@ -287,18 +287,20 @@ def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> N
         views = int(settings["curvature_images"]) * int(task.run.cell["views"])
         return _images_mb(task.images) + 2 * 4 * views * _size(task).values / MB
 
-    def seconds(task: Task) -> float:
-        cell, images = task.run.cell, settings["curvature_images"]
-        at = _checkpoints(task) if settings["curvature_at"] == "all" else 2
-        if task.costs is not None:
-            network = task.costs.seconds_per_step / len(cell["objectives"])
-            network *= min(1, images / cell["batch_size"])
-        else:
-            network = 3 * images * cell["views"] * _size(task).flops / GPU_FLOPS["float32"]
-            network = max(network, SECONDS_PER_STEP)
-        return float(at * settings["power_iterations"] * 2 * 3 * network)
+    return _of_cells(work, memory, lambda task: theory_seconds(task, settings), attempt)
 
-    return _of_cells(work, memory, seconds, attempt)
+
+def theory_seconds(task: Task, settings: Mapping[str, Any]) -> float:
+    """About how long the products of `theory_needs` take for one cell."""
+    cell, images = task.run.cell, settings["curvature_images"]
+    at = _checkpoints(task) if settings["curvature_at"] == "all" else 2
+    if task.costs is not None:
+        network = task.costs.seconds_per_step / len(cell["objectives"])
+        network *= min(1, images / cell["batch_size"])
+    else:
+        network = 3 * images * cell["views"] * _size(task).flops / GPU_FLOPS["float32"]
+        network = max(network, SECONDS_PER_STEP)
+    return float(at * settings["power_iterations"] * 2 * 3 * network)
 
 
 def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:

@@ -9,18 +9,25 @@ from snakemake.utils import update_config
 
 from cltools.claims import FILE as CLAIMS
 from cltools.cluster.estimates import (
+    LONG,
+    SHORT,
     Bench,
     Run,
+    Task,
+    cpu_seconds_of_measuring,
     decoding_cpus,
     embed_needs,
+    embedding_cpus,
     grows,
     measure_needs,
     merge_needs,
+    prepare_cpus,
     prepare_needs,
+    theory_seconds,
     theory_needs,
     train_needs,
 )
-from cltools.cluster.images import images_of_cell
+from cltools.cluster.images import images_of_cell, images_of_set
 from cltools.cluster.site import Site
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
@@ -49,6 +56,8 @@ try:
     BENCH = Bench(EXPERIMENT.config.get("bench"))
     THEORY = EXPERIMENT.settings_of("theory")
     MERGE = EXPERIMENT.settings_of("merge")
+    WORKERS = EXPERIMENT.config.get("workers")
+    FULL_AT = EXPERIMENT.setting("measure", "full_at")
     SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
@@ -219,22 +228,25 @@ def images_of(plan):
 def decoding_cpus_of(cell, gpus=1):
     """Cores that decode images while a cell trains; 0 if its images are not encoded."""
     plan = EXPERIMENT.plans[cell]
-    workers = EXPERIMENT.config.get("workers")
-    return decoding_cpus(plan.cell, images_of(plan), workers, gpus)
+    return decoding_cpus(plan.cell, images_of(plan), WORKERS, gpus)
+
+
+def task_of(plan):
+    """A cell as the estimates of time and memory know it."""
+    return Task(BENCH.of(plan.cell), Run(plan.cell, plan.until), images_of(plan))
 
 
 # The number of threads that decode changes no result. Snakemake does not compare parameters that are
 # functions of resources with those of an earlier run.
 def workers_option(wildcards, resources):
-    workers = EXPERIMENT.config.get("workers")
-    return "" if workers is None else f"--workers {workers}"
+    return "" if WORKERS is None else f"--workers {WORKERS}"
 
 
 # Time and memory that jobs request. They are not parameters, so a new estimate runs nothing again.
 def train_resources(wildcards, attempt):
-    cell = EXPERIMENT.plans[wildcards.cell].cell
-    run = Run(cell, Duration.parse(wildcards.until))
-    return train_needs(BENCH.of(cell), run, attempt)
+    task = task_of(EXPERIMENT.plans[wildcards.cell])
+    until = Duration.parse(wildcards.until)
+    return train_needs(task._replace(run=Run(task.run.cell, until)), attempt)
 
 
 def train_memory(wildcards, attempt):
@@ -257,6 +269,10 @@ def minutes_of(needs, batches):
     ).runtime
 
 
+def measure_estimate(work, attempt):
+    return measure_needs(work, FULL_AT, MEASURED_ON_GPU, attempt)
+
+
 def theory_estimate(work, attempt):
     return theory_needs(work, THEORY, attempt)
 
@@ -266,16 +282,59 @@ def merge_estimate(work, attempt):
 
 
 def work_in(batches, wildcards):
-    plans = [EXPERIMENT.plans[cell] for cell in batches[wildcards.batch]]
-    return [(BENCH.of(plan.cell), Run(plan.cell, plan.until)) for plan in plans]
+    return [task_of(EXPERIMENT.plans[cell]) for cell in batches[wildcards.batch]]
+
+
+def cpus_for_embedding(wildcards):
+    return embedding_cpus(work_in(EXPERIMENT.batches, wildcards), WORKERS)
+
+
+def images_to_prepare(wildcards):
+    definition = EXPERIMENT.stores[wildcards.store]
+    return images_of_set(definition, RESULTS.store(wildcards.store).manifest)
 
 
 def prepare_minutes(wildcards, attempt):
-    return prepare_needs(EXPERIMENT.stores[wildcards.store], attempt).runtime
+    return prepare_needs(images_to_prepare(wildcards), attempt).runtime
 
 
 def prepare_memory(wildcards, attempt):
-    return prepare_needs(EXPERIMENT.stores[wildcards.store], attempt).mem_mb
+    return prepare_needs(images_to_prepare(wildcards), attempt).mem_mb
+
+
+def cpus_for_preparing(wildcards):
+    return prepare_cpus(images_to_prepare(wildcards), WORKERS)
+
+
+# Where a stage takes no longer than a job waits in the queue, it joins the job of `embed`, if the
+# profile puts that into a group. Otherwise its job begins when that one has given back its GPU. A
+# measure job asks for a GPU of its own where a CPU would take hours.
+def longest(seconds):
+    """The longest time of `seconds` that the cells of one job take."""
+    tasks = {cell: task_of(plan) for cell, plan in EXPERIMENT.plans.items()}
+    return max(
+        sum(seconds(tasks[cell]) for cell in batch)
+        for batch in EXPERIMENT.batches.values()
+    )
+
+
+MEASURING = longest(lambda task: cpu_seconds_of_measuring(task, FULL_AT))
+MEASURED_ON_GPU = MEASURING > LONG
+WITH_EMBED = workflow.group_settings.overwrite_groups.get("embed")
+GROUP_OF_MEASURE = WITH_EMBED if MEASURING <= SHORT else None
+GROUP_OF_THEORY = (
+    GROUP_OF_MEASURE
+    if longest(lambda task: theory_seconds(task, THEORY)) <= SHORT
+    else None
+)
+
+
+def measure_site():
+    if GROUP_OF_MEASURE:
+        return SITE.resources("gpu")  # one job has one partition
+    if MEASURED_ON_GPU:
+        return SITE.resources("gpu", gpus=1)
+    return SITE.resources("cpu")
 
 
 def plan_config(wildcards):

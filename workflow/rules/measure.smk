@@ -19,6 +19,7 @@ rule embed:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(embed_needs, EXPERIMENT.batches),
         runtime=minutes_of(embed_needs, EXPERIMENT.batches),
+        cpus_per_task=cpus_for_embedding,
     params:
         stores=store_options_in(EXPERIMENT.batches),
         dtype=EXPERIMENT.setting("embedding_type"),
@@ -31,12 +32,13 @@ rule embed:
             else f"--unless-measured {EXPERIMENT.setting('measure', 'full_at')}"
         ),
         keep="--keep" if EXPERIMENT.setting("keep_embeddings") else "",
+        workers=workers_option,
         version=VERSIONS["embed"],
     shell:
         "logged {log:q} "
         "cltools embed {input.manifests:q} {params.stores:q} --dtype {params.dtype:q} "
         "{params.recalibrate} {params.unless_measured} {params.keep} --done {output:q} "
-        "--threads {threads} "
+        "--threads {threads} {params.workers} "
 
 
 rule measure:
@@ -49,10 +51,12 @@ rule measure:
         RESULTS.log("measure"),
     benchmark:
         RESULTS.benchmark("measure")
+    group:
+        GROUP_OF_MEASURE
     resources:
-        **SITE.resources("gpu"),  # on the CPU mostly, but in one job with embed
-        mem_mb=memory_of(measure_needs, EXPERIMENT.batches),
-        runtime=minutes_of(measure_needs, EXPERIMENT.batches),
+        **measure_site(),
+        mem_mb=memory_of(measure_estimate, EXPERIMENT.batches),
+        runtime=minutes_of(measure_estimate, EXPERIMENT.batches),
     params:
         full_at=EXPERIMENT.setting("measure", "full_at"),
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
@@ -78,6 +82,8 @@ rule theory:
         RESULTS.log("theory"),
     benchmark:
         RESULTS.benchmark("theory")
+    group:
+        GROUP_OF_THEORY
     resources:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(theory_estimate, EXPERIMENT.batches),
