@@ -21,14 +21,13 @@ class NetworkSize(NamedTuple):
 
     flops: of the forward pass of one image, a multiplication and an addition counting as two.
     parameters: their number. features: of h. values: numbers that all layers put out for one image,
-    which training keeps. widest: the numbers of the largest of these outputs.
+    which training keeps.
     """
 
     flops: float
     parameters: float
     features: int
     values: float
-    widest: float
 
 
 def network_size(cell: Mapping[str, Any], side: int, channels: int = 3) -> NetworkSize:
@@ -72,7 +71,7 @@ def _resnet(
     weights = [i * o * k * k for i, o, k, _ in layers]
     outputs = [o * s * s for _, o, _, s in layers]
     flops = sum(2 * w * s * s for w, (_, _, _, s) in zip(weights, layers, strict=True))
-    return NetworkSize(flops, sum(weights), inputs, 2 * sum(outputs), max(outputs))
+    return NetworkSize(flops, sum(weights), inputs, 2 * sum(outputs))
 
 
 def _transformer(sizes: Transformer, patch: int, side: int, channels: int) -> NetworkSize:
@@ -85,5 +84,4 @@ def _transformer(sizes: Transformer, patch: int, side: int, channels: int) -> Ne
         parameters=first + weights + tokens * d,
         features=d,
         values=sizes.layers * tokens * 16 * d,
-        widest=tokens * 4 * d,
     )

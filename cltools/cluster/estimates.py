@@ -39,7 +39,7 @@ MOST_DECODING_CPUS = 16
 CPU_FLOPS, GPU_FLOPS_OF_MEASURES, DISK_BYTES = 30e9, 5e12, 2e8
 SECONDS_PER_STEP = 0.02  # at least, of training: so long does Python take to start all kernels
 # Seconds of a CPU up to which a stage is worth no job of its own, and from which it is worth a GPU.
-SHORT, LONG = 120, 3600
+SHORT, LONG = 300, 3600
 # What `measure` does, as counts: draws of nulls and intervals from a sample of at most so many
 # images, steps of the linear probe and of the few-shot probes, and labeled images of a class that
 # the latter have in all their draws. Features are read so many times.
@@ -48,7 +48,6 @@ FEW_SHOT_STEPS, FEW_SHOT_IMAGES = 200, 5 * 2 * 686
 BLOCKWISE_PASSES = 20
 MB = 1e6
 NETWORK_MB = 2 * 2**30 / MB  # that `embed` holds at a time
-EMBEDDED_AT_ONCE = 256  # images
 PREPARING_CPUS = 8
 # Columns of the training log, at 8 bytes each; parquet needs less.
 LOG_COLUMNS = 14
@@ -200,16 +199,14 @@ def embed_needs(work: Work, attempt: int = 1) -> Needs:
     """What a job that embeds these cells requests.
 
     Memory: the images, and the networks of all checkpoints as far as they are held together.
-    Embeddings are written block by block. Without a GPU there are also the outputs of the widest
-    layer for a block, several times.
+    Embeddings are written block by block, and what layers put out is on the GPU.
     """
 
     def memory(task: Task) -> float:
         networks = min(NETWORK_MB, _networks(task) * 4 * _size(task).parameters / MB)
         if task.costs is not None:
             return task.costs.memory_mb + networks
-        activations = 4 * 4 * EMBEDDED_AT_ONCE * _size(task).widest / MB
-        return _images_mb(task.images) + networks + activations
+        return _images_mb(task.images) + networks
 
     def seconds(task: Task) -> float:
         if task.costs is not None:
@@ -278,14 +275,14 @@ def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> N
     """What a job that works out the bounds of these cells requests; `settings` are the config's.
 
     A Hessian-vector product takes three times what a network's part of a training step takes, and
-    is made for two networks. Its graph is held twice.
+    is made for two networks. Its graph is held twice; that of a job that was not benched is on the
+    GPU.
     """
 
     def memory(task: Task) -> float:
         if task.costs is not None:
             return 2 * task.costs.memory_mb
-        views = int(settings["curvature_images"]) * int(task.run.cell["views"])
-        return _images_mb(task.images) + 2 * 4 * views * _size(task).values / MB
+        return _images_mb(task.images) + 4 * 4 * _size(task).parameters / MB
 
     return _of_cells(work, memory, lambda task: theory_seconds(task, settings), attempt)
 

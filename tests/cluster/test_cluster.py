@@ -131,6 +131,7 @@ def test_the_profile_and_the_site_reach_the_jobs(slurm_profile, tmp_path):
         assert asked[rule].items() >= on_gpus.items()
     assert asked["measure"].items() >= gpu.items()
     assert "gpu" not in asked["measure"]
+    assert asked["embed"]["cpus_per_task"] == asked["prepare"]["cpus_per_task"] == "1"
     for rule in ("prepare", "surrogate", "minimise", "regularity"):
         assert asked[rule]["slurm_partition"] == "cpu"
         assert "gpu" not in asked[rule]
