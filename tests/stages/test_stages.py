@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -349,6 +350,45 @@ def test_measuring_goes_on_where_it_was_killed(made, tmp_path, monkeypatch):
     assert not whole.exists()
     assert measure_cell(cell / "trained-2epochs.json", "all") == whole
     assert len(measured) == 5  # h and z of two checkpoints, and the h that was interrupted
+    assert whole.read_bytes() == content
+    assert list((cell / "measures").iterdir()) == [whole]
+
+
+def test_measuring_goes_on_within_a_checkpoint(made, tmp_path, monkeypatch):
+    """Every unit is measured once, whatever was killed; the last one begins anew."""
+    cell = shutil.copytree(made / "cell", tmp_path / "cell")
+    whole = next((cell / "measures").iterdir())
+    content = whole.read_bytes()
+    whole.unlink()
+    monkeypatch.setattr(measure, "SECONDS_BETWEEN_SAVES", 0)
+    calls = Counter()
+
+    def counted(name, function, killed):
+        def rows(*arguments, **options):
+            calls[name] += 1
+            if killed and calls[name] == 1:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return rows
+
+    killed = ("loss_rows", "angle_rows", "null_rows", "weight_rows")
+    families = [name for name in measurements.__all__ if name.endswith("_rows")]
+    for name in families:
+        function = counted(name, getattr(measurements, name), name in killed)
+        monkeypatch.setattr(measurements, name, function)
+    for _ in killed:
+        with pytest.raises(KeyboardInterrupt):
+            measure_cell(cell / "trained-2epochs.json", "all")
+        assert not whole.exists()
+    assert measure_cell(cell / "trained-2epochs.json", "all") == whole
+    steps = 2
+    for name in families:
+        of_splits = 1 if name in ("dropped_rows", "weight_rows") else 2
+        features = 2 if name in ("alignment_rows", "corollary_rows", "geometry_rows", "angle_rows",
+                                 "downstream_rows") else 1  # fmt: skip
+        of_splits = 1 if name == "downstream_rows" else of_splits
+        assert calls[name] == steps * of_splits * features + (name in killed), name
     assert whole.read_bytes() == content
     assert list((cell / "measures").iterdir()) == [whole]
 
