@@ -168,8 +168,7 @@ def measure(
 ) -> None:
     """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds.
 
-    The losses of whole data sets are computed on the device (auto: on a GPU from 100,000 images
-    on), everything else on the CPU.
+    "auto" takes a GPU if a CPU would need more than a minute.
     """
     limit_threads(threads)
     from cltools.stages import measure as stage
