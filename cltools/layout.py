@@ -64,10 +64,14 @@ JOBS = {
 
 @dataclass(frozen=True)
 class Embeddings:
-    """How embeddings are made: their type, and whether BatchNorm statistics are computed again."""
+    """How embeddings are made: their type, and whether BatchNorm statistics are computed again.
+
+    `precision` is that of networks on a GPU: "float32", or that of their "training".
+    """
 
     dtype: str = "float32"
     recalibrated: bool = False
+    precision: str = "float32"
 
 
 PLAIN = Embeddings()
@@ -224,9 +228,10 @@ class CellFolder:
         return self.path / f"{_TRAINED}{until}.json"
 
     def embeddings(self, made: Embeddings) -> "EmbeddingFolder":
-        """Recalibrated embeddings, and types other than float32, have folders of their own."""
+        """All but plain embeddings have folders of their own."""
         apart = "-recalibrated" * made.recalibrated
         apart += f"-{made.dtype}" * (made.dtype != "float32")
+        apart += f"-precision-of-{made.precision}" * (made.precision != "float32")
         return EmbeddingFolder(self.path / f"embeddings{apart}")
 
 
@@ -326,6 +331,7 @@ def measures_table(manifest: Path, full_at: str, embeddings: Embeddings) -> Path
     versions = [VERSIONS["embed"], VERSIONS["measure"]]
     depends_on = [
         sha256_file(manifest), full_at, embeddings.recalibrated, embeddings.dtype, versions,
+        *([embeddings.precision] if embeddings.precision != "float32" else []),
     ]  # fmt: skip
     return _table(manifest, "measures", depends_on)
 
@@ -345,7 +351,9 @@ def merge_table(manifest: Path, settings: Mapping[str, Any]) -> Path:
 def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
     """Stage -> its table for the cell of this manifest, with the settings of the config."""
     made = Embeddings(
-        experiment.setting("embedding_type"), experiment.setting("recalibrate_batchnorm")
+        experiment.setting("embedding_type"),
+        experiment.setting("recalibrate_batchnorm"),
+        experiment.setting("embedding_precision"),
     )
     measures = measures_table(manifest, experiment.setting("measure", "full_at"), made)
     theory = theory_table(manifest, measures, experiment.settings_of("theory"))

@@ -8,6 +8,7 @@ import typer
 from cltools.cli.options import (
     CONFIG_HELP,
     Device,
+    EmbeddingPrecision,
     EmbeddingType,
     FullAt,
     Manifests,
@@ -125,6 +126,7 @@ def embed(
     keep: Annotated[
         bool, typer.Option("--keep", help="Never let `cltools measure` delete them.")
     ] = False,
+    precision: EmbeddingPrecision = "float32",
     device: Device = "auto",
     threads: Threads = 1,
     workers: Workers = None,
@@ -139,7 +141,7 @@ def embed(
             manifests=manifests,
             stores=store,
             done=done,
-            embeddings=Embeddings(dtype, recalibrate),
+            embeddings=Embeddings(dtype, recalibrate, precision),
             unless_measured=unless_measured,
             keep=keep,
             device=device,
@@ -163,6 +165,7 @@ def measure(
     dtype: Annotated[
         EmbeddingType, typer.Option(help="How the numbers of the embeddings are stored.")
     ] = "float32",
+    precision: EmbeddingPrecision = "float32",
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
@@ -178,7 +181,7 @@ def measure(
             manifests=manifests,
             done=done,
             full_at=full_at,
-            embeddings=Embeddings(dtype, recalibrated),
+            embeddings=Embeddings(dtype, recalibrated, precision),
             discard_embeddings=discard_embeddings,
             device=device,
             threads=threads,

@@ -186,17 +186,23 @@ def _cores(wanted: float) -> int:
     return min(MOST_DECODING_CPUS, max(1, math.ceil(wanted)))
 
 
-def embedding_cpus(work: Work, workers: int | None = None) -> int:
-    """Cores that a job which embeds these cells requests: those that decode, at least one."""
+def embedding_cpus(work: Work, precision: str = "float32", workers: int | None = None) -> int:
+    """Cores that a job which embeds these cells requests: those that decode, at least one.
+
+    `precision` and `workers` are the config's `embedding_precision` and `workers`.
+    """
     encoded = [task for task in work if task.images.encoded]
     if encoded and workers is not None:
         return workers
-    wanted = [_decoding_seconds(task) * FASTEST_GPU / _forward_seconds(task) for task in encoded]
+    wanted = [
+        _decoding_seconds(task) * FASTEST_GPU / _forward_seconds(task, precision)
+        for task in encoded
+    ]
     return _cores(max(wanted, default=1))
 
 
-def embed_needs(work: Work, attempt: int = 1) -> Needs:
-    """What a job that embeds these cells requests.
+def embed_needs(work: Work, precision: str = "float32", attempt: int = 1) -> Needs:
+    """What a job that embeds these cells requests; `precision` is the config's for embedding.
 
     Memory: the images, and the networks of all checkpoints as far as they are held together.
     Embeddings are written block by block, and what layers put out is on the GPU.
@@ -212,8 +218,8 @@ def embed_needs(work: Work, attempt: int = 1) -> Needs:
         if task.costs is not None:
             return float(_checkpoints(task) * task.costs.seconds_per_embedding)
         written = _networks(task) * _numbers(task) * 4 / DISK_BYTES
-        cpus = embedding_cpus([task])
-        return _forward_seconds(task) + _decoding_seconds(task) / cpus + written
+        cpus = embedding_cpus([task], precision)
+        return _forward_seconds(task, precision) + _decoding_seconds(task) / cpus + written
 
     return _of_cells(work, memory, seconds, attempt)
 
@@ -382,10 +388,11 @@ def _numbers(task: Task) -> float:
     return float(task.images.both * each)
 
 
-def _forward_seconds(task: Task) -> float:
+def _forward_seconds(task: Task, precision: str) -> float:
     """Seconds of a GPU to pass all images and views through the networks of all checkpoints."""
+    chosen = task.run.cell["precision"] if precision == "training" else precision
     passes = _networks(task) * task.images.both * (1 + task.run.cell["views"])
-    return float(passes) * _size(task).flops / GPU_FLOPS["float32"]
+    return float(passes) * _size(task).flops / GPU_FLOPS[chosen]
 
 
 def _decoding_seconds(task: Task) -> float:

@@ -53,7 +53,11 @@ def origin(
         "version": VERSIONS["embed"],
         "weights": dict(weights),
     }
-    return {**found, "recalibrated": True} if made.recalibrated else found
+    if made.recalibrated:
+        found["recalibrated"] = True
+    if made.precision != "float32":
+        found["precision"] = made.precision
+    return found
 
 
 @dataclass(frozen=True)
@@ -226,9 +230,9 @@ def open_embeddings(
     The file is compared with its seal once, before anything is read of it. Raises InputError unless
     it is as it was written, from these weights and images.
     """
-    options = (
-        f"{' --recalibrate' * made.recalibrated}{' --dtype float16' * (made.dtype == 'float16')}"
-    )
+    options = " --recalibrate" * made.recalibrated
+    options += f" --dtype {made.dtype}" * (made.dtype != "float32")
+    options += f" --precision {made.precision}" * (made.precision != "float32")
     remedy = f"run `cltools embed{options}` on this cell again"
     try:
         _check(path, made_from)

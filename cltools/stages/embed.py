@@ -6,8 +6,8 @@ never uses them. `data.embeddings` describes the files.
 """
 
 import logging
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,25 @@ def embed_cell(
         if embeddings.recalibrated:
             every = [network for of_step in networks for network in of_step.values()]
             recalibration.recalibrate_all(every, sets["train"])
-        _embed_group(manifest["cell"], group, networks, sets, store)
+        with _precision(manifest["cell"], embeddings, device):
+            _embed_group(manifest["cell"], group, networks, sets, store)
     return files
+
+
+@contextmanager
+def _precision(cell: Mapping[str, Any], made: Embeddings, device: torch.device) -> Iterator[None]:
+    """Let networks compute in the precision of their training, if `made` says so, on a GPU."""
+    chosen = cell["precision"] if made.precision == "training" else "float32"
+    on_gpu = device.type == "cuda"
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if on_gpu and chosen == "tf32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    bfloat16 = on_gpu and chosen == "bfloat16"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass(frozen=True)

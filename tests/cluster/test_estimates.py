@@ -96,6 +96,9 @@ def test_cores_that_decode():
     assert 1 <= one < four <= 16
     # Fewer networks are fed faster, so more images are wanted.
     assert decoding_cpus({**cell, "objectives": ["dcl"]}, IMAGENET) > one
+    slow, fast = (embedding_cpus([task(IMAGENET, **settings, checkpoints=[])], precision)
+                  for precision in ("float32", "training"))  # fmt: skip
+    assert 1 <= slow < fast
     assert embedding_cpus([task()], workers=3) == prepare_cpus(CIFAR, 3) == 1
     assert embedding_cpus([task(IMAGENET)], workers=3) == prepare_cpus(IMAGENET, 3) == 3
     assert embedding_cpus([task(IMAGENET, 1, checkpoints=[], architecture="small_resnet")]) > 1
@@ -132,6 +135,7 @@ def test_the_papers_cell_of_imagenet():
     between(4_000, train_needs(cell).mem_mb, 16_000)
     between(4, decoding_cpus(cell.run.cell, cell.images), 8)
     between(10 * 60, embed_needs([cell]).runtime, 40 * 60)
+    between(3 * 60, embed_needs([cell], "training").runtime, 15 * 60)
     between(4_000, embed_needs([cell]).mem_mb, 12_000)
     between(250 * 3600, cpu_seconds_of_measuring(cell, "last"), 2000 * 3600)
     needs = measure_needs([cell], "last", on_gpu=True)

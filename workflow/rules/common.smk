@@ -242,6 +242,14 @@ def workers_option(wildcards, resources):
     return "" if WORKERS is None else f"--workers {WORKERS}"
 
 
+def embedding_options(recalibrate):
+    """How embeddings are made, for `cltools embed` and `cltools measure`."""
+    precision = EXPERIMENT.setting("embedding_precision")
+    words = [recalibrate] if EXPERIMENT.setting("recalibrate_batchnorm") else []
+    words += [f"--precision {precision}"] if precision != "float32" else []
+    return " ".join(words)
+
+
 # Time and memory that jobs request. They are not parameters, so a new estimate runs nothing again.
 def train_resources(wildcards, attempt):
     task = task_of(EXPERIMENT.plans[wildcards.cell])
@@ -269,6 +277,10 @@ def minutes_of(needs, batches):
     ).runtime
 
 
+def embed_estimate(work, attempt):
+    return embed_needs(work, EXPERIMENT.setting("embedding_precision"), attempt)
+
+
 def measure_estimate(work, attempt):
     return measure_needs(work, FULL_AT, MEASURED_ON_GPU, attempt)
 
@@ -286,7 +298,8 @@ def work_in(batches, wildcards):
 
 
 def cpus_for_embedding(wildcards):
-    return embedding_cpus(work_in(EXPERIMENT.batches, wildcards), WORKERS)
+    precision = EXPERIMENT.setting("embedding_precision")
+    return embedding_cpus(work_in(EXPERIMENT.batches, wildcards), precision, WORKERS)
 
 
 def images_to_prepare(wildcards):

@@ -17,15 +17,13 @@ rule embed:
         RESULTS.benchmark("embed")
     resources:
         **SITE.resources("gpu", gpus=1),
-        mem_mb=memory_of(embed_needs, EXPERIMENT.batches),
-        runtime=minutes_of(embed_needs, EXPERIMENT.batches),
+        mem_mb=memory_of(embed_estimate, EXPERIMENT.batches),
+        runtime=minutes_of(embed_estimate, EXPERIMENT.batches),
         cpus_per_task=cpus_for_embedding,
     params:
         stores=store_options_in(EXPERIMENT.batches),
         dtype=EXPERIMENT.setting("embedding_type"),
-        recalibrate=(
-            "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
-        ),
+        recalibrate=embedding_options("--recalibrate"),
         unless_measured=(
             ""
             if EXPERIMENT.setting("keep_embeddings")
@@ -60,9 +58,7 @@ rule measure:
     params:
         full_at=EXPERIMENT.setting("measure", "full_at"),
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
-        recalibrated=(
-            "--recalibrated" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
-        ),
+        recalibrated=embedding_options("--recalibrated"),
         dtype=EXPERIMENT.setting("embedding_type"),
         version=VERSIONS["measure"],
     shell:
