@@ -139,3 +139,19 @@ def test_the_profile_and_the_site_reach_the_jobs(slurm_profile, tmp_path):
     assert "nodes" not in asked["surrogate"]
     for rule, found in asked.items():
         assert rule == "all" or {"mem_mb", "runtime"} <= found.keys()
+
+
+@pytest.mark.parametrize("workers", [None, 6])
+def test_a_paper_cell_of_photographs(slurm_profile, workers):
+    """Jobs that decode ask for cores, and the GPU is given back before a cell is measured."""
+    given = [] if workers is None else ["--config", f"workers={workers}"]
+    code, text = slurm_profile(
+        "--dry-run", "--configfile", ROOT / "config/paper/p2_training_mini_imagenet.yaml", *given
+    )
+    assert code == 0, text
+    cpus = dict(re.findall(r"rule (\w+):\n(?: .*\n)*? +resources: .*cpus_per_task=(\d+)", text))
+    assert cpus.keys() == {"prepare", "embed", "merge"}
+    assert all(int(count) == workers if workers else int(count) >= 1 for count in cpus.values())
+    assert int(cpus["prepare"]) > 1
+    # Jobs of a group are indented.
+    assert re.search(r"^rule measure:\n(?: .*\n)*? +resources: .*gpu=1", text, re.M)

@@ -297,9 +297,12 @@ def work_in(batches, wildcards):
     return [task_of(EXPERIMENT.plans[cell]) for cell in batches[wildcards.batch]]
 
 
-def cpus_for_embedding(wildcards):
+def cpus_for(batches):
+    """Cores that decode while networks see all images of the cells of a job."""
     precision = EXPERIMENT.setting("embedding_precision")
-    return embedding_cpus(work_in(EXPERIMENT.batches, wildcards), precision, WORKERS)
+    return lambda wildcards: embedding_cpus(
+        work_in(batches, wildcards), precision, WORKERS
+    )
 
 
 def images_to_prepare(wildcards):
@@ -333,17 +336,18 @@ def longest(seconds):
 
 MEASURING = longest(lambda task: cpu_seconds_of_measuring(task, FULL_AT))
 MEASURED_ON_GPU = MEASURING > LONG
-WITH_EMBED = workflow.group_settings.overwrite_groups.get("embed")
-GROUP_OF_MEASURE = WITH_EMBED if MEASURING <= SHORT else None
-GROUP_OF_THEORY = (
-    GROUP_OF_MEASURE
-    if longest(lambda task: theory_seconds(task, THEORY)) <= SHORT
-    else None
+MEASURED_AT_ONCE = MEASURING <= SHORT
+THEORY_AT_ONCE = (
+    MEASURED_AT_ONCE and longest(lambda task: theory_seconds(task, THEORY)) <= SHORT
 )
 
 
+def group_of_embed(wildcards):
+    return workflow.group_settings.overwrite_groups.get("embed")
+
+
 def measure_site():
-    if GROUP_OF_MEASURE:
+    if MEASURED_AT_ONCE:
         return SITE.resources("gpu")  # one job has one partition
     if MEASURED_ON_GPU:
         return SITE.resources("gpu", gpus=1)

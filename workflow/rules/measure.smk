@@ -19,7 +19,7 @@ rule embed:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(embed_estimate, EXPERIMENT.batches),
         runtime=minutes_of(embed_estimate, EXPERIMENT.batches),
-        cpus_per_task=cpus_for_embedding,
+        cpus_per_task=cpus_for(EXPERIMENT.batches),
     params:
         stores=store_options_in(EXPERIMENT.batches),
         dtype=EXPERIMENT.setting("embedding_type"),
@@ -50,7 +50,7 @@ rule measure:
     benchmark:
         RESULTS.benchmark("measure")
     group:
-        GROUP_OF_MEASURE
+        group_of_embed if MEASURED_AT_ONCE else None
     resources:
         **measure_site(),
         mem_mb=memory_of(measure_estimate, EXPERIMENT.batches),
@@ -79,7 +79,7 @@ rule theory:
     benchmark:
         RESULTS.benchmark("theory")
     group:
-        GROUP_OF_THEORY
+        group_of_embed if THEORY_AT_ONCE else None
     resources:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(theory_estimate, EXPERIMENT.batches),
@@ -108,6 +108,7 @@ rule merge:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(merge_estimate, EXPERIMENT.merge_batches),
         runtime=minutes_of(merge_estimate, EXPERIMENT.merge_batches),
+        cpus_per_task=cpus_for(EXPERIMENT.merge_batches),
     params:
         stores=store_options_in(EXPERIMENT.merge_batches),
         settings=stage_settings("merge", without=("sweeps",)),
