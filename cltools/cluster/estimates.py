@@ -43,11 +43,11 @@ SHORT, LONG = 300, 3600
 # What `measure` does, as counts: draws of nulls and intervals from a sample of at most so many
 # images, steps of the linear probe and of the few-shot probes, and labeled images of a class that
 # the latter have in all their draws. Features are read so many times.
-DRAWS, LARGEST_SAMPLE, PROBE_STEPS = 200, 5000, 500
+DRAWS, LARGEST_SAMPLE, PROBE_STEPS = 200, 4096, 500
 FEW_SHOT_STEPS, FEW_SHOT_IMAGES = 200, 5 * 2 * 686
 BLOCKWISE_PASSES = 20
 MB = 1e6
-NETWORK_MB = 2 * 2**30 / MB  # that `embed` holds at a time
+NETWORK_MB = 2000  # of networks that `embed` holds at a time
 PREPARING_CPUS = 8
 # Columns of the training log, at 8 bytes each; parquet needs less.
 LOG_COLUMNS = 14

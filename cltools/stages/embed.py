@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cltools.cluster.estimates import MB, NETWORK_MB
 from cltools.data.embeddings import Samples, new_embeddings, origin, usable_embeddings
 from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
@@ -33,7 +34,7 @@ from cltools.training.trained import BLOCK, load_network, trained_images, with_s
 
 # Epoch numbers under which the evaluation views are drawn; training counts from 0.
 VIEW_EPOCHS = {"train": -1, "test": -2}
-NETWORK_BYTES = 2 << 30  # of the networks that are in main memory at a time
+NETWORK_BYTES = round(NETWORK_MB * MB)  # of the networks that are in main memory at a time
 MOST_FILES = 100  # that are written at a time: systems allow a process some hundreds
 log = logging.getLogger("cltools")
 
