@@ -81,12 +81,12 @@ def images_of_set(definition: Mapping[str, Any], store: Path) -> Images:
 
 def _prepared(store: Path) -> Images | None:
     try:
-        content = read_json(store, made_by="cltools prepare", keys=("splits", "image_shape"))
-    except InputError:  # said by the jobs that use the store
-        return None
-    train, test = (sum(content["splits"][split]["class_counts"]) for split in ("train", "test"))
-    side, _, channels = content["image_shape"]
-    return Images(train, test, side, channels, len(content["class_names"]))
+        content = read_json(store, made_by="cltools prepare")
+        splits = [content["splits"][split]["class_counts"] for split in ("train", "test")]
+        side, _, channels = content["image_shape"]
+        return Images(sum(splits[0]), sum(splits[1]), side, channels, len(splits[0]))
+    except (InputError, OSError, KeyError, TypeError, ValueError):
+        return None  # what is wrong is said by the jobs that use the store
 
 
 def _parquet_bytes(definition: Mapping[str, Any]) -> int:
