@@ -64,10 +64,14 @@ JOBS = {
 
 @dataclass(frozen=True)
 class Embeddings:
-    """How embeddings are made: their type, and whether BatchNorm statistics are computed again."""
+    """How embeddings are made: their type, and whether BatchNorm statistics are computed again.
+
+    `precision` is that of networks on a GPU: "float32", or that of their "training".
+    """
 
     dtype: str = "float32"
     recalibrated: bool = False
+    precision: str = "float32"
 
 
 PLAIN = Embeddings()
@@ -234,9 +238,10 @@ class CellFolder:
         return self.path / f"{_TRAINED}{until}.json"
 
     def embeddings(self, made: Embeddings) -> "EmbeddingFolder":
-        """Recalibrated embeddings, and types other than float32, have folders of their own."""
+        """All but plain embeddings have folders of their own."""
         apart = "-recalibrated" * made.recalibrated
         apart += f"-{made.dtype}" * (made.dtype != "float32")
+        apart += f"-precision-of-{made.precision}" * (made.precision != "float32")
         return EmbeddingFolder(self.path / f"embeddings{apart}")
 
 
@@ -336,6 +341,7 @@ def measures_table(manifest: Path, settings: MeasureSettings, embeddings: Embedd
     versions = [VERSIONS["embed"], VERSIONS["measure"]]
     depends_on = [
         sha256_file(manifest), *settings, embeddings.recalibrated, embeddings.dtype, versions,
+        *([embeddings.precision] if embeddings.precision != "float32" else []),
     ]  # fmt: skip
     return _table(manifest, "measures", depends_on)
 
@@ -357,7 +363,9 @@ def merge_table(manifest: Path, settings: Mapping[str, Any], reference: str) -> 
 def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
     """Stage -> its table for the cell of this manifest, with the settings of the config."""
     made = Embeddings(
-        experiment.setting("embedding_type"), experiment.setting("recalibrate_batchnorm")
+        experiment.setting("embedding_type"),
+        experiment.setting("recalibrate_batchnorm"),
+        experiment.setting("embedding_precision"),
     )
     settings = MeasureSettings(experiment.setting("measure", "full_at"), experiment.reference)
     measures = measures_table(manifest, settings, made)
@@ -383,6 +391,11 @@ def of_experiment(table: str, plan: Path) -> dict[str, str]:
 def step_of(table: Path, step: int) -> Path:
     """The rows of one checkpoint, kept until the table is complete."""
     return unfinished(table) / f"step-{step:07d}.parquet"
+
+
+def begun_of(table: Path, step: int) -> Path:
+    """The first rows of one checkpoint, kept until `step_of` is written."""
+    return unfinished(table) / f"begun-{step:07d}.parquet"
 
 
 def unfinished(table: Path) -> Path:

@@ -21,6 +21,10 @@ Table = Annotated[Path | None, typer.Option(help="Tidy table of an experiment (p
 Tables = Annotated[Path, typer.Option(help="File to write at the end: the list of the tables.")]
 Settings = Annotated[str, typer.Option(help="JSON or a JSON file; keys as in the config.")]
 EmbeddingType = Literal["float32", "float16"]
+EmbeddingPrecision = Annotated[
+    Literal["float32", "training"],
+    typer.Option(help="Precision of the networks on a GPU, when they make the embeddings."),
+]
 Share = Literal["auto", "objectives", "batch"]
 FullAt = Literal["last", "all"]
 

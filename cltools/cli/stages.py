@@ -8,6 +8,7 @@ import typer
 from cltools.cli.options import (
     CONFIG_HELP,
     Device,
+    EmbeddingPrecision,
     EmbeddingType,
     FullAt,
     Manifests,
@@ -138,6 +139,7 @@ def embed(
     keep: Annotated[
         bool, typer.Option("--keep", help="Never let `cltools measure` delete them.")
     ] = False,
+    precision: EmbeddingPrecision = "float32",
     device: Device = "auto",
     threads: Threads = 1,
     workers: Workers = None,
@@ -152,7 +154,7 @@ def embed(
             manifests=manifests,
             stores=store,
             done=done,
-            embeddings=Embeddings(dtype, recalibrate),
+            embeddings=Embeddings(dtype, recalibrate, precision),
             unless_measured=unless_measured and MeasureSettings(unless_measured, reference),
             keep=keep,
             device=device,
@@ -177,13 +179,13 @@ def measure(
     dtype: Annotated[
         EmbeddingType, typer.Option(help="How the numbers of the embeddings are stored.")
     ] = "float32",
+    precision: EmbeddingPrecision = "float32",
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
     """Measure embedded cells: alignment, losses, collapse, accuracies, weights, bounds.
 
-    The losses of whole data sets are computed on the device (auto: on a GPU from 100,000 images
-    on), everything else on the CPU.
+    "auto" takes a GPU if a CPU would need more than a minute.
     """
     limit_threads(threads)
     from cltools.stages import measure as stage
@@ -193,7 +195,7 @@ def measure(
             manifests=manifests,
             done=done,
             settings=MeasureSettings(full_at, reference),
-            embeddings=Embeddings(dtype, recalibrated),
+            embeddings=Embeddings(dtype, recalibrated, precision),
             discard_embeddings=discard_embeddings,
             device=device,
             threads=threads,

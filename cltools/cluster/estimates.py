@@ -1,6 +1,8 @@
-"""Time and memory of jobs, from the cost of one training step. Imports quickly, for the rules.
+"""Time, memory and cores of jobs. Imports quickly, for the rules.
 
-`cltools bench` measures the costs, kind by kind; a kind is all cells whose steps cost the same.
+`cltools bench` measures what a training step costs, kind by kind; a kind is all cells whose steps
+cost the same. Jobs of kinds that were not benched are sized from images x features x objectives x
+checkpoints and the arithmetic of the networks, for the machine that the constants below describe.
 Sizes are in MB of 10^6 bytes.
 """
 
@@ -11,6 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cltools.cluster.arithmetic import NetworkSize, network_size
+from cltools.cluster.images import PHOTOGRAPH_BYTES, Images
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
 from cltools.config.schema import defaults
@@ -24,6 +28,27 @@ COST_FREE = (
     "base_batch", "checkpoints", "class_draw", "horizon", "key_momentum", "lr", "lr_rule",
     "lr_schedule", "seed", "tau", "trust_coefficient", "warmup", "weight_decay",
 )  # fmt: skip
+# What is assumed of machines, where nothing was benched: operations per second of a GPU such as an
+# A100 in networks of these kinds (their memory limits them, not their arithmetic), and seconds of a
+# core to read and decode a photograph of 500 x 375 pixels and to make one crop of it.
+GPU_FLOPS = {"float32": 12e12, "tf32": 30e12, "bfloat16": 45e12}
+FASTEST_GPU = 3  # times as fast: decoding has to keep up with it
+SECONDS_TO_DECODE, SECONDS_TO_CROP = 2.3e-3, 1.15e-3
+MOST_DECODING_CPUS = 16
+# A thread of a CPU in products of matrices, a GPU in those of float64; bytes a second of a disk.
+CPU_FLOPS, GPU_FLOPS_OF_MEASURES, DISK_BYTES = 30e9, 5e12, 2e8
+SECONDS_PER_STEP = 0.02  # at least, of training: so long does Python take to start all kernels
+# Seconds of a CPU up to which a stage is worth no job of its own, and from which it is worth a GPU.
+SHORT, LONG = 300, 3600
+# What `measure` does, as counts: draws of nulls and intervals from a sample of at most so many
+# images, steps of the linear probe and of the few-shot probes, and labeled images of a class that
+# the latter have in all their draws. Features are read so many times.
+DRAWS, LARGEST_SAMPLE, PROBE_STEPS = 200, 4096, 500
+FEW_SHOT_STEPS, FEW_SHOT_IMAGES = 200, 5 * 2 * 686
+BLOCKWISE_PASSES = 20
+MB = 1e6
+NETWORK_MB = 2000  # of networks that `embed` holds at a time
+PREPARING_CPUS = 8
 # Columns of the training log, at 8 bytes each; parquet needs less.
 LOG_COLUMNS = 14
 
@@ -65,19 +90,14 @@ class Run(NamedTuple):
     until: Duration
 
 
-# Requests of jobs that were not measured: enough for the papers' CIFAR cells.
-TRAIN_DEFAULT = Needs(mem_mb=16000, runtime=1440)
-EMBED_DEFAULT = Needs(mem_mb=16000, runtime=120)
-MEASURE_DEFAULT = Needs(mem_mb=16000, runtime=480)
-THEORY_DEFAULT = Needs(mem_mb=16000, runtime=120)
-MERGE_DEFAULT = Needs(mem_mb=16000, runtime=240)
-# Decoding photographs takes hours; images that are kept decoded must fit into memory.
-PREPARE_ENCODED = Needs(mem_mb=6000, runtime=720)
-PREPARE_DECODED = Needs(mem_mb=8000, runtime=60)
 # Jobs request more than was measured: other jobs on the node and slow disks cost time, and starting
 # Python, reading images and writing files are not part of a step.
 MARGIN = 1.5
 STARTING = Needs(mem_mb=500, runtime=10)
+# Of jobs that were not benched: what Python, torch and CUDA take of main memory, and the shortest
+# time, since the machine may be much slower than assumed, or have no GPU.
+LIBRARIES_MB = 2500
+SHORTEST = 60
 
 
 def kind_of(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,60 +139,171 @@ def disk_mb(costs: Costs, run: Run, embedding_bytes: int = 0) -> float:
     return checkpoints * per_checkpoint + state + log
 
 
-def train_needs(costs: Costs | None, run: Run, attempt: int = 1) -> Needs:
+class Task(NamedTuple):
+    """One of the cells that a job works through: its costs, None if not benched, and its images."""
+
+    costs: Costs | None
+    run: Run
+    images: Images
+
+
+Work = Iterable[Task]
+
+
+def train_needs(task: Task, attempt: int = 1) -> Needs:
     """What the training job of a cell requests; a second attempt requests twice as much."""
-    if costs is None:
-        return _times(TRAIN_DEFAULT, attempt)
-    return _needs(costs.memory_mb, training_seconds(costs, run), attempt)
+    if task.costs is not None:
+        return _needs(task.costs.memory_mb, training_seconds(task.costs, task.run), attempt)
+    cell, size = task.run.cell, _size(task)
+    steps = task.run.until.in_steps(_steps_per_epoch(task))
+    views = cell["batch_size"] * cell["views"] * len(cell["objectives"])
+    step = 3 * views * size.flops / GPU_FLOPS[cell["precision"]]  # forward and backward
+    seconds = steps * max(step, SECONDS_PER_STEP)
+    # The resume state, with its copy while it is saved: weights, and the slots of the optimizer.
+    state = 2 * 2 * 4 * size.parameters * len(cell["objectives"])
+    decoded = cell["batch_size"] * (1 + cell["views"]) * 3 * _pixels(task.images)
+    return _assumed(_images_mb(task.images) + (state + decoded) / MB, seconds, attempt)
 
 
-Work = Iterable[tuple[Costs | None, Run]]  # the cells that a job works through, one after another
+def decoding_cpus(
+    cell: Mapping[str, Any], images: Images, workers: int | None = None, gpus: int = 1
+) -> int:
+    """Cores that decode images while `gpus` GPUs train a resolved cell; 0 if nothing is decoded.
 
-
-def embed_needs(work: Work, attempt: int = 1) -> Needs:
-    """What a job that embeds these cells requests.
-
-    A checkpoint's embeddings are held three times while they are put together and written.
+    `workers` is the config's key. Without it there are as many as a fast GPU keeps busy.
     """
-    return _of_cells(
-        work,
-        EMBED_DEFAULT,
-        lambda costs: costs.memory_mb + 3 * costs.embedding_mb,
-        lambda costs, run: _checkpoints(costs, run) * costs.seconds_per_embedding,
-        attempt,
+    if not images.encoded:
+        return 0
+    if workers is not None:
+        return workers
+    size = network_size(cell, images.side, images.channels)
+    flops = 3 * cell["views"] * len(cell["objectives"]) * size.flops  # forward and backward
+    seconds = flops / (FASTEST_GPU * GPU_FLOPS[cell["precision"]] * gpus)
+    return _cores((SECONDS_TO_DECODE + cell["views"] * SECONDS_TO_CROP) / seconds)
+
+
+def _cores(wanted: float) -> int:
+    return min(MOST_DECODING_CPUS, max(1, math.ceil(wanted)))
+
+
+def embedding_cpus(work: Work, precision: str = "float32", workers: int | None = None) -> int:
+    """Cores that a job which embeds these cells requests: those that decode, at least one.
+
+    `precision` and `workers` are the config's `embedding_precision` and `workers`.
+    """
+    encoded = [task for task in work if task.images.encoded]
+    if encoded and workers is not None:
+        return workers
+    wanted = [
+        _decoding_seconds(task) * FASTEST_GPU / _forward_seconds(task, precision)
+        for task in encoded
+    ]
+    return _cores(max(wanted, default=1))
+
+
+def embed_needs(work: Work, precision: str = "float32", attempt: int = 1) -> Needs:
+    """What a job that embeds these cells requests; `precision` is the config's for embedding.
+
+    Memory: the images, and the networks of all checkpoints as far as they are held together.
+    Embeddings are written block by block, and what layers put out is on the GPU.
+    """
+
+    def memory(task: Task) -> float:
+        networks = min(NETWORK_MB, _networks(task) * 4 * _size(task).parameters / MB)
+        if task.costs is not None:
+            return task.costs.memory_mb + networks
+        return _images_mb(task.images) + networks
+
+    def seconds(task: Task) -> float:
+        if task.costs is not None:
+            return float(_checkpoints(task) * task.costs.seconds_per_embedding)
+        written = _networks(task) * _numbers(task) * 4 / DISK_BYTES
+        cpus = embedding_cpus([task], precision)
+        return _forward_seconds(task, precision) + _decoding_seconds(task) / cpus + written
+
+    return _of_cells(work, memory, seconds, attempt)
+
+
+def measure_needs(work: Work, full_at: str, on_gpu: bool, attempt: int = 1) -> Needs:
+    """What a job that measures these cells requests; `full_at` is the config's.
+
+    Memory: embeddings are read in blocks. What is held are d x d sums for each pair of objectives,
+    each objective with its start, and each alone, before and after class means are removed; the
+    sums of each class; and, for the linear probe, the features of one objective.
+    """
+
+    def memory(task: Task) -> float:
+        d, count = _size(task).features, len(task.run.cell["objectives"])
+        sums = 2 * (count * (count + 3) / 2) * 8 * d**2
+        classes = 8 * task.images.classes * d * count
+        return (sums + classes + 4 * task.images.both * d) / MB
+
+    def seconds(task: Task) -> float:
+        on_cpu = cpu_seconds_of_measuring(task, full_at)
+        read = BLOCKWISE_PASSES * _networks(task) * _numbers(task) * 4 / DISK_BYTES / 10  # cached
+        return read + (on_cpu * CPU_FLOPS / GPU_FLOPS_OF_MEASURES if on_gpu else on_cpu)
+
+    return _of_cells(work, memory, seconds, attempt, benched=False)
+
+
+def cpu_seconds_of_measuring(task: Task, full_at: str) -> float:
+    """About how long one thread measures a cell."""
+    count = _checkpoints(task)
+    full = count if full_at == "all" else 1
+    features, cell = _size(task).features, task.run.cell
+    return (count - full) * measuring_seconds(cell, task.images, features, False) + (
+        full * measuring_seconds(cell, task.images, features, True)
     )
 
 
-def measure_needs(work: Work, attempt: int = 1) -> Needs:
-    """What a job that measures these cells requests.
-
-    Embeddings are held as they were read, by split, and as float64 while they are compared. What
-    measuring takes is not benched: the time is the default, whatever their number.
-    """
-    needs = _of_cells(
-        work,
-        MEASURE_DEFAULT,
-        lambda costs: costs.memory_mb + 4 * costs.embedding_mb,
-        lambda costs, run: 0.0,
-        attempt,
-    )
-    return needs._replace(runtime=MEASURE_DEFAULT.runtime * attempt)
+def measuring_seconds(cell: Mapping[str, Any], images: Images, features: int, full: bool) -> float:
+    """About how long one thread measures a checkpoint with so many features, from its products."""
+    objectives, views, dim = len(cell["objectives"]), cell["views"], cell["projector_dim"]
+    flops = 0.0
+    for n in (images.train, images.test):
+        # Sums of products for all pairs of objectives and starts, centered and by class.
+        flops += 2 * n * (features**2 + dim**2) * 4 * objectives**2
+        # Losses of the whole set at two temperatures, also with three other labelings.
+        flops += 2 * 2 * (views * n) ** 2 * dim * objectives * (4 if full else 1)
+        flops += 2 * n**2 * dim * objectives  # uniformity
+    if full:
+        sampled = min(images.train, LARGEST_SAMPLE)
+        flops += 2 * 4 * sampled**2 * DRAWS * objectives  # nulls and intervals, both splits
+        for d in (features, dim):
+            flops += 2 * images.train * images.test * d * objectives  # nearest neighbors
+            once = 4 * d * images.classes * objectives  # of one image, in a step of a linear probe
+            flops += once * PROBE_STEPS * images.train
+            flops += once * FEW_SHOT_STEPS * FEW_SHOT_IMAGES * images.classes
+    return flops / CPU_FLOPS
 
 
 def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
     """What a job that works out the bounds of these cells requests; `settings` are the config's.
 
     A Hessian-vector product takes three times what a network's part of a training step takes, and
-    is made for two networks. Its graph is held twice.
+    is made for two networks. Its graph is held twice; that of a job that was not benched is on the
+    GPU.
     """
 
-    def seconds(costs: Costs, run: Run) -> float:
-        at = _checkpoints(costs, run) if settings["curvature_at"] == "all" else 2
-        network: float = costs.seconds_per_step / len(run.cell["objectives"])
-        network *= min(1, settings["curvature_images"] / run.cell["batch_size"])
-        return float(at * settings["power_iterations"] * 2 * 3 * network)
+    def memory(task: Task) -> float:
+        if task.costs is not None:
+            return 2 * task.costs.memory_mb
+        return _images_mb(task.images) + 4 * 4 * _size(task).parameters / MB
 
-    return _of_cells(work, THEORY_DEFAULT, lambda costs: 2 * costs.memory_mb, seconds, attempt)
+    return _of_cells(work, memory, lambda task: theory_seconds(task, settings), attempt)
+
+
+def theory_seconds(task: Task, settings: Mapping[str, Any]) -> float:
+    """About how long the products of `theory_needs` take for one cell."""
+    cell, images = task.run.cell, settings["curvature_images"]
+    at = _checkpoints(task) if settings["curvature_at"] == "all" else 2
+    if task.costs is not None:
+        network = task.costs.seconds_per_step / len(cell["objectives"])
+        network *= min(1, images / cell["batch_size"])
+    else:
+        network = 3 * images * cell["views"] * _size(task).flops / GPU_FLOPS["float32"]
+        network = max(network, SECONDS_PER_STEP)
+    return float(at * settings["power_iterations"] * 2 * 3 * network)
 
 
 def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
@@ -180,41 +311,117 @@ def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Ne
 
     A network on the line sees the plain training images twice and the test images once, which is
     less than the plain images and views of all networks that an embedded checkpoint stands for.
-    The probe of each is not benched: it has the margin and the time of the default.
+    Each has a linear probe, which a CPU fits.
     """
-    needs = _of_cells(
-        work,
-        MERGE_DEFAULT,
-        lambda costs: costs.memory_mb + costs.embedding_mb,
-        lambda costs, run: settings["points"] * len(settings["with"]) * costs.seconds_per_embedding,
-        attempt,
-    )
-    return needs._replace(runtime=max(needs.runtime, MERGE_DEFAULT.runtime * attempt))
+
+    def memory(task: Task) -> float:
+        features = 3 * 4 * task.images.both * _size(task).features / MB  # h, twice as it is sorted
+        held = _images_mb(task.images) if task.costs is None else task.costs.memory_mb
+        return held + features
+
+    def seconds(task: Task) -> float:
+        points = settings["points"] * len(settings["with"])
+        size = _size(task)
+        probe = 4 * size.features * task.images.classes * PROBE_STEPS * task.images.train
+        if task.costs is not None:
+            network = task.costs.seconds_per_embedding
+        else:
+            network = 3 * task.images.both * size.flops / GPU_FLOPS["float32"]
+            network += 3 * task.images.both * _seconds_to_decode(task.images, 0)
+        return float(points * (network + probe / CPU_FLOPS))
+
+    return _of_cells(work, memory, seconds, attempt)
 
 
-def prepare_needs(definition: Mapping[str, Any], attempt: int = 1) -> Needs:
-    """What a job that makes the store of a data set requests."""
-    return _times(PREPARE_ENCODED if definition.get("encoded") else PREPARE_DECODED, attempt)
+def prepare_needs(images: Images, attempt: int = 1) -> Needs:
+    """What a job that makes the store of a data set requests.
+
+    Images that are kept decoded are held in memory, twice as they are sorted; those that stay
+    encoded are read once and decoded once, to see that they can be.
+    """
+    if images.encoded:
+        read = images.both * PHOTOGRAPH_BYTES / DISK_BYTES
+        decoded = images.both * _seconds_to_decode(images, 1) / PREPARING_CPUS
+        return _assumed(2 * LIBRARIES_MB, read + decoded, attempt)
+    return _assumed(3 * _images_mb(images), images.both * 1e-3, attempt)
+
+
+def prepare_cpus(images: Images, workers: int | None = None) -> int:
+    """Cores that decode in such a job, at least one."""
+    return (workers or PREPARING_CPUS) if images.encoded else 1
 
 
 def _of_cells(
     work: Work,
-    default: Needs,
-    memory_mb: Callable[[Costs], float],
-    seconds: Callable[[Costs, Run], float],
+    memory_mb: Callable[[Task], float],
+    seconds: Callable[[Task], float],
     attempt: int,
+    benched: bool = True,
 ) -> Needs:
-    """Memory of the largest cell, time of all; the default where one is not benched."""
+    """Memory of the largest cell, time of all. `benched`: whether benched costs say both."""
     work = list(work)
-    benched = [(costs, run) for costs, run in work if costs is not None]
-    if len(benched) < len(work):
-        return _times(default, attempt)
-    memory = max(memory_mb(costs) for costs, _ in benched)
-    return _needs(memory, sum(seconds(costs, run) for costs, run in benched), attempt)
+    memory, time = max(map(memory_mb, work)), sum(map(seconds, work))
+    if benched and all(task.costs is not None for task in work):
+        return _needs(memory, time, attempt)
+    return _assumed(memory, time, attempt)
 
 
-def _checkpoints(costs: Costs, run: Run) -> int:
-    return len(checkpoint_steps(run, costs.steps_per_epoch))
+def _size(task: Task) -> NetworkSize:
+    return network_size(task.run.cell, task.images.side, task.images.channels)
+
+
+def _steps_per_epoch(task: Task) -> int:
+    if task.costs is not None:
+        return task.costs.steps_per_epoch
+    return max(1, task.images.train // int(task.run.cell["batch_size"]))
+
+
+def _networks(task: Task) -> int:
+    """Networks of a cell at all its checkpoints."""
+    return _checkpoints(task) * len(task.run.cell["objectives"])
+
+
+def _numbers(task: Task) -> float:
+    """Numbers that one network's embeddings of all images have."""
+    cell = task.run.cell
+    each = _size(task).features + (1 + cell["views"]) * cell["projector_dim"]
+    return float(task.images.both * each)
+
+
+def _forward_seconds(task: Task, precision: str) -> float:
+    """Seconds of a GPU to pass all images and views through the networks of all checkpoints."""
+    chosen = task.run.cell["precision"] if precision == "training" else precision
+    passes = _networks(task) * task.images.both * (1 + task.run.cell["views"])
+    return float(passes) * _size(task).flops / GPU_FLOPS[chosen]
+
+
+def _decoding_seconds(task: Task) -> float:
+    """Seconds of one core to decode all images and make their views."""
+    crops = 1 + task.run.cell["views"]
+    return task.images.both * _seconds_to_decode(task.images, crops)
+
+
+def _seconds_to_decode(images: Images, crops: int) -> float:
+    return SECONDS_TO_DECODE + crops * SECONDS_TO_CROP if images.encoded else 0.0
+
+
+def _pixels(images: Images) -> int:
+    return images.side**2 * images.channels
+
+
+def _images_mb(images: Images) -> float:
+    """Main memory for all images of a cell that are kept decoded, while they are chosen."""
+    return 0.0 if images.encoded else 2 * images.both * _pixels(images) / MB
+
+
+def _checkpoints(task: Task) -> int:
+    return len(checkpoint_steps(task.run, _steps_per_epoch(task)))
+
+
+def _assumed(memory_mb: float, seconds: float, attempt: int) -> Needs:
+    """What a job requests that was not benched."""
+    needs = _needs(LIBRARIES_MB + memory_mb, seconds, 1)
+    return _times(needs._replace(runtime=max(SHORTEST, needs.runtime)), attempt)
 
 
 def _needs(memory_mb: float, seconds: float, attempt: int) -> Needs:

@@ -6,20 +6,38 @@ One netCDF file per checkpoint. With n samples (training images first, then test
 - `z` (objective, sample, dimension): normalized projector output on the plain images;
 - `z_views` (objective, view, sample, dimension): the same on K augmented views, what the losses of
   a whole data set are defined on.
+
+Files are written and read in blocks of samples, so that memory does not grow with their number.
 """
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import xarray as xr
+import h5netcdf
+import h5py
+import numpy as np
+from numpy.typing import NDArray
 
+from cltools.data.sparse import SparseFile
 from cltools.layout import VERSIONS, EmbeddingFolder, Embeddings
+from cltools.maths.blocks import RowSource
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, whole_file
-from cltools.runtime.sealed import BLANK, KEY, METADATA, Damaged, check_seal, sealed, usable
+from cltools.runtime.sealed import BLANK, KEY, METADATA, Damaged, check_seal, seal, usable
+
+DIMENSIONS = {
+    "h": ("objective", "sample", "feature"),
+    "z": ("objective", "sample", "dimension"),
+    "z_views": ("objective", "view", "sample", "dimension"),
+}
 
 
 def origin(
@@ -35,35 +53,214 @@ def origin(
         "version": VERSIONS["embed"],
         "weights": dict(weights),
     }
-    return {**found, "recalibrated": True} if made.recalibrated else found
+    if made.recalibrated:
+        found["recalibrated"] = True
+    if made.precision != "float32":
+        found["precision"] = made.precision
+    return found
 
 
-def write_embeddings(path: Path, dataset: xr.Dataset, made_from: Mapping[str, Any]) -> None:
-    """Write one checkpoint's embeddings, sealed, with what they were made from."""
-    dataset.attrs[METADATA] = canonical_json({**made_from, KEY: BLANK})
-    # Into memory first: HDF5 can crash as it closes a file on a disk that is full.
-    content = sealed(bytes(dataset.to_netcdf(engine="h5netcdf")))
-    with whole_file(path) as scratch:
-        scratch.write_bytes(content)
+@dataclass(frozen=True)
+class Samples:
+    """The images of a file, in its order: labels and numbers in their split (n,), by split."""
+
+    labels: Mapping[str, NDArray[np.int64]]
+    ids: Mapping[str, NDArray[np.int64]]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.labels.values()))
+
+    def coordinates(self) -> dict[str, NDArray[Any]]:
+        """The variables that say which image each sample is."""
+        sizes = [len(labels) for labels in self.labels.values()]
+        return {
+            "split": np.repeat(np.array(list(self.labels), dtype=object), sizes),
+            "label": np.concatenate(list(self.labels.values())),
+            "sample_id": np.concatenate(list(self.ids.values())),
+        }
 
 
-def read_embeddings(path: Path, made_from: Mapping[str, Any], made: Embeddings) -> xr.Dataset:
-    """One checkpoint's embeddings.
+@dataclass(frozen=True)
+class EmbeddingWriter:
+    """A file of embeddings that is being written, in blocks of samples."""
 
-    Raises InputError unless the file is as it was written, from these weights and images.
+    file: IO[bytes]
+    offsets: Mapping[str, int]  # of the first byte of each variable
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: np.dtype[Any]
+
+    def write(self, first: int, **blocks: NDArray[Any]) -> None:
+        """Write the values of some samples, of which `first` is the number of the first one.
+
+        `h` and `z` are (objective, n, d), `z_views` is (objective, view, n, d). Raises OSError.
+        """
+        for name, block in blocks.items():
+            *leading, samples, width = self.shapes[name]
+            rows = block.astype(self.dtype, copy=False).reshape(-1, *block.shape[-2:])
+            assert len(rows) == prod(leading), name
+            for place, part in enumerate(rows):
+                row = place * samples + first
+                self.file.seek(self.offsets[name] + row * width * self.dtype.itemsize)
+                self.file.write(np.ascontiguousarray(part).data)
+
+
+@contextmanager
+def new_embeddings(
+    path: Path,
+    objectives: Sequence[str],
+    samples: Samples,
+    widths: Mapping[str, int],
+    made_from: Mapping[str, Any],
+) -> Iterator[EmbeddingWriter]:
+    """Write one checkpoint's embeddings, sealed, with what they were made from.
+
+    `widths` are the sizes of "feature", "dimension" and "view". All samples have to be written. The
+    file gets its name at the end of the block, unless the block raises. Its place on the disk is
+    taken at the start. Raises InputError where the disk is full or cannot be written to.
+
+    HDF5 can crash as it closes a file on a disk that is full. So HDF5 only lays the file out, in
+    memory, and Python writes all bytes.
     """
-    options = (
-        f"{' --recalibrate' * made.recalibrated}{' --dtype float16' * (made.dtype == 'float16')}"
-    )
+    dtype = np.dtype(made_from["dtype"])
+    sizes = {**widths, "objective": len(objectives), "sample": samples.count}
+    shapes = {name: tuple(sizes[d] for d in dims) for name, dims in DIMENSIONS.items()}
+    about = canonical_json({**made_from, KEY: BLANK})
+    layout = SparseFile()
+    offsets = _lay_out(layout, objectives, samples, sizes, dtype, about)
+    with whole_file(path) as scratch:
+        with open(scratch, "w+b") as file:
+            _take_place(file, layout.size)
+            for place, written in layout.parts():
+                file.seek(place)
+                file.write(written)
+            yield EmbeddingWriter(file, offsets, shapes, dtype)
+        seal(scratch)
+
+
+def _lay_out(
+    layout: SparseFile,
+    objectives: Sequence[str],
+    samples: Samples,
+    sizes: Mapping[str, int],
+    dtype: np.dtype[Any],
+    about: str,
+) -> dict[str, int]:
+    """Write all of a file but the embeddings, and return where each of their variables begins.
+
+    Dimensions and attributes are those that xarray gives such a data set.
+    """
+    coordinates = samples.coordinates()
+    at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # places are given now, and never filled
+    at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    at_once.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5netcdf.File(layout, "w") as file:
+        file.attrs[METADATA] = about
+        file.dimensions = {name: sizes[name] for name in ("objective", "sample", "feature",
+                                                          "dimension", "view")}  # fmt: skip
+        text = h5py.string_dtype()
+        file.create_variable("objective", ("objective",), text, np.array(objectives, dtype=object))
+        for name, values in coordinates.items():
+            kind = text if values.dtype == object else values.dtype
+            file.create_variable(name, ("sample",), kind, values)
+        for name, dims in DIMENSIONS.items():
+            variable = file.create_variable(
+                name, dims, dtype, fillvalue=dtype.type(np.nan), dcpl=at_once
+            )
+            variable.attrs["coordinates"] = " ".join(sorted(coordinates))
+    with h5py.File(layout, "r") as laid_out:
+        return {name: laid_out[name].id.get_offset() for name in DIMENSIONS}
+
+
+def _take_place(file: IO[bytes], size: int) -> None:
+    """Make a file that long. Raises OSError where the disk has no room for it."""
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without it
+                raise
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Features (N, d) of some samples in a file that is open, read as they are asked for."""
+
+    variable: h5py.Dataset
+    leading: tuple[int, ...]  # the number of the objective, and of the view
+    first: int
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.count, self.variable.shape[-1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        found: np.dtype[Any] = self.variable.dtype
+        return found
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, step = rows.indices(self.count)
+        wanted = slice(self.first + start, self.first + max(start, stop), step)
+        found: NDArray[Any] = self.variable[(*self.leading, wanted)]
+        return found
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """Embeddings of one checkpoint and split, by objective, in a file that is open.
+
+    labels (n,); views are K row sources for each objective.
+    """
+
+    labels: NDArray[np.int64]
+    h: Mapping[str, RowSource]
+    z: Mapping[str, RowSource]
+    z_views: Mapping[str, Sequence[RowSource]]
+
+
+@contextmanager
+def open_embeddings(
+    path: Path, made_from: Mapping[str, Any], made: Embeddings
+) -> Iterator[dict[str, EmbeddedSplit]]:
+    """One checkpoint's embeddings by split, "train" and "test", open for the length of the block.
+
+    The file is compared with its seal once, before anything is read of it. Raises InputError unless
+    it is as it was written, from these weights and images.
+    """
+    options = " --recalibrate" * made.recalibrated
+    options += f" --dtype {made.dtype}" * (made.dtype != "float32")
+    options += f" --precision {made.precision}" * (made.precision != "float32")
     remedy = f"run `cltools embed{options}` on this cell again"
     try:
         _check(path, made_from)
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            return opened.load()
+        file = h5py.File(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: {remedy}") from None
     except Damaged as error:
         raise InputError(f"{path} {error}: {remedy}") from None
+    with file:
+        splits = file["split"].asstr()[:]
+        yield {name: _split(file, splits == name) for name in dict.fromkeys(splits.tolist())}
+
+
+def _split(file: h5py.File, chosen: NDArray[np.bool_]) -> EmbeddedSplit:
+    """The part of an open file that some samples are, which lie side by side."""
+    first, count = int(chosen.argmax()), int(chosen.sum())
+    objectives = file["objective"].asstr()[:].tolist()
+
+    def rows(name: str, *leading: int) -> StoredRows:
+        return StoredRows(file[name], leading, first, count)
+
+    views = range(file["z_views"].shape[1])
+    return EmbeddedSplit(
+        labels=file["label"][first : first + count],
+        h={o: rows("h", i) for i, o in enumerate(objectives)},
+        z={o: rows("z", i) for i, o in enumerate(objectives)},
+        z_views={o: [rows("z_views", i, v) for v in views] for i, o in enumerate(objectives)},
+    )
 
 
 def usable_embeddings(path: Path, made_from: Mapping[str, Any]) -> bool:
@@ -78,11 +275,11 @@ def _check(path: Path, made_from: Mapping[str, Any]) -> None:
     """Raise Damaged unless a file is as it was written, and made from this."""
     try:
         check_seal(path)
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            found = json.loads(dataset.attrs[METADATA])
+        with h5py.File(path) as file:
+            found = json.loads(file.attrs[METADATA])
     except (FileNotFoundError, Damaged):
         raise
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, TypeError):
         raise Damaged("is damaged") from None
     del found[KEY]
     if found["dtype"] != made_from["dtype"]:

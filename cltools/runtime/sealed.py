@@ -13,11 +13,10 @@ seal: `check_hash` compares them with what stands there.
 import hashlib
 import json
 import logging
-import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file, whole_file
@@ -29,6 +28,7 @@ log = logging.getLogger("cltools")
 
 _MARK = b"cltools-seal:"
 _DIGITS = 64
+_BLOCK = 1 << 22  # bytes of a file that are read at a time
 BLANK = (_MARK + b"0" * _DIGITS).decode()  # what a writer puts where the seal will stand
 KEY = "seal"  # in JSON
 METADATA = "cltools"  # in parquet and netCDF
@@ -51,22 +51,60 @@ def sealed(content: bytes) -> bytes:
     return content.replace(BLANK.encode(), _MARK + digest)
 
 
+def seal(path: Path) -> None:
+    """Put the seal into a file that holds `BLANK` once; `sealed` for a file of any size.
+
+    Raises ValueError where it stands there never or twice.
+    """
+    with open(path, "r+b") as file:
+        places = list(_marks(file))
+        if len(places) != 1:
+            raise ValueError("a file to be sealed holds the blank seal exactly once")
+        digest = _digest(file, places[0])
+        file.seek(places[0] + len(_MARK))
+        file.write(digest)
+
+
 def check_seal(path: Path) -> None:
     """Raise Damaged unless the file is as it was sealed; OSError where it cannot be read."""
     with open(path, "rb") as file:
         if not file.seek(0, 2):
             raise Damaged("is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if (place := content.find(_MARK)) < 0:
-                raise Damaged("is damaged, or was written by an older version")
-            begin, end = place + len(_MARK), place + len(_MARK) + _DIGITS
-            digest = hashlib.sha256()
-            with memoryview(content) as view:
-                digest.update(view[:begin])
-                digest.update(b"0" * _DIGITS)
-                digest.update(view[end:])
-            if digest.hexdigest().encode() != content[begin:end]:
-                raise Damaged("is damaged (its content does not fit its hash)")
+        place = next(_marks(file), None)
+        if place is None:
+            raise Damaged("is damaged, or was written by an older version")
+        file.seek(place + len(_MARK))
+        if file.read(_DIGITS) != _digest(file, place):
+            raise Damaged("is damaged (its content does not fit its hash)")
+
+
+def _marks(file: IO[bytes]) -> Iterator[int]:
+    """Where the text before a seal begins, as often as it stands in a file, read in blocks."""
+    file.seek(0)
+    before, start = b"", 0  # the end of the block before, in which half of the text may stand
+    while block := file.read(_BLOCK):
+        content = before + block
+        place = content.find(_MARK)
+        while place >= 0:
+            yield start + place
+            place = content.find(_MARK, place + 1)
+        before = content[-(len(_MARK) - 1) :]
+        start += len(content) - len(before)
+
+
+def _digest(file: IO[bytes], mark: int) -> bytes:
+    """The SHA-256 of a file with zeros for the digits after this place, read in blocks."""
+    first = mark + len(_MARK)
+    digest = hashlib.sha256()
+    file.seek(0)
+    for size in (first, None):
+        left = size
+        while block := file.read(_BLOCK if left is None else min(_BLOCK, left)):
+            digest.update(block)
+            left = None if left is None else left - len(block)
+        if size is not None:
+            digest.update(b"0" * len(file.read(_DIGITS)))
+    return digest.hexdigest().encode()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -6,16 +6,19 @@ never uses them. `data.embeddings` describes the files.
 """
 
 import logging
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cltools.data.embeddings import origin, usable_embeddings, write_embeddings
+from cltools.cluster.estimates import MB, NETWORK_MB
+from cltools.data.embeddings import Samples, new_embeddings, origin, usable_embeddings
 from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
 from cltools.data.views import Recipe, epoch_views
@@ -25,6 +28,7 @@ from cltools.layout import (
     CellFolder,
     Embeddings,
     MeasureSettings,
+    RunFolder,
     measures_table,
     whose,
 )
@@ -39,6 +43,8 @@ from cltools.training.trained import BLOCK, load_network, trained_images, with_s
 
 # Epoch numbers under which the evaluation views are drawn; training counts from 0.
 VIEW_EPOCHS = {"train": -1, "test": -2}
+NETWORK_BYTES = round(NETWORK_MB * MB)  # of the networks that are in main memory at a time
+MOST_FILES = 100  # that are written at a time: systems allow a process some hundreds
 log = logging.getLogger("cltools")
 
 
@@ -88,43 +94,143 @@ def embed_cell(
     """Embed the images of one trained cell at all checkpoints; return the files, in order of steps.
 
     The files are in a folder beside the manifest. Those that are up to date are not written again.
+    Images are read, and their views made, once for all other checkpoints together, as far as their
+    networks fit into memory; see `_groups`. The files of such a group get their names when all of
+    them are complete, so a call after a kill repeats one group.
+
     If `embeddings` asks for recalibration, the batch statistics of the networks are first computed
     again from the plain training images, and the files record it. `workers` is described in
     `image_set`. Raises InputError when weights do not match the manifest or the store holds other
     images.
     """
     manifest = read_manifest(manifest_path)
-    cell, home = manifest["cell"], CellFolder.of(manifest_path)
+    home = CellFolder.of(manifest_path)
     folder = home.embeddings(embeddings)
     sets = trained_images(store, manifest, manifest_path, device, workers)
-    files = []
-    for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "embedding"):
-        path = folder.file(step)
-        about = origin(manifest, step, hashes, embeddings)
+    files, missing = [], []
+    for step, hashes in saved_weights(manifest):
+        path, about = folder.file(step), origin(manifest, step, hashes, embeddings)
         files.append(path)
-        if usable_embeddings(path, about):
-            continue
-        networks = {
-            objective: load_network(
-                home.run.weights(objective, step), sha, cell, sets["train"], objective, device
-            )
-            for objective, sha in hashes.items()
-        }
+        if not usable_embeddings(path, about):
+            missing.append(_Checkpoint(step, hashes, path, about))
+    for group in _groups(missing, home.run, _room(device)):
+        networks = [
+            {
+                objective: load_network(
+                    home.run.weights(objective, checkpoint.step), sha, manifest["cell"],
+                    sets["train"], objective, device,
+                )
+                for objective, sha in checkpoint.hashes.items()
+            }
+            for checkpoint in group
+        ]  # fmt: skip
         if embeddings.recalibrated:
-            for network in networks.values():
-                recalibration.recalibrate(network, sets["train"])
-        dataset = _embed_step(cell, networks, sets, embeddings.dtype)
-        store.check()
-        write_embeddings(path, dataset, about)
+            every = [network for of_step in networks for network in of_step.values()]
+            recalibration.recalibrate_all(every, sets["train"])
+        with _precision(manifest["cell"], embeddings, device):
+            _embed_group(manifest["cell"], group, networks, sets, store)
     return files
 
 
+@contextmanager
+def _precision(cell: Mapping[str, Any], made: Embeddings, device: torch.device) -> Iterator[None]:
+    """Let networks compute in the precision of their training, if `made` says so, on a GPU."""
+    chosen = cell["precision"] if made.precision == "training" else "float32"
+    on_gpu = device.type == "cuda"
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if on_gpu and chosen == "tf32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    bfloat16 = on_gpu and chosen == "bfloat16"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A checkpoint whose embeddings are to be made: hashes by objective, and what is recorded."""
+
+    step: int
+    hashes: Mapping[str, str]
+    path: Path
+    about: Mapping[str, Any]
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that networks may take while images are embedded."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2  # the rest is for what their layers put out
+    return NETWORK_BYTES
+
+
+def _groups(missing: list[_Checkpoint], run: RunFolder, room: int) -> list[list[_Checkpoint]]:
+    """The checkpoints in groups whose networks together take at most `room` bytes, or one alone."""
+    groups: list[list[_Checkpoint]] = []
+    taken = 0
+    for checkpoint in missing:
+        weights = [run.weights(objective, checkpoint.step) for objective in checkpoint.hashes]
+        size = sum(path.stat().st_size for path in weights if path.exists())  # else said on loading
+        if not groups or taken + size > room or len(groups[-1]) == MOST_FILES:
+            groups.append([])
+            taken = 0
+        groups[-1].append(checkpoint)
+        taken += size
+    return groups
+
+
 @torch.inference_mode()
-def _embed_step(
-    cell: dict[str, Any], networks: dict[str, Network], sets: dict[str, ImageSet], dtype: str
-) -> xr.Dataset:
+def _embed_group(
+    cell: dict[str, Any],
+    group: list[_Checkpoint],
+    networks: list[dict[str, Network]],
+    sets: dict[str, ImageSet],
+    store: ImageStore,
+) -> None:
+    """Write the files of some checkpoints; `networks` are those of each, by objective."""
+    samples = Samples(
+        {split: data.labels.numpy() for split, data in sets.items()},
+        {split: data.samples.numpy() for split, data in sets.items()},
+    )
+    any_network = next(iter(networks[0].values()))
+    widths = {
+        "feature": any_network.encoder.features,
+        "dimension": cell["projector_dim"],
+        "view": cell["views"],
+    }
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                new_embeddings(made.path, list(made.hashes), samples, widths, made.about)
+            )
+            for made in group
+        ]
+        images = stack.enter_context(closing(_images(cell, sets)))
+        blocks = sum(-(-len(data.labels) // BLOCK) for data in sets.values())
+        first = 0
+        for plain, views in track(images, blocks, "embedding"):
+            for of_step, writer in zip(networks, writers, strict=True):
+                outputs = [network(plain) for network in of_step.values()]
+                viewed = [
+                    torch.stack([network(images)[1] for images in views])
+                    for network in of_step.values()
+                ]
+                writer.write(
+                    first,
+                    h=_stacked([h for h, _ in outputs]),
+                    z=_stacked([z for _, z in outputs]),
+                    z_views=_stacked(viewed),
+                )
+            first += len(plain)
+        store.check()
+
+
+def _images(
+    cell: dict[str, Any], sets: dict[str, ImageSet]
+) -> Generator[tuple[Tensor, list[Tensor]], None, None]:
+    """The images of all splits in blocks of `BLOCK`, normalized: plain ones, and their K views."""
     recipe = Recipe.from_settings(cell["recipe"])
-    outputs: dict[str, list[np.ndarray]] = {"h": [], "z": [], "z_views": []}
     for split, data in sets.items():
         views = epoch_views(
             cell["seed"], VIEW_EPOCHS[split], cell["views"], data.split_size, data.samples,
@@ -132,33 +238,10 @@ def _embed_step(
         )  # fmt: skip
         with closing(data.plain_and_views(views, recipe, BLOCK)) as blocks:
             for pixels, views_of_them in blocks:
-                plain = [network(data.normalize(pixels)) for network in networks.values()]
-                rendered = [data.normalize(view) for view in views_of_them]
-                outputs["h"].append(_stacked([h for h, _ in plain], dtype))
-                outputs["z"].append(_stacked([z for _, z in plain], dtype))
-                viewed = [
-                    torch.stack([network(images)[1] for images in rendered])
-                    for network in networks.values()
-                ]
-                outputs["z_views"].append(_stacked(viewed, dtype))
-    return xr.Dataset(
-        {
-            "h": (("objective", "sample", "feature"), np.concatenate(outputs["h"], axis=1)),
-            "z": (("objective", "sample", "dimension"), np.concatenate(outputs["z"], axis=1)),
-            "z_views": (
-                ("objective", "view", "sample", "dimension"),
-                np.concatenate(outputs["z_views"], axis=2),
-            ),
-        },
-        coords={
-            "objective": list(networks),
-            "split": ("sample", np.repeat(list(sets), [len(d.labels) for d in sets.values()])),
-            "label": ("sample", np.concatenate([d.labels.numpy() for d in sets.values()])),
-            "sample_id": ("sample", np.concatenate([d.samples.numpy() for d in sets.values()])),
-        },
-    )
+                yield data.normalize(pixels), [data.normalize(view) for view in views_of_them]
 
 
-def _stacked(tensors: list[Tensor], dtype: str) -> np.ndarray:
-    """One array (objective, ...) of the type that is stored."""
-    return torch.stack(tensors).float().cpu().numpy().astype(dtype)
+def _stacked(tensors: list[Tensor]) -> NDArray[np.float32]:
+    """One array (objective, ...)."""
+    found: NDArray[np.float32] = torch.stack(tensors).float().cpu().numpy()
+    return found

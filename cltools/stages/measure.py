@@ -2,17 +2,23 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-import xarray as xr
+from numpy.typing import NDArray
 
 from cltools import measurements
-from cltools.data.embeddings import discard, origin, read_embeddings
+from cltools.cluster.estimates import measuring_seconds
+from cltools.cluster.images import Images
+from cltools.config.durations import SECONDS_BETWEEN_SAVES
+from cltools.data.embeddings import EmbeddedSplit, discard, open_embeddings, origin
 from cltools.layout import (
     PLAIN,
     USUAL,
@@ -21,11 +27,13 @@ from cltools.layout import (
     Embeddings,
     MeasureSettings,
     RunFolder,
+    begun_of,
     measures_table,
     step_of,
     unfinished,
     whose,
 )
+from cltools.maths.blocks import RowSource
 from cltools.runtime.devices import choose_device
 from cltools.runtime.files import only_process
 from cltools.runtime.gpus import claim_gpus
@@ -34,10 +42,9 @@ from cltools.runtime.sealed import read_table, usable_table, write_json, write_t
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.trained import load_weights
 
-# From this many images, the losses of a split are computed on a GPU. Their time grows with the
-# square of the number of images. Below it they take a CPU thread minutes, and the GPU is left to
-# cells that train.
-LARGE = 100_000
+# Seconds of a CPU from which a cell is measured on a GPU. Below, GPUs are left to training.
+WORTH_A_GPU = 60
+Weights = Mapping[str, Mapping[str, NDArray[Any]]]  # objective -> name -> array
 AGAIN = "run `cltools measure` on this cell again"
 log = logging.getLogger("cltools")
 
@@ -79,115 +86,215 @@ def measure_cell(
     """Measure one trained and embedded cell at all its checkpoints; return the tidy parquet file.
 
     The file is made once, see `measures_table`. Until it is complete, the rows of each checkpoint
-    are kept in a folder beside it, so that a call after a kill continues where the last one ended.
+    are kept in a folder beside it, and every `SECONDS_BETWEEN_SAVES` those of the checkpoint at
+    hand. So a call after a kill continues where the last one ended.
 
     The checkpoints of `settings.full_at`, "last" or "all", also get the slow measures: linear
     probe, few-shot, kNN (k nearest neighbors), permutation nulls, rank correlation, other labels,
     intervals. Weights, angles and tests compare every objective with `settings.reference`, if the
-    cell trained it; CKA and RSA compare all pairs. `embeddings` says which embeddings to use. The
-    losses of whole data sets are computed on the named device ("auto": on a GPU from `LARGE` images
-    on), everything else on the CPU.
-    Raises InputError when embeddings are missing, have another type or come from other weights than
-    the manifest's, and for a device that this machine does not have.
+    cell trained it; CKA and RSA compare all pairs. `embeddings` says which embeddings to use. They
+    are computed on the named device ("auto": on a GPU if a CPU would take more than `WORTH_A_GPU`
+    seconds). Raises InputError when embeddings are missing, have another type or come from other
+    weights than the manifest's, and for a device that this machine does not have.
     """
     manifest = read_manifest(manifest_path)
-    home = CellFolder.of(manifest_path)
     path = measures_table(manifest_path, settings, embeddings)
     if usable_table(path, whose(path, manifest_path)):
         shutil.rmtree(unfinished(path), ignore_errors=True)
         return path
-    cell = manifest["cell"]
+    cell, home = manifest["cell"], CellFolder.of(manifest_path)
     steps: list[Path] = []
-    initial: dict[str, dict[str, np.ndarray]] = {}
-    initial_weights: dict[str, np.ndarray] | None = None
-    for step, hashes in track(saved_weights(manifest), len(manifest["checkpoints"]), "measuring"):
-        steps.append(step_of(path, step))
-        of = whose(steps[-1], manifest_path)
-        there = usable_table(steps[-1], of)
-        if step > 0 and there:
-            continue
-        file = home.embeddings(embeddings).file(step)
-        dataset = read_embeddings(file, origin(manifest, step, hashes, embeddings), embeddings)
-        full = settings.full_at == "all" or step == manifest["steps"]
-        weights = _read_weights(home.run, hashes, step)
-        parts = {name: dataset.isel(sample=dataset.split == name) for name in ("train", "test")}
-        if step == 0:
-            initial = {split: _arrays(part, "h") for split, part in parts.items()}
-            if "init" in cell["coupling"]:  # all start from one encoder, so the first one is used
-                initial = {
-                    split: dict.fromkeys(arrays, next(iter(arrays.values())))
-                    for split, arrays in initial.items()
-                }
-                initial_weights = next(iter(weights.values()))
-            if there:
+    start = _Start()
+    number = len(manifest["checkpoints"])
+    with ExitStack() as until_the_end:
+        for step, hashes in track(saved_weights(manifest), number, "measuring"):
+            steps.append(step_of(path, step))
+            there = usable_table(steps[-1], whose(steps[-1], manifest_path))
+            if step > 0 and there:
                 continue
-        found: list[measurements.Row] = []
-        for split, part in parts.items():
-            about = (cell, full, settings.reference, device_name)
-            rows = _measure_split(part, initial.get(split), weights, *about)
-            found += [{"split": split, "n": part.sizes["sample"], **row} for row in rows]
-        train, test = parts.values()
-        for features in ("h", "z"):
-            x, test_x = _arrays(train, features), _arrays(test, features)
-            y, test_y = train.label.values, test.label.values
-            found += measurements.downstream_rows(x, y, test_x, test_y, full, features)
-        own = {o: made["dropped"] for o, made in manifest.get("labels", {}).items()}
-        dropped = measurements.dropped_rows(hashes, train.label.values, own)
-        found += [{"split": "train", "n": train.sizes["sample"], **row} for row in dropped]
-        found += measurements.weight_rows(weights, initial_weights, settings.reference)
-        at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
-        write_table(steps[-1], measurements.tidy({**at, **row} for row in found), of)
+            file = home.embeddings(embeddings).file(step)
+            about = origin(manifest, step, hashes, embeddings)
+            weights = _read_weights(home.run, hashes, step)
+            with ExitStack() as while_measured:
+                opened = until_the_end if step == 0 else while_measured
+                splits = opened.enter_context(open_embeddings(file, about, embeddings))
+                if step == 0:
+                    start = _start_of(cell, splits, weights)
+                if there:
+                    continue
+                full = settings.full_at == "all" or step == manifest["steps"]
+                device = _device(device_name, _seconds_on_a_cpu(manifest, settings.full_at, splits))
+                own = {o: made["dropped"] for o, made in manifest.get("labels", {}).items()}
+                checkpoint = _Checkpoint(
+                    cell, splits, weights, start, own, full, settings.reference, device
+                )
+                at = {"step": step, "epoch": step / manifest["steps_per_epoch"]}
+                begun = begun_of(path, step)
+                rows = _rows(checkpoint, at, begun, whose(begun, manifest_path))
+                write_table(steps[-1], measurements.tidy(rows), whose(steps[-1], manifest_path))
+                begun.unlink(missing_ok=True)
     tables = [read_table(part, AGAIN, whose(part, manifest_path)) for part in steps]
     write_table(path, pl.concat(tables).rechunk(), whose(path, manifest_path))
     shutil.rmtree(unfinished(path))
     return path
 
 
-def _arrays(part: xr.Dataset, variable: str) -> dict[str, np.ndarray]:
-    """Objective -> array of `variable` ("h", "z" or "z_views"), in the order of the objectives."""
-    return {o: part[variable].sel(objective=o).values for o in part.objective.values.tolist()}
+@dataclass(frozen=True)
+class _Start:
+    """The untrained networks: h by split and objective, and the weights if all share them."""
+
+    h: Mapping[str, Mapping[str, RowSource]] = field(default_factory=dict)
+    weights: Mapping[str, NDArray[Any]] | None = None
 
 
-def _measure_split(
-    part: xr.Dataset,
-    starts: Mapping[str, np.ndarray] | None,
-    weights: Mapping[str, Mapping[str, np.ndarray]],
-    cell: Mapping[str, Any],
-    full: bool,
-    reference: str,
-    device_name: str,
+def _start_of(
+    cell: Mapping[str, Any], splits: Mapping[str, EmbeddedSplit], weights: Weights
+) -> _Start:
+    if "init" not in cell["coupling"]:
+        return _Start({split: part.h for split, part in splits.items()})
+    # All start from one encoder, so the first one is used.
+    return _Start(
+        {
+            split: dict.fromkeys(part.h, next(iter(part.h.values())))
+            for split, part in splits.items()
+        },
+        next(iter(weights.values())),
+    )
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What is measured of one checkpoint; `own` are the shares of `measurements.dropped_rows`."""
+
+    cell: Mapping[str, Any]
+    splits: Mapping[str, EmbeddedSplit]
+    weights: Weights
+    start: _Start
+    own: Mapping[str, Mapping[str, float | None]]
+    full: bool
+    reference: str
+    device: torch.device
+
+
+# Some rows of a checkpoint; it is given those of its split that come before.
+Unit = Callable[[list[measurements.Row]], Iterable[measurements.Row]]
+
+
+def _rows(
+    checkpoint: _Checkpoint, at: Mapping[str, Any], begun: Path, of: Mapping[str, str]
 ) -> list[measurements.Row]:
-    """Rows of one checkpoint and split; `starts` holds the h of the untrained encoders."""
-    h, z, z_views = (_arrays(part, variable) for variable in ("h", "z", "z_views"))
-    labels, tau = part.label.values, cell["tau"]
-    device = _device_of_losses(device_name, len(labels))
-    rows = [
-        *measurements.alignment_rows(h, labels, "h", starts, reference),
-        *measurements.alignment_rows(z, labels, "z", None, reference),
-        *measurements.corollary_rows(h, reference, "h"),
-        *measurements.corollary_rows(z, reference, "z"),
-        *measurements.loss_rows(z_views, labels, tau, device),
-        *measurements.batch_loss_rows(z_views, z, labels, tau, cell["batch_size"]),
-        *measurements.geometry_rows(h, labels, "h", intervals=full),
-        *measurements.geometry_rows(z, labels, "z", intervals=full),
-        *measurements.view_rows(z_views),
-    ]
-    for features, arrays in (("h", h), ("z", z)):
-        rows += measurements.angle_rows(rows, arrays, reference, features)
-    if "ce" in z:
-        head = weights["ce"]["head.weight"], weights["ce"]["head.bias"]
-        rows += measurements.head_rows(z["ce"], labels, *head, objective="ce")
+    """All rows of a checkpoint, unit after unit, but for those that are already in `begun`."""
+    found: list[measurements.Row] = []
+    done = 0
+    if usable_table(begun, of):
+        saved = read_table(begun, AGAIN, of)
+        done, found = saved["units"][0], saved.drop("units").to_dicts()
+    last = time.monotonic()
+    for number, (about, unit) in enumerate(_units(checkpoint)):
+        if number < done:
+            continue
+        before = [row for row in found if row.get("split") == about.get("split")]
+        found += [{**at, **about, **row} for row in unit(before)]
+        if found and time.monotonic() - last >= SECONDS_BETWEEN_SAVES:
+            units = pl.lit(number + 1).alias("units")
+            write_table(begun, measurements.tidy(found).with_columns(units), of)
+            last = time.monotonic()
+    return found
+
+
+def _units(checkpoint: _Checkpoint) -> Iterator[tuple[dict[str, Any], Unit]]:
+    """The units of a checkpoint in the order of its rows, with what all rows of a unit have."""
+    for split, part in checkpoint.splits.items():
+        about = {"split": split, "n": len(part.labels)}
+        for unit in _units_of_split(checkpoint, part, checkpoint.start.h.get(split)):
+            yield about, unit
+    train, test = checkpoint.splits.values()
+    weights, y, test_y, full = checkpoint.weights, train.labels, test.labels, checkpoint.full
+    yield (
+        {},
+        lambda _: measurements.downstream_rows(_read(train.h), y, _read(test.h), test_y, full, "h"),
+    )
+    yield (
+        {},
+        lambda _: measurements.downstream_rows(_read(train.z), y, _read(test.z), test_y, full, "z"),
+    )
+    about = {"split": "train", "n": len(y)}
+    yield about, lambda _: measurements.dropped_rows(weights, y, checkpoint.own)
+    yield (
+        {},
+        lambda _: measurements.weight_rows(weights, checkpoint.start.weights, checkpoint.reference),
+    )
+
+
+def _units_of_split(
+    checkpoint: _Checkpoint, part: EmbeddedSplit, starts: Mapping[str, RowSource] | None
+) -> Iterator[Unit]:
+    cell, labels, full = checkpoint.cell, part.labels, checkpoint.full
+    reference, device, tau = checkpoint.reference, checkpoint.device, cell["tau"]
+
+    def with_intervals(_: list[measurements.Row]) -> list[measurements.Row]:
+        h = _read(part.h)
+        rows = list(measurements.alignment_rows(h, labels, "h", _read(starts or {}), reference))
+        if full:
+            measurements.add_intervals(rows, h, reference)
+        return rows
+
+    yield with_intervals
+    yield lambda _: measurements.alignment_rows(_read(part.z), labels, "z", None, reference)
+    yield lambda _: measurements.corollary_rows(_read(part.h), reference, "h")
+    yield lambda _: measurements.corollary_rows(_read(part.z), reference, "z")
+    yield lambda _: measurements.loss_rows(_read_views(part.z_views), labels, tau, device)
+    yield lambda _: measurements.batch_loss_rows(
+        _read_views(part.z_views), _read(part.z), labels, tau, cell["batch_size"]
+    )
+    yield lambda _: measurements.geometry_rows(_read(part.h), labels, "h", intervals=full)
+    yield lambda _: measurements.geometry_rows(_read(part.z), labels, "z", intervals=full)
+    yield lambda _: measurements.view_rows(_read_views(part.z_views))
+    yield lambda before: measurements.angle_rows(before, _read(part.h), reference, "h")
+    yield lambda before: measurements.angle_rows(before, _read(part.z), reference, "z")
+    if "ce" in part.z:
+        ce = checkpoint.weights["ce"]
+        yield lambda _: measurements.head_rows(
+            _read({"ce": part.z["ce"]})["ce"], labels, ce["head.weight"], ce["head.bias"],
+            objective="ce",
+        )  # fmt: skip
     if full:
-        rows += measurements.rank_rows(h, reference)
-        rows += measurements.null_rows(h, labels, reference)
-        rows += measurements.labelling_rows(z_views, labels, tau, device)
-        measurements.add_intervals(rows, h, reference)
-    return rows
+        yield lambda _: measurements.rank_rows(_read(part.h), reference)
+        yield lambda _: measurements.null_rows(_read(part.h), labels, reference)
+        yield lambda _: measurements.labelling_rows(_read_views(part.z_views), labels, tau, device)
 
 
-def _device_of_losses(name: str, images: int) -> torch.device:
+# THE ONE PLACE where features that are in a file are read into memory as a whole. Measures that
+# take a `RowSource` are given the mapping itself.
+def _read(features: Mapping[str, RowSource]) -> dict[str, NDArray[Any]]:
+    """The features in memory; models that share one source share one array."""
+    read = {id(rows): rows[:] for rows in {id(rows): rows for rows in features.values()}.values()}
+    return {name: read[id(rows)] for name, rows in features.items()}
+
+
+def _read_views(views: Mapping[str, Sequence[RowSource]]) -> dict[str, NDArray[Any]]:
+    """The views of each model in memory, (K, n, d)."""
+    return {name: np.stack([rows[:] for rows in of_model]) for name, of_model in views.items()}
+
+
+def _seconds_on_a_cpu(
+    manifest: Mapping[str, Any], full_at: str, splits: Mapping[str, EmbeddedSplit]
+) -> float:
+    """About how long a CPU would take for all checkpoints of a cell that are like this one."""
+    train, test = splits.values()
+    count = len(manifest["checkpoints"])
+    full = count if full_at == "all" else 1
+    features = next(iter(train.h.values())).shape[1]
+    images = Images(len(train.labels), len(test.labels), 0, classes=int(train.labels.max()) + 1)
+    return sum(
+        checkpoints * measuring_seconds(manifest["cell"], images, features, in_full)
+        for checkpoints, in_full in ((count - full, False), (full, True))
+    )
+
+
+def _device(name: str, seconds: float) -> torch.device:
     if name == "auto":
-        if images < LARGE:
+        if seconds < WORTH_A_GPU:
             name = "cpu"
         else:
             claim_gpus(1)  # held until the process ends

@@ -11,7 +11,6 @@ both compute the same (tested): GELU is exact and the epsilon of LayerNorm is 1e
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,50 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cltools.config.architectures import (
+    ARCHITECTURES,
+    TRANSFORMERS,
+    Architecture,
+    Transformer,
+    usual_patch,
+)
 from cltools.maths.objectives import loss_of
 from cltools.runtime.errors import InputError
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Blocks per stage, channels of the first stage at width 1, and the kind of block."""
-
-    blocks: tuple[int, ...]
-    channels: int
-    bottleneck: bool
-
-
-ARCHITECTURES = {
-    "small_resnet": Architecture((1, 1, 1), 8, bottleneck=False),
-    "resnet18": Architecture((2, 2, 2, 2), 64, bottleneck=False),
-    "resnet50": Architecture((3, 4, 6, 3), 64, bottleneck=True),
-}
-
-
-@dataclass(frozen=True)
-class Transformer:
-    """Layers, attention heads per layer, and features of each token.
-
-    The hidden layer of each MLP has 4 times as many features.
-    """
-
-    layers: int
-    heads: int
-    features: int
-
-
-# The papers' "ViT-Base" is `vit_base` on ImageNet and, with half the features, `vit_small` on
-# CIFAR and Tiny-ImageNet. (Elsewhere a ViT-S has 6 heads.)
-TRANSFORMERS = {
-    "small_vit": Transformer(4, 4, 64),
-    "vit_small": Transformer(12, 12, 384),
-    "vit_base": Transformer(12, 12, 768),
-}
-# Largest side of the images, in pixels -> side of the patches. 32 (CIFAR) and 64 (Tiny-ImageNet)
-# are as in the papers. Images of up to 16 pixels have half the patches of CIFAR. Images of more
-# than 64 pixels have those of ImageNet.
-PATCHES = {16: 2, 32: 4, 64: 8}
-LARGEST_PATCH = 16
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -199,8 +163,7 @@ def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
     """
     height, width, _ = image_shape
     if patch is None:
-        fitting = (side for limit, side in PATCHES.items() if max(height, width) <= limit)
-        patch = next(fitting, LARGEST_PATCH)
+        patch = usual_patch(max(height, width))
     if height % patch or width % patch:
         sides = [str(n) for n in range(1, height + 1) if math.gcd(height, width) % n == 0]
         raise InputError(

@@ -4,7 +4,7 @@ In early checkpoints, running statistics still contain part of their initial val
 whose weights are interpolated between two networks, they fit neither of the two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,20 @@ Norm = nn.modules.batchnorm._BatchNorm
 Moments = tuple[int, Tensor, Tensor]  # values per channel, their variance (c,), their mean (c,)
 
 
-@torch.no_grad()
 def recalibrate(network: nn.Module, data: ImageSet, block: int = 512) -> None:
+    """`recalibrate_all` for one network."""
+    recalibrate_all([network], data, block)
+
+
+@torch.no_grad()
+def recalibrate_all(networks: Sequence[nn.Module], data: ImageSet, block: int = 512) -> None:
     """Set the running statistics of every BatchNorm to those of `data`; ends in eval mode.
 
-    The images pass through the network in train mode, normalized and without augmentation. They
-    are split into the smallest possible number of blocks of at most `block` images, of nearly equal
-    size. The new statistics of a layer are the mean and the unbiased variance of all values that it
-    received, not the mean of the variances of the blocks. Earlier statistics do not matter.
+    The images are read once for all networks. They pass through each in train mode, normalized and
+    without augmentation. They are split into the smallest possible number of blocks of at most
+    `block` images, of nearly equal size. The new statistics of a layer are the mean and the
+    unbiased variance of all values that it received, not the mean of the variances of the blocks.
+    Earlier statistics do not matter.
 
     For the first layer this is exact. Later layers receive values that were normalized by the
     statistics of their block, as in training. If each layer were instead recomputed over all images
@@ -35,14 +41,19 @@ def recalibrate(network: nn.Module, data: ImageSet, block: int = 512) -> None:
     """
     # A random order, because stores may hold their images class by class. It is always the same.
     order = torch.randperm(len(data.labels), generator=generator("recalibrate"))
-    seen: dict[Norm, list[Moments]] = {m: [] for m in network.modules() if isinstance(m, Norm)}
+    norms = [m for network in networks for m in network.modules() if isinstance(m, Norm)]
+    seen: dict[Norm, list[Moments]] = {norm: [] for norm in norms}
     hooks = [norm.register_forward_pre_hook(_collect(blocks)) for norm, blocks in seen.items()]
-    network.train()
+    for network in networks:
+        network.train()
     try:
         for pixels in data.plain(order.tensor_split(-(-len(order) // block))):
-            network(data.normalize(pixels))
+            images = data.normalize(pixels)
+            for network in networks:
+                network(images)
     finally:
-        network.eval()
+        for network in networks:
+            network.eval()
         for hook in hooks:
             hook.remove()
     for norm, blocks in seen.items():

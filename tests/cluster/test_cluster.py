@@ -137,6 +137,7 @@ def test_the_profile_and_the_site_reach_the_jobs(slurm_profile, tmp_path):
         assert asked[rule].items() >= on_gpus.items()
     assert asked["measure"].items() >= gpu.items()
     assert "gpu" not in asked["measure"]
+    assert asked["embed"]["cpus_per_task"] == asked["prepare"]["cpus_per_task"] == "1"
     for rule in ("prepare", "surrogate", "minimise", "regularity"):
         assert asked[rule]["slurm_partition"] == "cpu"
         assert "gpu" not in asked[rule]
@@ -156,3 +157,19 @@ def test_a_cell_on_several_nodes(slurm_profile):
     assert {"nodes=2", "tasks=2", "mpi=srun", "gres=gpu:8", "tasks_per_gpu=0"} <= set(asked)
     assert "srun --nodes 2 --ntasks 2 --ntasks-per-node 1 --cpus-per-task 8 " in text
     assert "torchrun --nnodes 2 --rdzv-backend c10d " in text
+
+
+@pytest.mark.parametrize("workers", [None, 6])
+def test_a_paper_cell_of_photographs(slurm_profile, workers):
+    """Jobs that decode ask for cores, and the GPU is given back before a cell is measured."""
+    given = [] if workers is None else ["--config", f"workers={workers}"]
+    code, text = slurm_profile(
+        "--dry-run", "--configfile", ROOT / "config/paper/p2_training_mini_imagenet.yaml", *given
+    )
+    assert code == 0, text
+    cpus = dict(re.findall(r"rule (\w+):\n(?: .*\n)*? +resources: .*cpus_per_task=(\d+)", text))
+    assert cpus.keys() == {"prepare", "train", "embed", "merge"}
+    assert all(int(count) == workers if workers else int(count) >= 1 for count in cpus.values())
+    assert int(cpus["prepare"]) > 1
+    # Jobs of a group are indented.
+    assert re.search(r"^rule measure:\n(?: .*\n)*? +resources: .*gpu=1", text, re.M)

@@ -22,6 +22,7 @@ from waiting import HANGS
 
 from cltools.config.recipes import RECIPES
 from cltools.data import encoded as writing
+from cltools.data import image_set as image_sets
 from cltools.data import store as stores
 from cltools.data.decoding import center, in_order
 from cltools.data.image_set import image_set
@@ -546,6 +547,81 @@ def test_from_a_folder_to_embeddings(photographs, tmp_path):
     with xr.open_dataset(made / "embeddings-recalibrated/step-0000004.nc") as embedded:
         assert embedded.sizes["sample"] == 34
         assert np.isfinite(embedded["z_views"]).all()
+
+
+def test_images_are_decoded_once_for_all_checkpoints(photographs, tmp_path, monkeypatch):
+    """However many networks fit into memory, to the same bytes; missing files only are made."""
+    store = tmp_path / "store"
+    prepare.run(name="photographs", definition=definition(photographs), store=store)
+    settings = cell(horizon="4 steps", checkpoints=[0, 1, 2, 3])
+    made = tmp_path / "cell"
+    train.run(
+        cell=settings, store=store, run=made / "run", manifest=made / "trained.json", device="cpu"
+    )
+    decoded, decode = [], image_sets._decode
+
+    def counted(*arguments):
+        decoded.extend(arguments[-1])
+        return decode(*arguments)
+
+    monkeypatch.setattr(image_sets, "_decode", counted)
+
+    def embedded(**changes):
+        decoded.clear()
+        embed.run(
+            manifests=[made / "trained.json"], stores=[store], done=tmp_path / "e.json",
+            device="cpu", **changes,
+        )  # fmt: skip
+        return files_of(made / "embeddings")
+
+    together = embedded()
+    assert len(together) == 5
+    images = len(decoded)
+    assert images == sum(len(labels) for labels in ImageStore.open(store).labels.values())
+    assert embedded() == together
+    assert decoded == []
+    for step in (1, 3):
+        (made / f"embeddings/step-000000{step}.nc").unlink()
+    assert embedded() == together
+    assert len(decoded) == images
+    shutil.rmtree(made / "embeddings")
+    monkeypatch.setattr(embed, "NETWORK_BYTES", 0)
+    assert embedded() == together
+    assert len(decoded) == 5 * images
+    monkeypatch.undo()
+    monkeypatch.setattr(image_sets, "_decode", counted)
+    embedded(embeddings=Embeddings(recalibrated=True))
+    assert len(decoded) == images + len(ImageStore.open(store).labels["train"])
+
+
+def test_a_killed_embed_leaves_whole_groups(photographs, tmp_path, monkeypatch):
+    store, made = tmp_path / "store", tmp_path / "cell"
+    prepare.run(name="photographs", definition=definition(photographs), store=store)
+    train.run(
+        cell=cell(horizon="3 steps", checkpoints=[0, 1, 2]), store=store, run=made / "run",
+        manifest=made / "trained.json", device="cpu",
+    )  # fmt: skip
+    given = {"manifests": [made / "trained.json"], "stores": [store], "done": tmp_path / "e.json",
+             "device": "cpu"}  # fmt: skip
+    embed.run(**given)
+    whole = files_of(made / "embeddings")
+    shutil.rmtree(made / "embeddings")
+    monkeypatch.setattr(embed, "MOST_FILES", 2)
+    groups, embed_group = [], embed._embed_group
+
+    def killed(*arguments):
+        groups.append(arguments)
+        if len(groups) == 2:
+            raise KeyboardInterrupt
+        embed_group(*arguments)
+
+    monkeypatch.setattr(embed, "_embed_group", killed)
+    with pytest.raises(KeyboardInterrupt):
+        embed.run(**given)
+    assert len(files_of(made / "embeddings")) == 2
+    embed.run(**given)
+    assert len(groups) == 3
+    assert files_of(made / "embeddings") == whole
 
 
 def test_an_error_while_batches_are_made_ends_training(both, tmp_path, monkeypatch):

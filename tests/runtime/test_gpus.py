@@ -250,13 +250,14 @@ def test_a_gpu_that_was_asked_for_is_not_given_up_in_silence(broken, monkeypatch
     assert not caplog.text
 
 
-def test_losses_of_large_sets_are_worth_a_gpu(monkeypatch):
+def test_long_measuring_is_worth_a_gpu(monkeypatch):
     claims = []
     monkeypatch.setattr(measure, "claim_gpus", claims.append)
     monkeypatch.setattr(measure, "choose_device", lambda name: name)
-    devices = [measure._device_of_losses("auto", n) for n in (measure.LARGE - 1, measure.LARGE)]
+    limit = measure.WORTH_A_GPU
+    devices = [measure._device("auto", seconds) for seconds in (limit - 1, limit)]
     assert (devices, claims) == (["cpu", "auto"], [1])
-    assert measure._device_of_losses("cuda:1", 10) == "cuda:1"
+    assert measure._device("cuda:1", 10) == "cuda:1"
     assert claims == [1]
 
 

@@ -9,10 +9,13 @@ import pytest
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import (
     BLANK,
+    Damaged,
     check_hash,
+    check_seal,
     read_any_table,
     read_json,
     read_table,
+    seal,
     sealed,
     usable_table,
     write_json,
@@ -121,6 +124,29 @@ def test_the_place_of_the_seal_must_be_unique():
     for content in (b"none", f"{BLANK} and {BLANK}".encode()):
         with pytest.raises(ValueError, match="exactly once"):
             sealed(content)
+
+
+@pytest.mark.parametrize("block", [1, 3, 64, 80, 1000])
+def test_a_file_is_sealed_in_blocks_as_in_memory(tmp_path, monkeypatch, block):
+    """Wherever the blocks end: within the text of the seal, or its digits."""
+    monkeypatch.setattr("cltools.runtime.sealed._BLOCK", block)
+    path = tmp_path / "file"
+    for content in (f"a{BLANK}", f"{'x' * 70}{BLANK}end", f"cltools-{BLANK}cltools-sea"):
+        path.write_text(content)
+        seal(path)
+        assert path.read_bytes() == sealed(content.encode())
+        check_seal(path)
+        with open(path, "ab") as file:
+            file.write(b"!")
+        with pytest.raises(Damaged, match="does not fit its hash"):
+            check_seal(path)
+    for content in ("none", f"{BLANK} and {BLANK}"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="exactly once"):
+            seal(path)
+    path.write_text("none")
+    with pytest.raises(Damaged, match="older version"):
+        check_seal(path)
 
 
 def test_a_hash_that_stands_elsewhere(tmp_path):

@@ -13,11 +13,10 @@ from waiting import HANGS
 
 from cltools.cli import app
 from cltools.cluster.estimates import (
-    EMBED_DEFAULT,
-    TRAIN_DEFAULT,
     Bench,
     Costs,
     Run,
+    Task,
     checkpoint_steps,
     describe,
     disk_mb,
@@ -30,6 +29,7 @@ from cltools.cluster.estimates import (
     train_needs,
     training_seconds,
 )
+from cltools.cluster.images import Images
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.runtime.errors import InputError
@@ -37,6 +37,7 @@ from cltools.runtime.sealed import read_json, write_json
 from cltools.stages import bench, train
 from cltools.stages.bench import Synthetic, bench_cell
 
+IMAGES = Images(1_438, 359, 8, channels=1)
 COSTS = Costs(
     steps_per_epoch=10,
     seconds_per_step=2.0,
@@ -182,22 +183,21 @@ def test_arithmetic():
 
 def test_what_jobs_ask_for():
     run = Run(cell(horizon=100, checkpoints=[0]), Duration("epochs", 100))
-    once, twice = (train_needs(COSTS, run, attempt) for attempt in (1, 2))
+    task = Task(COSTS, run, IMAGES)
+    once, twice = (train_needs(task, attempt) for attempt in (1, 2))
     assert once.mem_mb == 2000  # 1.5 times what was measured, and 500 MB
     assert once.runtime * 60 > 1.5 * training_seconds(COSTS, run) > 100 * 25
     assert twice == (2 * once.mem_mb, 2 * once.runtime)
-    assert train_needs(None, run, 1) == TRAIN_DEFAULT
-    assert train_needs(None, run, 3).runtime == 3 * TRAIN_DEFAULT.runtime
     # A job that embeds two cells takes the time of both and the memory of one.
-    one, two = (embed_needs([(COSTS, run)] * count) for count in (1, 2))
-    assert one.mem_mb == two.mem_mb == 1.5 * (1000 + 3 * 40) + 500
+    one, two = (embed_needs([task] * count) for count in (1, 2))
+    assert one.mem_mb == two.mem_mb
+    assert 0 < one.mem_mb - (1.5 * 1000 + 500) < 10  # and its small networks
     assert (one.runtime, two.runtime) == (10 + 1.5 * 2, 10 + 1.5 * 4)
-    assert embed_needs([(COSTS, run), (None, run)], 2).mem_mb == 2 * EMBED_DEFAULT.mem_mb
 
 
 def train_of_one(work, attempt):
-    ((costs, run),) = work
-    return train_needs(costs, run, attempt)
+    (task,) = work
+    return train_needs(task, attempt)
 
 
 THEORY = {"curvature_at": "ends", "curvature_images": 128, "power_iterations": 10, "delta": 0.05}
@@ -206,14 +206,16 @@ MERGE = {"with": ["nscl", "scl"], "points": 11, "sweeps": []}
 
 @pytest.mark.parametrize(
     "needs",
-    [train_of_one, embed_needs, measure_needs, partial(theory_needs, settings=THEORY),
+    [train_of_one, embed_needs, partial(measure_needs, full_at="last", on_gpu=False),
+     partial(theory_needs, settings=THEORY),
      partial(merge_needs, settings=MERGE)],
     ids=["train", "embed", "measure", "theory", "merge"],
 )  # fmt: skip
 @pytest.mark.parametrize("costs", [COSTS, None], ids=["benched", "not benched"])
 def test_every_attempt_asks_for_more(needs, costs):
     run = Run(cell(horizon=100, checkpoints=[0]), Duration("epochs", 100))
-    once, thrice = (needs([(costs, run)], attempt=attempt) for attempt in (1, 3))
+    work = [Task(costs, run, IMAGES)]
+    once, thrice = (needs(work, attempt=attempt) for attempt in (1, 3))
     assert thrice == (3 * once.mem_mb, 3 * once.runtime)
 
 
@@ -222,16 +224,19 @@ def test_theory_takes_as_long_as_its_products():
     run = Run(cell(horizon=100, checkpoints=[0, 50]), Duration("epochs", 100))
     share = COSTS.seconds_per_step / len(run.cell["objectives"])
     many = {**THEORY, "power_iterations": 10_000}
-    needs = theory_needs([(COSTS, run)] * 2, many)
+    work = [Task(COSTS, run, IMAGES)] * 2
+    needs = theory_needs(work, many)
     assert needs.runtime == math.ceil(1.5 * 2 * 2 * 10_000 * 2 * 3 * share / 60 + 10)
-    everywhere = theory_needs([(COSTS, run)] * 2, {**many, "curvature_at": "all"})
+    everywhere = theory_needs(work, {**many, "curvature_at": "all"})
     assert everywhere.runtime - 10 == pytest.approx(1.5 * (needs.runtime - 10), abs=2)
 
 
 def test_preparing_photographs_takes_longer():
-    decoded, encoded = (prepare_needs({"encoded": value}) for value in (False, True))
+    many = Images(10_000_000, 50_000, 224, classes=1000)
+    decoded, encoded = (prepare_needs(many._replace(encoded=value)) for value in (False, True))
     assert encoded.runtime > decoded.runtime
-    assert prepare_needs({}, 2) == (2 * decoded.mem_mb, 2 * decoded.runtime)
+    assert encoded.mem_mb < decoded.mem_mb
+    assert prepare_needs(many, 2) == (2 * decoded.mem_mb, 2 * decoded.runtime)
 
 
 @pytest.mark.parametrize(

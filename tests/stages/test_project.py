@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import xarray as xr
 from sklearn.decomposition import PCA
 
 from cltools.config.cells import resolve_cell
 from cltools.config.experiment import load_experiment
-from cltools.data.embeddings import origin, read_embeddings
 from cltools.layout import CellFolder, Embeddings
 from cltools.maths.projection import principal_plane, turned, umap_plane
 from cltools.runtime.errors import InputError
@@ -129,10 +129,10 @@ def test_project(settings, recalibrate, manifest, digits, tmp_path):
     )
     split, which = settings.get("split", "test"), settings.get("features", "h")
     about = read_manifest(manifest)
-    for step, hashes in saved_weights(about):
+    for step, _ in saved_weights(about):
         made = Embeddings(recalibrated=recalibrate)
         file = CellFolder.of(manifest).embeddings(made).file(step)
-        stored = read_embeddings(file, origin(about, step, hashes, made), made)
+        stored = xr.load_dataset(file)
         stored = stored.isel(sample=stored.split == split)
         for objective in OBJECTIVES:
             rows = table.filter(objective=objective, step=step)

@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import xarray as xr
 from commands import cltools
 from small import small_config
@@ -16,7 +19,7 @@ from waiting import HANGS, wait_until
 
 from cltools import measurements
 from cltools.config.cells import canonical_cell, resolve_cell
-from cltools.layout import MeasureSettings
+from cltools.layout import Embeddings, MeasureSettings
 from cltools.maths.alignment import alignment
 from cltools.runtime.files import only_process
 from cltools.runtime.sealed import read_json, write_json
@@ -391,6 +394,45 @@ def test_measuring_goes_on_where_it_was_killed(made, tmp_path, monkeypatch):
     assert list((cell / "measures").iterdir()) == [whole]
 
 
+def test_measuring_goes_on_within_a_checkpoint(made, tmp_path, monkeypatch):
+    """Every unit is measured once, whatever was killed; the last one begins anew."""
+    cell = shutil.copytree(made / "cell", tmp_path / "cell")
+    whole = next((cell / "measures").iterdir())
+    content = whole.read_bytes()
+    whole.unlink()
+    monkeypatch.setattr(measure, "SECONDS_BETWEEN_SAVES", 0)
+    calls = Counter()
+
+    def counted(name, function, killed):
+        def rows(*arguments, **options):
+            calls[name] += 1
+            if killed and calls[name] == 1:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return rows
+
+    killed = ("loss_rows", "angle_rows", "null_rows", "weight_rows")
+    families = [name for name in measurements.__all__ if name.endswith("_rows")]
+    for name in families:
+        function = counted(name, getattr(measurements, name), name in killed)
+        monkeypatch.setattr(measurements, name, function)
+    for _ in killed:
+        with pytest.raises(KeyboardInterrupt):
+            measure_cell(cell / "trained-2epochs.json", "all")
+        assert not whole.exists()
+    assert measure_cell(cell / "trained-2epochs.json", "all") == whole
+    steps = 2
+    for name in families:
+        of_splits = 1 if name in ("dropped_rows", "weight_rows") else 2
+        features = 2 if name in ("alignment_rows", "corollary_rows", "geometry_rows", "angle_rows",
+                                 "downstream_rows") else 1  # fmt: skip
+        of_splits = 1 if name == "downstream_rows" else of_splits
+        assert calls[name] == steps * of_splits * features + (name in killed), name
+    assert whole.read_bytes() == content
+    assert list((cell / "measures").iterdir()) == [whole]
+
+
 def test_half_precision_embeddings(made, tmp_path):
     shutil.copytree(made / "cell", tmp_path / "cell")
     manifest = tmp_path / "cell/trained-2epochs.json"
@@ -409,6 +451,54 @@ def test_half_precision_embeddings(made, tmp_path):
     alignments = both.filter(pl.col("metric").is_in(["cka", "rsa"]))
     assert len(alignments) > 100
     assert (alignments["value"] - alignments["value_right"]).abs().max() < 1e-3
+
+
+def test_embeddings_in_the_precision_of_training(made, tmp_path):
+    """They have a folder and a table of their own; a CPU makes the same values."""
+    cell = shutil.copytree(made / "cell", tmp_path / "cell")
+    manifest = cell / "trained-2epochs.json"
+    (known,) = (cell / "measures").iterdir()
+    measuring = ("measure", manifest, "--done", tmp_path / "m.json", "--precision", "training")
+    assert "run `cltools embed --precision training`" in cltools(*measuring, code=2)
+    cltools("embed", manifest, "--store", made / "store", "--done", tmp_path / "e.json",
+            "--precision", "training")  # fmt: skip
+    for file in (cell / "embeddings").glob("*.nc"):
+        plain, other = (
+            xr.load_dataset(cell / folder / file.name)
+            for folder in ("embeddings", "embeddings-precision-of-training")
+        )
+        assert json.loads(other.attrs.pop("cltools"))["precision"] == "training"
+        assert "precision" not in json.loads(plain.attrs.pop("cltools"))
+        xr.testing.assert_identical(plain, other)
+    cltools(*measuring, "--full-at", "all")
+    (table,) = set((cell / "measures").iterdir()) - {known}
+    assert pl.read_parquet(table).equals(pl.read_parquet(known))
+
+
+def test_the_precision_on_a_gpu(monkeypatch):
+    entered = []
+
+    def autocast(kind, dtype, enabled):
+        entered.append((kind, dtype, enabled))
+        return nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    for device, trained, precision, bfloat16, tf32 in (
+        (gpu, "bfloat16", "training", True, False),
+        (gpu, "tf32", "training", False, True),
+        (gpu, "float32", "training", False, False),
+        (gpu, "bfloat16", "float32", False, False),
+        (cpu, "bfloat16", "training", False, False),
+        (cpu, "tf32", "training", False, False),
+    ):
+        entered.clear()
+        with embed._precision({"precision": trained}, Embeddings(precision=precision), device):
+            assert [flag.allow_tf32 for flag in flags] == ([True, True] if tf32 else before)
+        assert entered == [(device.type, torch.bfloat16, bfloat16)]
+        assert [flag.allow_tf32 for flag in flags] == before
 
 
 def damaged(made, tmp_path, name):

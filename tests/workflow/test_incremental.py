@@ -98,6 +98,8 @@ OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
         ({"measure": {"full_at": "all"}}, {**SHORT, **TABLES}),
         ({"embedding_type": "float16"}, {**SHORT, **TABLES}),
         ({"recalibrate_batchnorm": True}, {**SHORT, **TABLES}),
+        ({"embedding_precision": "training"}, {**SHORT, **TABLES}),
+        ({"workers": 3}, {}),
         ({"keep_embeddings": True}, {**SHORT, **TABLES}),
         ({"theory": {"delta": 0.1}}, {"theory": 2, **TABLES}),
         ({"merge": {"sweeps": ["temperature"], "points": 3}}, {"merge": 2, **TABLES}),

@@ -9,16 +9,25 @@ from snakemake.utils import update_config
 
 from cltools.claims import FILE as CLAIMS
 from cltools.cluster.estimates import (
+    LONG,
+    SHORT,
     Bench,
     Run,
+    Task,
+    cpu_seconds_of_measuring,
+    decoding_cpus,
     embed_needs,
+    embedding_cpus,
     grows,
     measure_needs,
     merge_needs,
+    prepare_cpus,
     prepare_needs,
+    theory_seconds,
     theory_needs,
     train_needs,
 )
+from cltools.cluster.images import images_of_cell, images_of_set
 from cltools.cluster.launch import Gpus, launched, training_options
 from cltools.cluster.site import Site
 from cltools.config.cells import canonical_cell
@@ -48,6 +57,8 @@ try:
     BENCH = Bench(EXPERIMENT.config.get("bench"))
     THEORY = EXPERIMENT.settings_of("theory")
     MERGE = EXPERIMENT.settings_of("merge")
+    WORKERS = EXPERIMENT.config.get("workers")
+    FULL_AT = EXPERIMENT.setting("measure", "full_at")
     SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
@@ -204,6 +215,15 @@ def cell_threads(wildcards):
     return EXPERIMENT.plans[wildcards.cell].cell["threads"] * GPUS.each
 
 
+def train_cpus(wildcards):
+    # Where processes train different objectives, each of them decodes all images.
+    gpus = GPUS.nodes * GPUS.each
+    objectives = len(EXPERIMENT.plans[wildcards.cell].cell["objectives"])
+    apart = EXPERIMENT.setting("share") != "batch" and gpus <= objectives
+    decoding = decoding_cpus_of(wildcards.cell, gpus) * (gpus if apart else 1)
+    return max(cell_threads(wildcards), decoding // GPUS.nodes)
+
+
 # Snakemake starts a job on one node, unless it is told that the job's command starts the others.
 def on_nodes():
     if GPUS.nodes == 1:
@@ -226,11 +246,42 @@ def train_options(wildcards, resources):
     return training_options(EXPERIMENT.setting)
 
 
+def images_of(plan):
+    """The images of a cell, as far as they are known before its store is made."""
+    store = plan.cell["dataset"]
+    return images_of_cell(plan.cell, EXPERIMENT.stores[store], RESULTS.store(store).manifest)
+
+
+def decoding_cpus_of(cell, gpus=1):
+    """Cores that decode images while a cell trains; 0 if its images are not encoded."""
+    plan = EXPERIMENT.plans[cell]
+    return decoding_cpus(plan.cell, images_of(plan), WORKERS, gpus)
+
+
+def task_of(plan):
+    """A cell as the estimates of time and memory know it."""
+    return Task(BENCH.of(plan.cell), Run(plan.cell, plan.until), images_of(plan))
+
+
+# The number of threads that decode changes no result. Snakemake does not compare parameters that are
+# functions of resources with those of an earlier run.
+def workers_option(wildcards, resources):
+    return "" if WORKERS is None else f"--workers {WORKERS}"
+
+
+def embedding_options(recalibrate):
+    """How embeddings are made, for `cltools embed` and `cltools measure`."""
+    precision = EXPERIMENT.setting("embedding_precision")
+    words = [recalibrate] if EXPERIMENT.setting("recalibrate_batchnorm") else []
+    words += [f"--precision {precision}"] if precision != "float32" else []
+    return " ".join(words)
+
+
 # Time and memory that jobs request. They are not parameters, so a new estimate runs nothing again.
 def train_resources(wildcards, attempt):
-    cell = EXPERIMENT.plans[wildcards.cell].cell
-    run = Run(cell, Duration.parse(wildcards.until))
-    return train_needs(BENCH.of(cell), run, attempt)
+    task = task_of(EXPERIMENT.plans[wildcards.cell])
+    until = Duration.parse(wildcards.until)
+    return train_needs(task._replace(run=Run(task.run.cell, until)), attempt)
 
 
 def train_memory(wildcards, attempt):
@@ -253,6 +304,14 @@ def minutes_of(needs, batches):
     ).runtime
 
 
+def embed_estimate(work, attempt):
+    return embed_needs(work, EXPERIMENT.setting("embedding_precision"), attempt)
+
+
+def measure_estimate(work, attempt):
+    return measure_needs(work, FULL_AT, MEASURED_ON_GPU, attempt)
+
+
 def theory_estimate(work, attempt):
     return theory_needs(work, THEORY, attempt)
 
@@ -262,16 +321,64 @@ def merge_estimate(work, attempt):
 
 
 def work_in(batches, wildcards):
-    plans = [EXPERIMENT.plans[cell] for cell in batches[wildcards.batch]]
-    return [(BENCH.of(plan.cell), Run(plan.cell, plan.until)) for plan in plans]
+    return [task_of(EXPERIMENT.plans[cell]) for cell in batches[wildcards.batch]]
+
+
+def cpus_for(batches):
+    """Cores that decode while networks see all images of the cells of a job."""
+    precision = EXPERIMENT.setting("embedding_precision")
+    return lambda wildcards: embedding_cpus(
+        work_in(batches, wildcards), precision, WORKERS
+    )
+
+
+def images_to_prepare(wildcards):
+    definition = EXPERIMENT.stores[wildcards.store]
+    return images_of_set(definition, RESULTS.store(wildcards.store).manifest)
 
 
 def prepare_minutes(wildcards, attempt):
-    return prepare_needs(EXPERIMENT.stores[wildcards.store], attempt).runtime
+    return prepare_needs(images_to_prepare(wildcards), attempt).runtime
 
 
 def prepare_memory(wildcards, attempt):
-    return prepare_needs(EXPERIMENT.stores[wildcards.store], attempt).mem_mb
+    return prepare_needs(images_to_prepare(wildcards), attempt).mem_mb
+
+
+def cpus_for_preparing(wildcards):
+    return prepare_cpus(images_to_prepare(wildcards), WORKERS)
+
+
+# Where a stage takes no longer than a job waits in the queue, it joins the job of `embed`, if the
+# profile puts that into a group. Otherwise its job begins when that one has given back its GPU. A
+# measure job asks for a GPU of its own where a CPU would take hours.
+def longest(seconds):
+    """The longest time of `seconds` that the cells of one job take."""
+    tasks = {cell: task_of(plan) for cell, plan in EXPERIMENT.plans.items()}
+    return max(
+        sum(seconds(tasks[cell]) for cell in batch)
+        for batch in EXPERIMENT.batches.values()
+    )
+
+
+MEASURING = longest(lambda task: cpu_seconds_of_measuring(task, FULL_AT))
+MEASURED_ON_GPU = MEASURING > LONG
+MEASURED_AT_ONCE = MEASURING <= SHORT
+THEORY_AT_ONCE = (
+    MEASURED_AT_ONCE and longest(lambda task: theory_seconds(task, THEORY)) <= SHORT
+)
+
+
+def group_of_embed(wildcards):
+    return workflow.group_settings.overwrite_groups.get("embed")
+
+
+def measure_site():
+    if MEASURED_AT_ONCE:
+        return SITE.resources("gpu")  # one job has one partition
+    if MEASURED_ON_GPU:
+        return SITE.resources("gpu", gpus=1)
+    return SITE.resources("cpu")
 
 
 def plan_config(wildcards):
@@ -298,7 +405,7 @@ def figures_folder(wildcards):
 
 def shown_config(wildcards):
     # The report shows all settings that its numbers depend on.
-    how = ("bench", "cells_per_job", "figures", "gpus_per_cell", "share")
+    how = ("bench", "cells_per_job", "figures", "gpus_per_cell", "share", "workers")
     how += ("nodes_per_cell", "cells_per_gpu", "save_every_seconds")
     others = {key: value for key, value in config.items() if key not in how}
     return json.dumps({**others, **json.loads(plan_config(wildcards))}, sort_keys=True)

@@ -17,14 +17,13 @@ rule embed:
         RESULTS.benchmark("embed")
     resources:
         **SITE.resources("gpu", gpus=1),
-        mem_mb=memory_of(embed_needs, EXPERIMENT.batches),
-        runtime=minutes_of(embed_needs, EXPERIMENT.batches),
+        mem_mb=memory_of(embed_estimate, EXPERIMENT.batches),
+        runtime=minutes_of(embed_estimate, EXPERIMENT.batches),
+        cpus_per_task=cpus_for(EXPERIMENT.batches),
     params:
         stores=store_options_in(EXPERIMENT.batches),
         dtype=EXPERIMENT.setting("embedding_type"),
-        recalibrate=(
-            "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
-        ),
+        recalibrate=embedding_options("--recalibrate"),
         unless_measured=(
             ""
             if EXPERIMENT.setting("keep_embeddings")
@@ -32,12 +31,13 @@ rule embed:
             f"--reference {EXPERIMENT.reference}"
         ),
         keep="--keep" if EXPERIMENT.setting("keep_embeddings") else "",
+        workers=workers_option,
         version=VERSIONS["embed"],
     shell:
         "logged {log:q} "
         "cltools embed {input.manifests:q} {params.stores:q} --dtype {params.dtype:q} "
         "{params.recalibrate} {params.unless_measured} {params.keep} --done {output:q} "
-        "--threads {threads} "
+        "--threads {threads} {params.workers} "
 
 
 rule measure:
@@ -50,17 +50,17 @@ rule measure:
         RESULTS.log("measure"),
     benchmark:
         RESULTS.benchmark("measure")
+    group:
+        group_of_embed if MEASURED_AT_ONCE else None
     resources:
-        **SITE.resources("gpu"),  # on the CPU mostly, but in one job with embed
-        mem_mb=memory_of(measure_needs, EXPERIMENT.batches),
-        runtime=minutes_of(measure_needs, EXPERIMENT.batches),
+        **measure_site(),
+        mem_mb=memory_of(measure_estimate, EXPERIMENT.batches),
+        runtime=minutes_of(measure_estimate, EXPERIMENT.batches),
     params:
         full_at=EXPERIMENT.setting("measure", "full_at"),
         reference=EXPERIMENT.reference,
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
-        recalibrated=(
-            "--recalibrated" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
-        ),
+        recalibrated=embedding_options("--recalibrated"),
         dtype=EXPERIMENT.setting("embedding_type"),
         version=VERSIONS["measure"],
     shell:
@@ -81,6 +81,8 @@ rule theory:
         RESULTS.log("theory"),
     benchmark:
         RESULTS.benchmark("theory")
+    group:
+        group_of_embed if THEORY_AT_ONCE else None
     resources:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(theory_estimate, EXPERIMENT.batches),
@@ -109,6 +111,7 @@ rule merge:
         **SITE.resources("gpu", gpus=1),
         mem_mb=memory_of(merge_estimate, EXPERIMENT.merge_batches),
         runtime=minutes_of(merge_estimate, EXPERIMENT.merge_batches),
+        cpus_per_task=cpus_for(EXPERIMENT.merge_batches),
     params:
         stores=store_options_in(EXPERIMENT.merge_batches),
         settings=stage_settings("merge", without=("sweeps",)),

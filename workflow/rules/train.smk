@@ -16,9 +16,11 @@ rule train:
         **on_nodes(),
         mem_mb=train_memory,
         runtime=train_minutes,
+        cpus_per_task=train_cpus,
     params:
         cltools=cltools_on_gpus,
         options=train_options,
+        workers=workers_option,
         settings=cell_settings,
         store=subpath(input[0], parent=True),
         run=run_folder,
@@ -27,4 +29,4 @@ rule train:
         "logged {log:q} "
         "{params.cltools} train --cell {params.settings:q} --until {wildcards.until:q} "
         "--store {params.store:q} --run {params.run:q} --manifest {output:q} "
-        "{params.options} "
+        "{params.options} {params.workers} "

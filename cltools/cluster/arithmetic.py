@@ -1,0 +1,87 @@
+"""What a network costs: arithmetic, parameters and memory, from its settings. Imports quickly.
+
+The numbers are of the layers with nearly all the work: convolutions, linear layers and attention.
+`tests/cluster/test_arithmetic.py` compares them with those that torch counts.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cltools.config.architectures import (
+    ARCHITECTURES,
+    TRANSFORMERS,
+    Architecture,
+    Transformer,
+    usual_patch,
+)
+
+
+class NetworkSize(NamedTuple):
+    """The size of one network: encoder and projector.
+
+    flops: of the forward pass of one image, a multiplication and an addition counting as two.
+    parameters: their number. features: of h. values: numbers that all layers put out for one image,
+    which training keeps.
+    """
+
+    flops: float
+    parameters: float
+    features: int
+    values: float
+
+
+def network_size(cell: Mapping[str, Any], side: int, channels: int = 3) -> NetworkSize:
+    """The size of one network of a resolved cell, for images of side x side pixels."""
+    name = cell["architecture"]
+    if name in TRANSFORMERS:
+        encoder = _transformer(
+            TRANSFORMERS[name], cell["patch"] or usual_patch(side), side, channels
+        )
+    else:
+        encoder = _resnet(ARCHITECTURES[name], cell, side, channels)
+    weights = cell["projector_hidden"] * (encoder.features + cell["projector_dim"])
+    return encoder._replace(
+        flops=encoder.flops + 2 * weights, parameters=encoder.parameters + weights
+    )
+
+
+def _resnet(
+    architecture: Architecture, cell: Mapping[str, Any], side: int, channels: int
+) -> NetworkSize:
+    inputs = architecture.channels * cell["width"]
+    large = cell["stem"] == "imagenet"
+    kernel = 7 if large else 3
+    side = -(-side // 2) if large else side
+    # (inputs, outputs, kernel, side of the output) of every convolution
+    layers = [(channels, inputs, kernel, side)]
+    side = -(-side // 2) if large else side
+    expansion = 4 if architecture.bottleneck else 1
+    for stage, count in enumerate(architecture.blocks):
+        width = architecture.channels * cell["width"] * 2**stage
+        for index in range(count):
+            before, side = side, -(-side // 2) if stage > 0 and index == 0 else side
+            if architecture.bottleneck:
+                layers += [(inputs, width, 1, before), (width, width, 3, side),
+                           (width, width * expansion, 1, side)]  # fmt: skip
+            else:
+                layers += [(inputs, width, 3, side), (width, width, 3, side)]
+            if before != side or inputs != width * expansion:
+                layers.append((inputs, width * expansion, 1, side))
+            inputs = width * expansion
+    weights = [i * o * k * k for i, o, k, _ in layers]
+    outputs = [o * s * s for _, o, _, s in layers]
+    flops = sum(2 * w * s * s for w, (_, _, _, s) in zip(weights, layers, strict=True))
+    return NetworkSize(flops, sum(weights), inputs, 2 * sum(outputs))
+
+
+def _transformer(sizes: Transformer, patch: int, side: int, channels: int) -> NetworkSize:
+    tokens, d = (side // patch) ** 2 + 1, sizes.features
+    first = channels * patch**2 * d
+    weights = sizes.layers * 12 * d * d  # queries, keys, values, output, and the MLP: 4 + 8
+    attention = sizes.layers * 4 * tokens**2 * d
+    return NetworkSize(
+        flops=2 * tokens * (first + weights) + attention,
+        parameters=first + weights + tokens * d,
+        features=d,
+        values=sizes.layers * tokens * 16 * d,
+    )
