@@ -3,14 +3,18 @@
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
 from waiting import HANGS
+
+from cltools.config.cells import canonical_cell
 
 # A server that has imported everything once, and forks: one import for all ranks of all tests.
 SERVER = multiprocessing.get_context("forkserver")
@@ -60,3 +64,23 @@ def _as_rank(rank, size, port, answers, work):
         answers.put((rank, work(), None))
     except BaseException:
         answers.put((rank, None, traceback.format_exc()))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files below a folder, by name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def command(
+    settings: dict[str, Any], store: Path, folder: Path, size: int, *options: Any
+) -> list[str]:
+    """`torchrun … cltools train …`, saving its state after every step."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += ["--nproc-per-node", size, "-m", "--", "cltools.cli", "train"]
+    start += ["--cell", canonical_cell(settings), "--store", store, "--run", folder / "run"]
+    start += ["--manifest", folder / "trained.json", "--device", "cpu", "--save-every-steps", 1]
+    return [str(part) for part in (*start, *options)]

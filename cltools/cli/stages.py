@@ -105,7 +105,8 @@ def train(
     from cltools.stages import train as stage
 
     with memory_remedy(
-        "lower batch_size, set precision to bfloat16, raise gpus_per_cell, or give the job more"
+        "lower batch_size, set precision to bfloat16, raise gpus_per_cell with share: batch, "
+        "or give the job more"
     ):
         stage.run(
             cell=settings,

@@ -720,7 +720,10 @@ def test_too_little_memory(digits, tmp_path):
     code, said = within(little, command, *train_command(large, digits, tmp_path))
     assert code == 2, said
     assert "Error: out of memory (" in said
-    assert ": lower batch_size, set precision to bfloat16, raise gpus_per_cell, or give" in said
+    assert (
+        ": lower batch_size, set precision to bfloat16, raise gpus_per_cell with share: batch, or"
+        in said
+    )
     assert said.count("\n") == 1
 
 

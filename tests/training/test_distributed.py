@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +16,12 @@ import polars as pl
 import pytest
 import torch
 from precise import RECIPE, in_float64, make_float_double
-from ranks import on_ranks
+from ranks import command, files, on_ranks
 from small import small_cell
 from small import train_rank as run
 from torch import nn
 from waiting import HANGS, wait_until
 
-from cltools.config.cells import canonical_cell
 from cltools.data.image_set import image_set, open_store
 from cltools.maths.objectives import similarity_logits
 from cltools.runtime.errors import InputError, Stopped
@@ -241,23 +239,6 @@ def test_each_rank_makes_its_part_of_the_same_views(digits):
     assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), whole)
 
 
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def command(settings, store, folder, size, *options):
-    """`torchrun … cltools train …`, saving its state after every step."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    start += ["--nproc-per-node", size, "-m", "--", "cltools.cli", "train"]
-    start += ["--cell", canonical_cell(settings), "--store", store, "--run", folder / "run"]
-    start += ["--manifest", folder / "trained.json", "--device", "cpu", "--save-every-steps", 1]
-    return [str(part) for part in (*start, *options)]
-
-
 @pytest.mark.slow
 def test_a_whole_run(digits, tmp_path):
     """torchrun on 2 ranks: near one process, and the same bytes when repeated or interrupted."""
@@ -338,11 +319,12 @@ def saved_step(folder):
 
 
 @pytest.mark.slow
-def test_terminated_is_never_stopped(digits, tmp_path):
+@pytest.mark.parametrize("share", ["batch", "objectives"])
+def test_terminated_is_never_stopped(digits, tmp_path, share):
     """SIGTERM to torchrun ends all ranks; resumed, the bytes are of a run that never stopped."""
     settings = cell(horizon="4000 steps")
     process = subprocess.Popen(
-        command(settings, digits, tmp_path / "ended", 2, *BY_BATCH), stderr=-1
+        command(settings, digits, tmp_path / "ended", 2, "--share", share), stderr=-1
     )
     wait_until(
         lambda: saved_step(tmp_path / "ended") >= 5 or process.poll() is not None, "five steps"
@@ -353,8 +335,8 @@ def test_terminated_is_never_stopped(digits, tmp_path):
     reached = saved_step(tmp_path / "ended")
     assert 5 <= reached < 4000
     stop = f"{reached + 3} steps"
-    on_ranks(2, run, settings, digits, tmp_path / "ended", stop, share="batch")
-    on_ranks(2, run, settings, digits, tmp_path / "whole", stop, share="batch")
+    on_ranks(2, run, settings, digits, tmp_path / "ended", stop, share=share)
+    on_ranks(2, run, settings, digits, tmp_path / "whole", stop, share=share)
     whole, ended = files(tmp_path / "whole"), files(tmp_path / "ended")
     assert {name: ended[name] for name in whole} == whole
 

@@ -12,10 +12,9 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import on_ranks, start_ranks
+from ranks import command, files, on_ranks, start_ranks
 from small import small_cell
 from small import train_rank as run
-from test_distributed import command, files
 from waiting import HANGS
 
 from cltools.runtime.errors import InputError

@@ -86,7 +86,7 @@ class Clone:
         command = [sys.executable, "-m", "snakemake", "--profile", "slurm", *HASTE]
         with open(folder / "console", "w") as console:
             self.process = subprocess.Popen(
-                [*command, "--configfile", "tiny.yaml", *target], cwd=folder, stdout=console,
+                [*command, *target, "--configfile", "tiny.yaml"], cwd=folder, stdout=console,
                 stderr=subprocess.STDOUT, env=self.environment,
             )  # fmt: skip
 
