@@ -161,27 +161,29 @@ def _measure_split(
     h, z, z_views = (_arrays(part, variable) for variable in ("h", "z", "z_views"))
     labels, tau = part.label.values, cell["tau"]
     device = _device_of_losses(device_name, len(labels))
+    of_h = measurements.Representations(h, labels, starts, reference)
+    of_z = measurements.Representations(z, labels, reference=reference)
     rows = [
-        *measurements.alignment_rows(h, labels, "h", starts, reference),
-        *measurements.alignment_rows(z, labels, "z", None, reference),
-        *measurements.corollary_rows(h, reference, "h"),
-        *measurements.corollary_rows(z, reference, "z"),
+        *measurements.alignment_rows(of_h, "h"),
+        *measurements.alignment_rows(of_z, "z"),
+        *measurements.corollary_rows(of_h, "h"),
+        *measurements.corollary_rows(of_z, "z"),
         *measurements.loss_rows(z_views, labels, tau, device),
         *measurements.batch_loss_rows(z_views, z, labels, tau, cell["batch_size"]),
-        *measurements.geometry_rows(h, labels, "h", intervals=full),
-        *measurements.geometry_rows(z, labels, "z", intervals=full),
+        *measurements.geometry_rows(of_h, "h", intervals=full),
+        *measurements.geometry_rows(of_z, "z", intervals=full),
         *measurements.view_rows(z_views),
     ]
-    for features, arrays in (("h", h), ("z", z)):
-        rows += measurements.angle_rows(rows, arrays, reference, features)
+    for features, of in (("h", of_h), ("z", of_z)):
+        rows += measurements.angle_rows(rows, of, features)
     if "ce" in z:
         head = weights["ce"]["head.weight"], weights["ce"]["head.bias"]
         rows += measurements.head_rows(z["ce"], labels, *head, objective="ce")
     if full:
-        rows += measurements.rank_rows(h, reference)
-        rows += measurements.null_rows(h, labels, reference)
+        rows += measurements.rank_rows(of_h)
+        rows += measurements.null_rows(of_h)
         rows += measurements.labelling_rows(z_views, labels, tau, device)
-        measurements.add_intervals(rows, h, reference)
+        measurements.add_intervals(rows, of_h)
     return rows
 
 

@@ -3,11 +3,19 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import NDArray
 
-from cltools.maths.alignment.features import Vector, same_images, unit_rows
+from cltools.maths.alignment.features import (
+    Features,
+    Vector,
+    inverse_norms,
+    same_images,
+    squares,
+)
+from cltools.maths.blocks import CPU, RowSource, blocks_of, read, take
 
-PAIR_BLOCK = 1 << 16  # image pairs whose features are copied at a time
+HELD_BYTES = 256 << 20  # of the rows that are held while all others are read
 PAIR_GROUPS = 20  # groups of pairs, for the standard error of `spearman_rsa`
 
 
@@ -19,7 +27,13 @@ class Spearman(NamedTuple):
     pairs: int
 
 
-def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int = 0) -> Spearman:
+def spearman_rsa(
+    a: Features,
+    b: Features,
+    pairs: int = 1_000_000,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> Spearman:
     """Spearman rank correlation of the cosine distances of two representations.
 
     Over all N(N-1)/2 image pairs when these are at most `pairs`, otherwise over a sample of them
@@ -35,6 +49,7 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
         a, b: (N, d) and (N, d').
         pairs: most pairs to use, at least 3 per group (60).
         seed: draws the pairs and the groups.
+        device: where cosines are computed, in float64.
 
     Returns:
         (value in [-1, 1], standard error, pairs used). NaN where undefined: fewer than 3 images,
@@ -45,8 +60,8 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
     """
     if pairs < 3 * PAIR_GROUPS:
         raise ValueError(f"at least {3 * PAIR_GROUPS} pairs are needed, not {pairs}")
-    arrays = same_images(a, b)
-    n = len(arrays["a"])
+    sources = same_images({"a": a, "b": b})
+    n = sources["a"].shape[0]
     total = n * (n - 1) // 2
     if total <= pairs:
         chosen = np.arange(total)
@@ -55,7 +70,7 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
         # Without shuffling, `choice` avoids a list of all pairs where that would be long. Sorted
         # pairs have their features next to each other in memory.
         chosen = np.sort(rng.choice(total, pairs, replace=False, shuffle=False))
-    x, y = (pair_cosines(unit_rows(c), chosen) for c in arrays.values())
+    x, y = (pair_cosines(name, c, chosen, device) for name, c in sources.items())
     value = _spearman(x, y)
     if total <= pairs:
         return Spearman(value, 0.0 if value == value else float("nan"), total)
@@ -64,17 +79,37 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
     return Spearman(value, float(scatter * np.sqrt((1 - pairs / total) / PAIR_GROUPS)), pairs)
 
 
-def pair_cosines(x: NDArray[np.float64], chosen: NDArray[np.integer]) -> Vector:
-    """Cosines of the image pairs with numbers `chosen` in 0 … N(N-1)/2 - 1, x having unit rows."""
+def pair_cosines(
+    name: str, x: RowSource, chosen: NDArray[np.integer], device: torch.device = CPU
+) -> Vector:
+    """Cosines of the image pairs with numbers `chosen` in 0 … N(N-1)/2 - 1, for features (N, d).
+
+    As many rows are held as fit into `HELD_BYTES`, while all rows are read block by block. So the
+    features are read several times if they are larger than that.
+    """
     # On a circle of the N images, pair k is image k mod N and the one k // N + 1 places further on.
     # This numbers every pair once; for even N the last round has only half of the pairs.
-    n = len(x)
+    n, d = x.shape
+    scale = inverse_norms(squares(name, x, device))
+    round_, first = np.divmod(chosen, n)
+    second = (first + round_ + 1) % n
     cosines = np.empty(len(chosen))
-    for start in range(0, len(chosen), PAIR_BLOCK):
-        part = slice(start, start + PAIR_BLOCK)
-        round_, first = np.divmod(chosen[part], n)
-        second = (first + round_ + 1) % n
-        np.einsum("ij,ij->i", x[first], x[second], out=cosines[part])
+    firsts, order = np.unique(first), np.argsort(first, kind="stable")
+    for some in blocks_of(len(firsts), d, HELD_BYTES):
+        held = firsts[some]
+        rows = take(x, held, device) * scale[torch.from_numpy(held).to(device), None]
+        start, stop = np.searchsorted(first[order], [held[0], held[-1] + 1])
+        mine = order[start:stop]
+        mine = mine[np.argsort(second[mine], kind="stable")]
+        for part in blocks_of(n, d):
+            start, stop = np.searchsorted(second[mine], [part.start, part.stop])
+            if start == stop:  # saves reading the block
+                continue
+            others = read(x, part, device) * scale[part, None]
+            for few in (mine[start:stop][few] for few in blocks_of(stop - start, d)):
+                i = torch.from_numpy(np.searchsorted(held, first[few])).to(device)
+                j = torch.from_numpy(second[few] - part.start).to(device)
+                cosines[few] = torch.linalg.vecdot(rows[i], others[j]).cpu().numpy()
     return cosines.round(14)  # so that rounding errors break no ties
 
 
