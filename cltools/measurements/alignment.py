@@ -4,15 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cltools.maths.alignment import (
-    MEASURES,
-    spearman_rsa,
-    zero_norm_rows,
-)
+from cltools.maths.alignment import MEASURES, zero_norm_rows
 from cltools.maths.alignment.distances import gap_of
 from cltools.maths.alignment.measures import RSA, Measure, measure_of, takes_cosines
 from cltools.maths.alignment.moments import Table
 from cltools.maths.alignment.permutations import null_of
+from cltools.maths.alignment.ranks import spearman_of
 from cltools.maths.alignment.residuals import residual_measures
 from cltools.maths.angles import feature_angle, similarity_angle
 from cltools.maths.bounds import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
@@ -120,9 +117,8 @@ def null_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:
 
 def rank_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:
     """Spearman RSA with the reference over a sample of image pairs, and its standard error."""
-    for name in others(of.features, reference):
-        pair = of.features[reference], of.features[name]
-        found = spearman_rsa(*pair, RANKED_PAIRS, device=of.device)
+    pairs = [(reference, name) for name in others(of.features, reference)]
+    for (_, name), found in spearman_of(of.features, pairs, RANKED_PAIRS, device=of.device).items():
         values = {
             ("rsa", "spearman_cosine"): found.value,
             ("rsa_error", "spearman_cosine"): found.standard_error,

@@ -119,6 +119,19 @@ def test_collapsed_classes_have_no_residual_alignment():
     assert (residual(b, np.arange(len(b))) == 0).all()
 
 
+def test_residual_alignment_keeps_its_digits_when_classes_nearly_collapse():
+    a, b, y = clusters()
+    nearly = {}
+    for name, x in (("a", a), ("b", b)):
+        centres = np.array([x[y == c].mean(0) for c in range(3)])[y]
+        nearly[name] = centres + 1e-6 * (x - centres)
+    values = residual_alignment(nearly, y)["a", "b"]
+    rest = [residual(x, y) * 1e6 for x in nearly.values()]
+    grams = [x @ x.T for x in rest]
+    assert values[RESIDUAL_BIASED] == pytest.approx(biased_cka(*grams), abs=1e-9)
+    assert values[RESIDUAL_RSA] == pytest.approx(rdm_pearson(*grams), abs=1e-9)
+
+
 # Permutations
 
 
@@ -293,6 +306,11 @@ def test_frobenius_gap_over_several_blocks_and_widths(block, monkeypatch):
         a, b, _ = clusters(*shape)
         expected = np.array(gap_reference(a, b), dtype=float)
         assert fields(frobenius_gap(a, b)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_equal_features_have_no_gap():
+    a, _, _ = clusters()
+    assert fields(frobenius_gap(a, a.copy()))[:3] == [0, 0, 0]
 
 
 def test_rotated_features_have_no_gap():

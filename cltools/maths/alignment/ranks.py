@@ -1,5 +1,6 @@
 """Rank correlation of the distances of two representations: Spearman RSA."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +14,11 @@ from cltools.maths.alignment.features import (
     same_images,
     squares,
 )
+from cltools.maths.alignment.moments import Pair
 from cltools.maths.blocks import CPU, RowSource, blocks_of, read, take
 
 HELD_BYTES = 256 << 20  # of the rows that are held while all others are read
+PAIR_BYTES = 4 << 20  # of the image pairs whose features are copied at a time
 PAIR_GROUPS = 20  # groups of pairs, for the standard error of `spearman_rsa`
 
 
@@ -58,25 +61,47 @@ def spearman_rsa(
     Raises:
         ValueError: features of unequal N or with numbers whose squares overflow, or too few pairs.
     """
+    sources = same_images({"a": a, "b": b})
+    return spearman_of(sources, [("a", "b")], pairs, seed, device)["a", "b"]
+
+
+def spearman_of(
+    features: Mapping[str, RowSource],
+    compared: Sequence[Pair],
+    pairs: int = 1_000_000,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> dict[Pair, Spearman]:
+    """`spearman_rsa` of several representations of the same images, over the same image pairs.
+
+    Cosines and ranks of each are made once.
+    """
+    from scipy.stats import rankdata
+
     if pairs < 3 * PAIR_GROUPS:
         raise ValueError(f"at least {3 * PAIR_GROUPS} pairs are needed, not {pairs}")
-    sources = same_images({"a": a, "b": b})
-    n = sources["a"].shape[0]
+    n = next(iter(features.values())).shape[0]
     total = n * (n - 1) // 2
     if total <= pairs:
-        chosen = np.arange(total)
+        chosen, groups = np.arange(total), []
     else:
         rng = np.random.default_rng(seed)
         # Without shuffling, `choice` avoids a list of all pairs where that would be long. Sorted
         # pairs have their features next to each other in memory.
         chosen = np.sort(rng.choice(total, pairs, replace=False, shuffle=False))
-    x, y = (pair_cosines(name, c, chosen, device) for name, c in sources.items())
-    value = _spearman(x, y)
-    if total <= pairs:
-        return Spearman(value, 0.0 if value == value else float("nan"), total)
-    groups = np.array_split(rng.permutation(pairs), PAIR_GROUPS)
-    scatter = np.std([_spearman(x[g], y[g]) for g in groups], ddof=1)
-    return Spearman(value, float(scatter * np.sqrt((1 - pairs / total) / PAIR_GROUPS)), pairs)
+        groups = np.array_split(rng.permutation(pairs), PAIR_GROUPS)
+    ranks = {}
+    for name in dict.fromkeys(name for pair in compared for name in pair):
+        cosines = pair_cosines(name, features[name], chosen, device)
+        ranks[name] = [rankdata(cosines), *(rankdata(cosines[group]) for group in groups)]
+    found = {}
+    for first, second in compared:
+        value, *parts = (_pearson(x, y) for x, y in zip(ranks[first], ranks[second], strict=True))
+        error = 0.0 if value == value else float("nan")
+        if groups:
+            error = float(np.std(parts, ddof=1) * np.sqrt((1 - pairs / total) / PAIR_GROUPS))
+        found[first, second] = Spearman(value, error, len(chosen))
+    return found
 
 
 def pair_cosines(
@@ -94,31 +119,25 @@ def pair_cosines(
     round_, first = np.divmod(chosen, n)
     second = (first + round_ + 1) % n
     cosines = np.empty(len(chosen))
-    firsts, order = np.unique(first), np.argsort(first, kind="stable")
+    firsts = np.unique(first)
     for some in blocks_of(len(firsts), d, HELD_BYTES):
         held = firsts[some]
         rows = take(x, held, device) * scale[torch.from_numpy(held).to(device), None]
-        start, stop = np.searchsorted(first[order], [held[0], held[-1] + 1])
-        mine = order[start:stop]
-        mine = mine[np.argsort(second[mine], kind="stable")]
+        mine = np.flatnonzero((first >= held[0]) & (first <= held[-1]))
         for part in blocks_of(n, d):
-            start, stop = np.searchsorted(second[mine], [part.start, part.stop])
-            if start == stop:  # saves reading the block
-                continue
+            here = mine[(second[mine] >= part.start) & (second[mine] < part.stop)]
             others = read(x, part, device) * scale[part, None]
-            for few in (mine[start:stop][few] for few in blocks_of(stop - start, d)):
-                i = torch.from_numpy(np.searchsorted(held, first[few])).to(device)
-                j = torch.from_numpy(second[few] - part.start).to(device)
-                cosines[few] = torch.linalg.vecdot(rows[i], others[j]).cpu().numpy()
+            for few in blocks_of(len(here), d, PAIR_BYTES):
+                i = torch.from_numpy(np.searchsorted(held, first[here[few]])).to(device)
+                j = torch.from_numpy(second[here[few]] - part.start).to(device)
+                cosines[here[few]] = torch.linalg.vecdot(rows[i], others[j]).cpu().numpy()
     return cosines.round(14)  # so that rounding errors break no ties
 
 
-def _spearman(x: Vector, y: Vector) -> float:
-    """Pearson correlation of average ranks; the same for distances as for cosines."""
-    from scipy.stats import rankdata
-
+def _pearson(x: Vector, y: Vector) -> float:
+    """Correlation of average ranks, of distances or of cosines; NaN if one of them is constant."""
     if len(x) < 2:
         return float("nan")
-    x, y = (rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
+    x, y = (v - (len(v) + 1) / 2 for v in (x, y))
     norm = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / norm) if norm > 0 else float("nan")
