@@ -8,7 +8,7 @@ from cltools.maths.alignment import MEASURES, zero_norm_rows
 from cltools.maths.alignment.distances import gap_of
 from cltools.maths.alignment.measures import RSA, Measure, measure_of, takes_cosines
 from cltools.maths.alignment.moments import Table
-from cltools.maths.alignment.permutations import null_of
+from cltools.maths.alignment.permutations import null_mean, null_of
 from cltools.maths.alignment.ranks import spearman_of
 from cltools.maths.alignment.residuals import residual_measures
 from cltools.maths.angles import feature_angle, similarity_angle
@@ -98,21 +98,26 @@ def null_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:
     `cka_null` and `rsa_null` are the mean values after images are shuffled within their classes:
     the alignment that class means alone give. `…_null_p` is the p-value: how often a
     shuffle reaches the measured value. `rsa_mantel_p` is the p-value when all images are shuffled.
-    They are of the images of `of.sample`, whose number is the `n` of these rows.
+
+    The p-values are of the images of `of.sample`, whose number is the `n` of their rows. The mean
+    values are over the same shuffles or, if these are not all images, over all possible shuffles of
+    all images.
     """
     images = of.sample.images
     one_class = np.zeros(len(images), dtype=np.intp)
     for name in others(of.features, reference):
         pair = reference, name
+        about = {"objective": name, "reference": reference, "features": "h"}
         tests = null_of(of.sample, pair, of.index[images], NULL_DRAWS, 0, list(PAPERS_MEASURES))
-        values = {}
-        for (metric, variant), test in tests.items():
-            values[f"{metric}_null", variant] = test.mean
-            values[f"{metric}_null_p", variant] = test.p
+        means = {m: test.mean for m, test in tests.items()}
+        if len(images) < len(of):
+            means = null_mean(pair, of.cosine, of.index, PAPERS_MEASURES)
         mantel = null_of(of.sample, pair, one_class, NULL_DRAWS, 0, [RSA])[RSA]
-        values["rsa_mantel_p", "pearson_cosine"] = mantel.p
-        about = {"objective": name, "reference": reference, "features": "h", "n": len(images)}
-        yield from rows_of(values, **about)
+        for (metric, variant), test in tests.items():
+            yield from rows_of({(f"{metric}_null", variant): means[metric, variant]}, **about)
+            tail = {(f"{metric}_null_p", variant): test.p}
+            yield from rows_of(tail, n=len(images), **about)
+        yield from rows_of({("rsa_mantel_p", RSA[1]): mantel.p}, n=len(images), **about)
 
 
 def rank_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:

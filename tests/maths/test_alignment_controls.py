@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from cltools.maths.alignment import (
     spearman_rsa,
     within_class_null,
 )
-from cltools.maths.alignment.permutations import within_class_orders
+from cltools.maths.alignment.moments import moments_of
+from cltools.maths.alignment.permutations import null_mean, within_class_orders
 from cltools.maths.alignment.ranks import pair_cosines
 from cltools.maths.bounds import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
 
@@ -165,6 +167,23 @@ def test_mean_under_the_null_of_residuals_has_a_closed_form():
     expected /= np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
     error = test.null.std() / len(test.null) ** 0.5
     assert test.mean == pytest.approx(expected, abs=4 * error)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_the_mean_over_all_permutations_has_a_closed_form(cosine):
+    a, b, _ = clusters(n=7)
+    a[2] = b[4] = 0
+    y = np.array([0, 1, 0, 2, 1, 0, 1])  # 3! · 3! permutations
+    measures = [m for m in MEASURES if m[1].startswith("raw") != cosine]
+    every = [
+        within_class_null(a, b[order], y, 1, measures=measures)
+        for order in map(list, permutations(range(7)))
+        if (y[order] == y).all()
+    ]
+    assert len(every) == 36
+    moments = moments_of({"a": a, "b": b}, [("a", "b")], y, cosine)
+    for measure, mean in null_mean(("a", "b"), moments, y, measures).items():
+        assert mean == pytest.approx(np.mean([test[measure].value for test in every]), abs=1e-12)
 
 
 def test_class_means_alone_explain_clusters_but_not_images():

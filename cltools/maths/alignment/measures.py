@@ -142,8 +142,13 @@ def takes_cosines(measure: Measure) -> bool:
     return _MEASURES[measure][0]
 
 
-def measure_of(measure: Measure, pair: Pair, table: Table) -> float:
-    """One measure of one pair; NaN where it is undefined."""
+def measure_of(
+    measure: Measure, pair: Pair, table: Table, instead: tuple[float, Rows] | None = None
+) -> float:
+    """One measure of one pair; NaN where it is undefined.
+
+    With `instead`, ‖CᵀC'‖² and the rows of the second name are these, but the norms stay.
+    """
     _, inner, smallest_n = _MEASURES[measure]
     rows = table.rows
     n = len(rows[pair[0]].spread)
@@ -157,4 +162,5 @@ def measure_of(measure: Measure, pair: Pair, table: Table) -> float:
         if not square > 32 * np.finfo(np.float64).eps * moment:
             return float("nan")
         norm *= np.sqrt(square)
-    return float(inner(n, table.norms[pair], rows[pair[0]], rows[pair[1]]) / norm)
+    product, second = instead or (table.norms[pair], rows[pair[1]])
+    return float(inner(n, product, rows[pair[0]], second) / norm)

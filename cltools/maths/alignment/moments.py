@@ -55,6 +55,7 @@ class Moments:
 
     whole: Table
     residual: Table  # after the class means are subtracted
+    classes: Mapping[str, NDArray[np.float64]]  # (C, d) m_c of each name
     within: Mapping[str, NDArray[np.float64]]  # (d, d) RᵀR of the names that were asked for
 
 
@@ -189,6 +190,7 @@ class _Sums:
         return Moments(
             Table(rows, norms),
             Table({name: Rows(q, q) for name, q in rest.items()}, residual_norms),
+            {name: m.classes.cpu().numpy() for name, m in means.items()},
             within,
         )
 

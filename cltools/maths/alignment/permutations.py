@@ -16,7 +16,7 @@ from cltools.maths.alignment.measures import (
     measure_of,
     takes_cosines,
 )
-from cltools.maths.alignment.moments import Pair, Rows, Table
+from cltools.maths.alignment.moments import Moments, Pair, Rows, Table
 from cltools.maths.alignment.samples import Sample, sample_of, sampled_images
 from cltools.maths.blocks import CPU
 
@@ -141,6 +141,44 @@ def null_of(
         for m in measures:
             values[m].append(measure_of(m, pair, table))
     return {m: PermutationTest(v[0], np.array(v[1:])) for m, v in values.items()}
+
+
+def null_mean(
+    pair: Pair, moments: Moments, index: NDArray[np.intp], measures: Iterable[Measure]
+) -> dict[Measure, float]:
+    """The mean over all permutations within classes, which draws of them only estimate.
+
+    Let S_ce be the sum of K over the images of classes c and e, and t_c that of its diagonal. A
+    permutation puts each entry of a block of K' in every place as often, but for the diagonal:
+
+        E ‖CᵀC'‖² = Σ_{c≠e} S_ce S'_ce / (n_c n_e)
+                    + Σ_c [t_c t'_c / n_c + (S_cc - t_c) (S'_cc - t'_c) / (n_c (n_c - 1))]
+
+    Everything else in the measures is linear in the numbers of each row of b, whose mean is that of
+    their class.
+
+    Args:
+        pair: (a, b), where the images of b are permuted.
+        moments: of these features with these classes.
+        index: (N,) class number of each image.
+        measures: all of features as in `moments`, which are raw or divided by their norms.
+    """
+    counts = np.bincount(index)
+    rows = [moments.whole.rows[name] for name in pair]
+    sums, diagonals = [], []
+    for name, own in zip(pair, rows, strict=True):
+        means = moments.classes[name] * counts[:, None]
+        sums.append(means @ means.T)
+        diagonals.append(np.bincount(index, own.spread))
+    same = diagonals[0] * diagonals[1] / counts
+    rest = np.prod([s.diagonal() - t for s, t in zip(sums, diagonals, strict=True)], axis=0)
+    same += np.divide(rest, counts * (counts - 1), out=np.zeros(len(counts)), where=counts > 1)
+    other = sums[0] * sums[1] / np.outer(counts, counts)
+    moment = float(other.sum() - np.trace(other) + same.sum())
+    averaged = Rows(*(
+        (np.bincount(index, values) / counts)[index] for values in (rows[1].square, rows[1].spread)
+    ))  # fmt: skip
+    return {m: measure_of(m, pair, moments.whole, (moment, averaged)) for m in measures}
 
 
 def within_class_orders(
