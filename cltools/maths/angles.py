@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from cltools.maths.alignment.features import Features, inverse_norms, squares
-from cltools.maths.blocks import CPU, as_rows, blocks_of, read
+from cltools.maths.alignment.features import Features, chunks_of, inverse_norms, squares
+from cltools.maths.blocks import CPU, as_rows, read
 from cltools.maths.weights import common_layers
 
 
@@ -82,7 +82,7 @@ def feature_angle(a: Features, b: Features, device: torch.device = CPU) -> float
         return float("nan")
     scales = [inverse_norms(squares(name, x, device)) for name, x in (("a", rows), ("b", other))]
     total, images = 0.0, 0
-    for part in blocks_of(*rows.shape):
+    for part in chunks_of(*rows.shape):
         both = (scales[0][part] > 0) & (scales[1][part] > 0)
         unit = [
             read(x, part, device)[both] * scale[part][both, None]

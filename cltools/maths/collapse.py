@@ -20,9 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cltools.maths.alignment.features import Features, class_index
+from cltools.maths.alignment.features import Features, chunks_of, class_index
 from cltools.maths.alignment.moments import Means, means_of, moments_of
-from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of
+from cltools.maths.blocks import CPU, RowSource, as_rows
 from cltools.maths.probes import nccc
 
 Array = NDArray[np.float64]
@@ -120,7 +120,7 @@ def _sums_by_class(x: RowSource, means: Means, index: Tensor) -> tuple[Array, Ar
     """Sums over the images of each class: ‖x - μ_i‖² (C,), ((x - μ_i)·(μ_j - μ_i))² (C, C)."""
     classes = len(means.classes)
     squares, along = means.whole.new_zeros(classes), means.whole.new_zeros(classes, classes)
-    for part in blocks_of(*x.shape):
+    for part in chunks_of(*x.shape):
         own = index[part]
         residuals = means.centred(x, part) - means.classes[own]
         squares.index_add_(0, own, torch.linalg.vecdot(residuals, residuals))

@@ -7,10 +7,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, as_rows, each_block
+from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, each_block, read
 
 Vector = NDArray[np.float64]
 Features = ArrayLike | Tensor | RowSource  # (N, d) in memory or in a file
+CHUNK_BYTES = 2 << 20  # of rows that are only added up: they stay in a processor's cache
 
 
 def zero_norm_rows(features: Mapping[str, Features]) -> dict[str, int]:
@@ -23,13 +24,19 @@ def zero_norm_rows(features: Mapping[str, Features]) -> dict[str, int]:
     }
 
 
+def chunks_of(n: int, d: int) -> list[slice]:
+    """Slices that together cover n rows of d numbers, for what takes little time for each row."""
+    return blocks_of(n, d, CHUNK_BYTES)
+
+
 def squares(name: str, x: RowSource, device: torch.device = CPU) -> Tensor:
     """‖x_i‖² (N,) of the rows, on the device.
 
     Raises ValueError for NaN, infinity or numbers whose squares overflow; it has the name, if any.
     """
     found = torch.empty(x.shape[0], dtype=torch.float64, device=device)
-    for part, block in each_block(x, device):
+    for part in chunks_of(*x.shape):
+        block = read(x, part, device)
         torch.linalg.vecdot(block, block, out=found[part])
     if not torch.isfinite(found).all():
         of = f" of {name!r}" if name else ""
@@ -51,8 +58,8 @@ def unit_rows(x: Features) -> NDArray[np.float64]:
     rows = as_rows("x", x)
     scale = inverse_norms(squares("x", rows))
     unit = torch.empty(tuple(rows.shape), dtype=torch.float64)
-    for part, block in each_block(rows):
-        torch.mul(block, scale[part, None], out=unit[part])
+    for part in chunks_of(*rows.shape):
+        torch.mul(read(rows, part), scale[part, None], out=unit[part])
     found: NDArray[np.float64] = unit.numpy()
     return found
 

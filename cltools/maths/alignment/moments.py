@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cltools.maths.alignment.features import Vector, inverse_norms, squares
-from cltools.maths.blocks import CPU, RowSource, blocks_of, each_block, read
+from cltools.maths.alignment.features import Vector, chunks_of, inverse_norms, squares
+from cltools.maths.blocks import CPU, RowSource, blocks_of, read
 
 Pair = tuple[str, str]
 BLOCK_BYTES = 32 << 20  # of one block of rows of one name, of which all names are held at once
@@ -89,9 +89,10 @@ def means_of(
         scale, square = inverse_norms(square), (square > 0).to(square)
     sums = torch.zeros(len(counts), x.shape[1], dtype=torch.float64, device=device)
     shift = sums[0]
-    for part, block in each_block(x, device):
-        rows = block if scale is None else block * scale[part, None]
-        # Sums of large numbers would cost digits: the mean of the first block is subtracted.
+    for part in chunks_of(*x.shape):
+        rows = read(x, part, device)
+        rows = rows if scale is None else rows * scale[part, None]
+        # Sums of large numbers would cost digits: the mean of the first rows is subtracted.
         shift = rows.mean(dim=0) if part.start == 0 else shift
         sums.index_add_(0, index[part], rows - shift)
     whole = sums.sum(dim=0) / len(index)
@@ -129,22 +130,14 @@ def moments_of(
     means = {
         name: means_of(name, x, own, counts, cosine, device) for name, x in sources.items()
     }  # fmt: skip
-    found = _Sums(sources, list(dict.fromkeys([*((n, n) for n in names), *pairs])), device)
+    keys = list(dict.fromkeys([*((name, name) for name in names), *pairs]))
     widest = max((x.shape[1] for x in sources.values()), default=1)
-    for part in blocks_of(len(index), widest, BLOCK_BYTES):
-        residuals = {}
-        for name, x in sources.items():
-            rows = means[name].centred(x, part)
-            torch.linalg.vecdot(rows, rows, out=found.spread[name][part])
-            if len(counts) > 1:
-                rows -= means[name].classes[own[part]]
-            rest = torch.linalg.vecdot(rows, rows, out=found.residual[name][part])
-            if cosine and len(counts) > 1:
-                # Without this, collapsed classes would be compared by their rounding errors.
-                rows.masked_fill_((rest <= NO_RESIDUAL)[:, None], 0)
-                rest.masked_fill_(rest <= NO_RESIDUAL, 0)
-            residuals[name] = rows
-        found.add(residuals)
+    parts = blocks_of(len(index), widest, BLOCK_BYTES)
+    found = _Sums(sources, keys, parts[0].stop, device)
+    for part in parts:
+        found.add({
+            name: found.residuals(name, x, means[name], part, own) for name, x in sources.items()
+        })  # fmt: skip
     return found.moments(means, counts, within)
 
 
@@ -152,7 +145,11 @@ class _Sums:
     """Sums over images while they are read: the products of each pair, and numbers of each row."""
 
     def __init__(
-        self, sources: Mapping[str, RowSource], pairs: list[Pair], device: torch.device
+        self,
+        sources: Mapping[str, RowSource],
+        pairs: list[Pair],
+        largest_block: int,
+        device: torch.device,
     ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -161,6 +158,26 @@ class _Sums:
         self.products = {(a, b): zeros(width[a], width[b]) for a, b in pairs}
         self.spread = {name: zeros(x.shape[0]) for name, x in sources.items()}
         self.residual = {name: zeros(x.shape[0]) for name, x in sources.items()}
+        self._buffers = {name: zeros(largest_block, width[name]) for name in sources}
+
+    def residuals(
+        self, name: str, x: RowSource, means: Means, part: slice, index: Tensor
+    ) -> Tensor:
+        """r_i (n, d) of these rows, in a buffer; their q_i and ‖r_i‖² are kept."""
+        several = len(means.classes) > 1
+        for chunk in chunks_of(part.stop - part.start, x.shape[1]):
+            here = slice(part.start + chunk.start, part.start + chunk.stop)
+            rows = means.centred(x, here)
+            torch.linalg.vecdot(rows, rows, out=self.spread[name][here])
+            if several:
+                rows -= means.classes[index[here]]
+            rest = torch.linalg.vecdot(rows, rows, out=self.residual[name][here])
+            if several and means.scale is not None:
+                # Without this, collapsed classes would be compared by their rounding errors.
+                rows.masked_fill_((rest <= NO_RESIDUAL)[:, None], 0)
+                rest.masked_fill_(rest <= NO_RESIDUAL, 0)
+            self._buffers[name][chunk] = rows
+        return self._buffers[name][: part.stop - part.start]
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
         for (a, b), product in self.products.items():
