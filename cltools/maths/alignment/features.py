@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, each_block, read
+from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, read
 
 Vector = NDArray[np.float64]
 Features = ArrayLike | Tensor | RowSource  # (N, d) in memory or in a file
@@ -16,12 +16,12 @@ CHUNK_BYTES = 2 << 20  # of rows that are only added up: they stay in a processo
 
 def zero_norm_rows(features: Mapping[str, Features]) -> dict[str, int]:
     """Number of rows of each (N, d) array with norm 0, which have no cosine: name -> count."""
-    return {
-        name: sum(
-            int((~block.any(dim=1)).sum()) for _, block in each_block(as_rows(name, features))
-        )
-        for name, features in features.items()
-    }
+    counts = {}
+    for name, x in features.items():
+        rows = as_rows(name, x)
+        parts = chunks_of(*rows.shape)
+        counts[name] = sum(int((~read(rows, part).any(dim=1)).sum()) for part in parts)
+    return counts
 
 
 def chunks_of(n: int, d: int) -> list[slice]:
