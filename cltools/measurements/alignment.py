@@ -14,9 +14,8 @@ from cltools.maths.alignment.residuals import residual_measures
 from cltools.maths.angles import feature_angle, similarity_angle
 from cltools.maths.bounds import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
 from cltools.maths.intervals import FEWEST_IMAGES, intervals_of
-from cltools.maths.objectives import REFERENCE
 from cltools.measurements.representations import Representations
-from cltools.measurements.table import Row, others, rows_of
+from cltools.measurements.table import Row, rows_of
 
 # The measures that the papers report. Intervals and permutation tests are computed for these.
 PAPERS_MEASURES = (("cka", "cosine_biased"), ("cka", "cosine_debiased"), ("rsa", "pearson_cosine"))
@@ -27,6 +26,7 @@ RANKED_PAIRS = 200_000
 def alignment_rows(of: Representations, features: str = "h") -> Iterator[Row]:
     """CKA and RSA of all pairs, plain and after class means are removed; counts of zero rows.
 
+    In a pair with the reference, this is the row's reference, else the objective that comes first.
     If there are starts, every objective is also compared with its own (`cka_to_init`).
     """
     for name, count in zero_norm_rows(of.features).items():
@@ -51,17 +51,15 @@ def _whole(of: Representations, measure: Measure) -> Table:
     return (of.cosine if takes_cosines(measure) else of.raw).whole
 
 
-def corollary_rows(
-    of: Representations, reference: str = REFERENCE, features: str = "h"
-) -> Iterator[Row]:
+def corollary_rows(of: Representations, features: str = "h") -> Iterator[Row]:
     """Distance of similarity matrices from the reference's, and P2's lower bounds from it.
 
     `cka_lower_bound` and `rsa_lower_bound` bound `cka` and `rsa` from below. Variant `corollary` is
     P2's bound; `tight` is the best bound that the same distance allows. NaN where P2 claims
     nothing.
     """
-    for name in others(of.features, reference):
-        gap = gap_of((reference, name), of.features, of.cosine.whole, of.device)
+    for name in of.others:
+        gap = gap_of((of.reference, name), of.features, of.cosine.whole, of.device)
         values = {
             ("similarity_gap", "frobenius"): gap.gap,
             ("similarity_gap", "rho"): gap.rho,
@@ -73,26 +71,24 @@ def corollary_rows(
             ("rsa_lower_bound", "corollary"): rsa_lower_bound(gap.r),
             ("rsa_lower_bound", "tight"): cosine_lower_bound(gap.r),
         }
-        yield from rows_of(values, objective=name, reference=reference, features=features)
+        yield from rows_of(values, objective=name, reference=of.reference, features=features)
 
 
-def angle_rows(
-    rows: list[Row], of: Representations, reference: str = REFERENCE, features: str = "h"
-) -> Iterator[Row]:
+def angle_rows(rows: list[Row], of: Representations, features: str = "h") -> Iterator[Row]:
     """Angles with the reference, in degrees; `rows` must hold the CKA, which gives one of them."""
-    wanted = {"reference": reference, "features": features, "metric": "cka",
+    wanted = {"reference": of.reference, "features": features, "metric": "cka",
               "variant": "cosine_biased"}  # fmt: skip
     cka = {row["objective"]: row["value"] for row in rows if wanted.items() <= row.items()}
-    for name in others(of.features, reference):
-        pair = of.features[reference], of.features[name]
+    for name in of.others:
+        pair = of.features[of.reference], of.features[name]
         values = {
             ("representation_angle", "similarities"): similarity_angle(cka[name]),
             ("representation_angle", "features"): feature_angle(*pair, of.device),
         }
-        yield from rows_of(values, objective=name, reference=reference, features=features)
+        yield from rows_of(values, objective=name, reference=of.reference, features=features)
 
 
-def null_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:
+def null_rows(of: Representations) -> Iterator[Row]:
     """Permutation tests of the alignment with the reference.
 
     `cka_null` and `rsa_null` are the mean values after images are shuffled within their classes:
@@ -105,9 +101,9 @@ def null_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:
     """
     images = of.sample.images
     one_class = np.zeros(len(images), dtype=np.intp)
-    for name in others(of.features, reference):
-        pair = reference, name
-        about = {"objective": name, "reference": reference, "features": "h"}
+    for name in of.others:
+        pair = of.reference, name
+        about = {"objective": name, "reference": of.reference, "features": "h"}
         tests = null_of(of.sample, pair, of.index[images], NULL_DRAWS, 0, list(PAPERS_MEASURES))
         means = {m: test.mean for m, test in tests.items()}
         if len(images) < len(of):
@@ -120,23 +116,23 @@ def null_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:
         yield from rows_of({("rsa_mantel_p", RSA[1]): mantel.p}, n=len(images), **about)
 
 
-def rank_rows(of: Representations, reference: str = REFERENCE) -> Iterator[Row]:
+def rank_rows(of: Representations) -> Iterator[Row]:
     """Spearman RSA with the reference over a sample of image pairs, and its standard error."""
-    pairs = [(reference, name) for name in others(of.features, reference)]
+    pairs = [(of.reference, name) for name in of.others]
     for (_, name), found in spearman_of(of.features, pairs, RANKED_PAIRS, device=of.device).items():
         values = {
             ("rsa", "spearman_cosine"): found.value,
             ("rsa_error", "spearman_cosine"): found.standard_error,
         }
-        yield from rows_of(values, objective=name, reference=reference, features="h")
+        yield from rows_of(values, objective=name, reference=of.reference, features="h")
 
 
-def add_intervals(rows: list[Row], of: Representations, reference: str = REFERENCE) -> None:
+def add_intervals(rows: list[Row], of: Representations) -> None:
     """Add 90 % intervals over images to the papers' measures of h against the reference.
 
     None are added for fewer than four images, which are too few to draw subsamples from.
     """
-    pairs = [(reference, name) for name in others(of.features, reference)]
+    pairs = [(of.reference, name) for name in of.others]
     if not pairs or len(of) < FEWEST_IMAGES:
         return
     values = {

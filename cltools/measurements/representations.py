@@ -11,6 +11,8 @@ from cltools.maths.alignment.features import class_index, same_images
 from cltools.maths.alignment.moments import Moments, moments_of
 from cltools.maths.alignment.samples import Sample, sample_of, sampled_images
 from cltools.maths.blocks import CPU, RowSource
+from cltools.maths.objectives import REFERENCE
+from cltools.measurements.table import others
 
 
 class Representations:
@@ -23,6 +25,7 @@ class Representations:
         labels: (n,) classes of the images.
         starts: name -> (n, d) before training, of all names. Objectives with the same start may
             share one object, which is then read once.
+        reference: the name that others are compared with where not all pairs are.
         device: where products are made.
 
     Raises:
@@ -34,23 +37,30 @@ class Representations:
         features: Mapping[str, RowSource],
         labels: np.ndarray,
         starts: Mapping[str, RowSource] | None = None,
+        reference: str = REFERENCE,
         device: torch.device = CPU,
     ) -> None:
         self.features = same_images(features)
-        self.labels, self.device = labels, device
+        self.labels, self.reference, self.device = labels, reference, device
         self.index, _ = class_index(labels, len(self))
         # One entry for each distinct start, however many models share it.
         self.begun = {name: f"init {id(starts[name])}" for name in features} if starts else {}
         self._starts = {start: starts[name] for name, start in self.begun.items()} if starts else {}
+
+    @property
+    def others(self) -> list[str]:
+        """All names except the reference; none if the reference is not there."""
+        return others(self.features, self.reference)
 
     def __len__(self) -> int:
         return next(iter(self.features.values())).shape[0] if self.features else 0
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
-        """Every two names, and every name with its start."""
+        """Every two names, the reference being the first of its pairs; each start with its name."""
+        names = sorted(self.features, key=lambda name: name != self.reference)
         return [
-            *combinations(self.features, 2),
+            *combinations(names, 2),
             *((start, name) for name, start in self.begun.items()),
         ]
 

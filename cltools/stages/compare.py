@@ -68,16 +68,16 @@ def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> 
 
 
 def _rows(arrays: dict[str, np.ndarray], labels: np.ndarray, first: str) -> list[dict[str, Any]]:
-    of = measurements.Representations(arrays, labels)
+    of = measurements.Representations(arrays, labels, reference=first)
     rows = [
         *measurements.alignment_rows(of),
-        *measurements.corollary_rows(of, first),
-        *measurements.rank_rows(of, first),
-        *measurements.null_rows(of, first),
+        *measurements.corollary_rows(of),
+        *measurements.rank_rows(of),
+        *measurements.null_rows(of),
         *measurements.geometry_rows(of, intervals=True),
     ]
-    rows += measurements.angle_rows(rows, of, first)
-    measurements.add_intervals(rows, of, first)
+    rows += measurements.angle_rows(rows, of)
+    measurements.add_intervals(rows, of)
     return rows
 
 
