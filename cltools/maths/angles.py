@@ -6,9 +6,11 @@ P2 draws both angles but does not publish how it defines them. The definitions h
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
-from cltools.maths.alignment import unit_rows
+from cltools.maths.alignment.features import Features, chunks_of, inverse_norms, squares
+from cltools.maths.blocks import CPU, as_rows, read
 from cltools.maths.weights import common_layers
 
 
@@ -56,7 +58,7 @@ def similarity_angle(cka: float) -> float:
     return float(np.degrees(np.arccos(np.clip(cka, -1, 1))))
 
 
-def feature_angle(a: ArrayLike, b: ArrayLike) -> float:
+def feature_angle(a: Features, b: Features, device: torch.device = CPU) -> float:
     """Mean over images of the angle between their two feature vectors, in degrees.
 
     Unlike `similarity_angle`, it also grows when one representation rotates. It is only
@@ -64,6 +66,7 @@ def feature_angle(a: ArrayLike, b: ArrayLike) -> float:
 
     Args:
         a, b: (N, d) and (N, d').
+        device: where cosines are computed, in float64.
 
     Returns:
         In [0, 180], over images whose features have a norm above 0 in both. NaN if there are no
@@ -72,12 +75,19 @@ def feature_angle(a: ArrayLike, b: ArrayLike) -> float:
     Raises:
         ValueError: the numbers of images differ, or the features cannot be squared.
     """
-    if np.shape(a)[0] != np.shape(b)[0]:
-        raise ValueError(f"features {np.shape(a)} and {np.shape(b)} are of different images")
-    if np.shape(a) != np.shape(b):
+    rows, other = (as_rows(name, x) for name, x in (("a", a), ("b", b)))
+    if rows.shape[0] != other.shape[0]:
+        raise ValueError(f"features {rows.shape} and {other.shape} are of different images")
+    if rows.shape != other.shape:
         return float("nan")
-    rows, other = unit_rows(a), unit_rows(b)
-    both = rows.any(axis=1) & other.any(axis=1)
-    cosines = np.einsum("ij,ij->i", rows[both], other[both])
-    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-    return float(angles.mean()) if len(angles) else float("nan")
+    scales = [inverse_norms(squares(name, x, device)) for name, x in (("a", rows), ("b", other))]
+    total, images = 0.0, 0
+    for part in chunks_of(*rows.shape):
+        both = (scales[0][part] > 0) & (scales[1][part] > 0)
+        unit = [
+            read(x, part, device)[both] * scale[part][both, None]
+            for x, scale in zip((rows, other), scales, strict=True)
+        ]
+        angles = torch.linalg.vecdot(*unit).clamp(-1, 1).arccos()
+        total, images = total + float(angles.sum()), images + len(angles)
+    return float(np.degrees(total / images)) if images else float("nan")

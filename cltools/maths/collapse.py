@@ -5,23 +5,27 @@ coincide, all images of a class coincide, and the class means form a simplex equ
 (ETF). The functions here measure the distance from that state, and compute the variances that P1's
 few-shot bound needs (Proposition 1).
 
-All functions about classes take `ClassStatistics`. These are computed in two passes over the
-features, in O(N d (d + C)) time, with no array larger than d×d, C×d, C×C or one block of rows.
+All functions about classes take `ClassSpread`, or `ClassStatistics`, which also has the covariance.
+These are computed in passes over the features, in O(N d (d + C)) time, with no array larger than
+d×d, C×d, C×C or one block of rows.
 
 P1 is arXiv 2506.04411. Papyan is Papyan, Han & Donoho 2020 (PNAS 117, "neural collapse", NC1-4).
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from cltools.maths.alignment.features import Features, chunks_of, class_index
+from cltools.maths.alignment.moments import Means, means_of, moments_of
+from cltools.maths.blocks import CPU, RowSource, as_rows
 from cltools.maths.probes import nccc
 
 Array = NDArray[np.float64]
-Numbers = NDArray[np.intp]
 
 # Relative to the squares of the features: smaller squares cannot be told from rounding errors.
 ROUNDING = 1e-24
@@ -31,7 +35,7 @@ ROUNDING = 1e-24
 
 
 @dataclass(frozen=True)
-class ClassStatistics:
+class ClassSpread:
     """Means and variances of C classes of features. Variances are divided by n, not n - 1.
 
     Means, variances and distances that cannot be told from rounding errors are exactly 0.
@@ -41,9 +45,15 @@ class ClassStatistics:
     counts: NDArray[np.int64]  # (C,) images
     means: Array  # (C, d) μ_i minus the average of all μ_i
     variances: Array  # (C,) v_i = E‖x - μ_i‖² of class i; 0 for a single image
-    within: Array  # (d, d) Σ_W, the covariance of x - μ_y over all images
     distances: Array  # (C, C) ‖μ_i - μ_j‖²
     along: Array  # (C, C) [i, j]: E[((x - μ_i)·(μ_j - μ_i))²] over class i
+
+
+@dataclass(frozen=True)
+class ClassStatistics(ClassSpread):
+    """The same, and the covariance of features within classes."""
+
+    within: Array  # (d, d) Σ_W, the covariance of x - μ_y over all images
 
     @property
     def total(self) -> Array:
@@ -54,78 +64,76 @@ class ClassStatistics:
         return covariance
 
 
-def class_statistics(features: ArrayLike, labels: ArrayLike, block: int = 2048) -> ClassStatistics:
+def class_statistics(
+    features: Features,
+    labels: ArrayLike,
+    device: torch.device = CPU,
+    within: Array | None = None,
+) -> ClassStatistics:
     """The statistics that all measures of class collapse are computed from, in float64.
 
     Args:
-        features: (N, d), of any real type.
+        features: (N, d), of any real type, in memory or in a file (`cltools.maths.blocks`).
         labels: (N,) class labels of any kind, of at least two classes.
-        block: rows per matrix product.
+        device: where products are made.
+        within: N Σ_W (d, d), if it is already known: `Moments.within`. It takes most of the time.
 
     Raises:
         ValueError: shapes that do not fit together, an empty set, fewer than two classes, or
             features that hold NaN, infinity or numbers whose squares overflow.
     """
+    x = as_rows("x", features)
+    spread = class_spread(x, labels, device)
+    if within is None:
+        index, _ = class_index(labels, x.shape[0])
+        within = moments_of({"x": x}, [], index, False, device, within=["x"]).within["x"]
+    return ClassStatistics(**vars(spread), within=within * (spread.variances.any() / x.shape[0]))
+
+
+def class_spread(features: Features, labels: ArrayLike, device: torch.device = CPU) -> ClassSpread:
+    """The part of `class_statistics` that needs no d×d matrix; arguments and errors as there."""
     from scipy.spatial.distance import pdist, squareform
 
-    x, y = np.asarray(features), np.asarray(labels)
-    if x.ndim != 2 or x.size == 0 or x.dtype.kind not in "fiu" or y.shape != (len(x),):
-        raise ValueError(f"features {x.shape} and labels {y.shape} must be real (N, d) and (N,)")
-    classes, index, counts = np.unique(y, return_inverse=True, return_counts=True)
+    x = as_rows("x", features)
+    index, counts = class_index(labels, x.shape[0])
+    classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError("collapse is measured between classes: at least two are needed")
+    own, number = (torch.from_numpy(a).to(device) for a in (index, counts))
+    found = means_of("", x, own, number, False, device)
+    square = float(found.square.mean())  # the mean over images of ‖x‖²
+    sums = _sums_by_class(x, found, own)
+    variances, along = sums[0] / counts, sums[1] / counts[:, None]
 
-    # The mean over images is subtracted first: a large offset would cost precision.
-    blocks = list(_blocks_by_class(index, block))
-    means = np.zeros((len(classes), x.shape[1]))
-    with np.errstate(invalid="ignore", over="ignore"):
-        origin = x.mean(axis=0, dtype=np.float64)
-        square = origin @ origin  # becomes the mean over images of ‖x‖²
-        for rows, present, starts in blocks:
-            values = x[rows] - origin
-            means[present] += np.add.reduceat(values, starts)
-            square += np.einsum("ij,ij->", values, values) / len(x)
-    if not np.isfinite(square):
-        raise ValueError("features hold NaN, infinity or numbers above 1e150")
-    means /= counts[:, None]
-
-    within = np.zeros((x.shape[1], x.shape[1]))
-    variances, along = np.zeros(len(classes)), np.zeros((len(classes), len(classes)))
-    for rows, present, starts in blocks:
-        own = index[rows]
-        residuals = x[rows] - origin - means[own]
-        within += residuals.T @ residuals
-        variances[present] += np.add.reduceat(np.einsum("ij,ij->i", residuals, residuals), starts)
-        projections = residuals @ means.T
-        projections -= np.take_along_axis(projections, own[:, None], axis=1)
-        along[present] += np.add.reduceat(np.square(projections), starts)
-    within /= len(x)
-    variances /= counts
-    along /= counts[:, None]
-
+    means = found.classes.cpu().numpy()
     # Not from the Gram matrix: rounding would put a distance between means that coincide.
     distances = squareform(pdist(means, "sqeuclidean"))
-    means -= means.mean(axis=0)
+    means = means - means.mean(axis=0)
     means[np.einsum("ij,ij->i", means, means) <= ROUNDING * square] = 0
     distances[distances <= ROUNDING * square] = 0
     variances[variances <= ROUNDING * square] = 0
     along[variances == 0] = 0
-    within *= variances.any()
-    return ClassStatistics(classes, counts, means, variances, within, distances, along)
+    return ClassSpread(classes, counts, means, variances, distances, along)
 
 
-def _blocks_by_class(index: Numbers, block: int) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
-    """Blocks of rows sorted by class, the classes in each, and where each class starts in it."""
-    order = np.argsort(index, kind="stable")
-    for start in range(0, len(order), block):
-        rows = order[start : start + block]
-        yield rows, *np.unique(index[rows], return_index=True)
+def _sums_by_class(x: RowSource, means: Means, index: Tensor) -> tuple[Array, Array]:
+    """Sums over the images of each class: ‖x - μ_i‖² (C,), ((x - μ_i)·(μ_j - μ_i))² (C, C)."""
+    classes = len(means.classes)
+    squares, along = means.whole.new_zeros(classes), means.whole.new_zeros(classes, classes)
+    for part in chunks_of(*x.shape):
+        own = index[part]
+        residuals = means.centred(x, part) - means.classes[own]
+        squares.index_add_(0, own, torch.linalg.vecdot(residuals, residuals))
+        projections = residuals @ means.classes.T
+        projections -= projections.gather(1, own[:, None])
+        along.index_add_(0, own, projections.square_())
+    return squares.cpu().numpy(), along.cpu().numpy()
 
 
 # Variance over distance
 
 
-def cdnv(s: ClassStatistics) -> float:
+def cdnv(s: ClassSpread) -> float:
     """Class-distance normalized variance V_f: mean over pairs of (v_i + v_j) / (2 ‖μ_i - μ_j‖²).
 
     Galanti et al. 2021 (arXiv 2112.15121); P1, Proposition 1. This equals the mean of
@@ -137,7 +145,7 @@ def cdnv(s: ClassStatistics) -> float:
     return _mean_over_pairs(_over_distance(s, s.variances[:, None]))
 
 
-def directional_cdnv(s: ClassStatistics) -> float:
+def directional_cdnv(s: ClassSpread) -> float:
     """V~_f: CDNV with the variance along the line between the two means alone.
 
     P1, Proposition 1: mean over ordered pairs of E_{x~i}[((x - μ_i)·u_ij)²] / ‖μ_i - μ_j‖² with the
@@ -150,7 +158,7 @@ def directional_cdnv(s: ClassStatistics) -> float:
     return _mean_over_pairs(_over_distance(s, _over_distance(s, s.along)))
 
 
-def cdnv_root(s: ClassStatistics) -> float:
+def cdnv_root(s: ClassSpread) -> float:
     """V_f^s: mean over ordered pairs of sqrt(v_i) / ‖μ_i - μ_j‖ (P1, Proposition 1).
 
     One line of P1 calls it an average of variances. The proof takes the roots, as here.
@@ -161,7 +169,7 @@ def cdnv_root(s: ClassStatistics) -> float:
     return _mean_over_pairs(np.sqrt(_over_distance(s, s.variances[:, None])))
 
 
-def _over_distance(s: ClassStatistics, values: Array) -> Array:
+def _over_distance(s: ClassSpread, values: Array) -> Array:
     """(C, C) values divided by ‖μ_i - μ_j‖², infinity where that is 0."""
     ratios = np.full_like(s.distances, np.inf)
     return np.divide(values, s.distances, out=ratios, where=s.distances > 0)
@@ -175,7 +183,7 @@ def _off_diagonal(values: Array) -> Array:
     return values[~np.eye(len(values), dtype=bool)]
 
 
-def within_class_spread(s: ClassStatistics) -> float:
+def within_class_spread(s: ClassSpread) -> float:
     """Share of the variance of all images that lies within classes: tr Σ_W / tr Σ_T.
 
     That is the mean of ‖x - μ_y‖² over images, divided by the mean of ‖x - μ‖² where μ is the mean
@@ -212,7 +220,7 @@ def nc1(s: ClassStatistics) -> float:
     return float(np.einsum("ij,ij->", directions @ s.within, directions))
 
 
-def nc1_quotient(s: ClassStatistics) -> float:
+def nc1_quotient(s: ClassSpread) -> float:
     """A simpler form of NC1, tr Σ_W / tr Σ_B, with Σ_W and Σ_B as in `nc1`.
 
     Returns:
@@ -223,7 +231,7 @@ def nc1_quotient(s: ClassStatistics) -> float:
         return float(within / np.square(s.means).sum(axis=1).mean())
 
 
-def nc2_equinorm(s: ClassStatistics) -> float:
+def nc2_equinorm(s: ClassSpread) -> float:
     """NC2, equal norms: standard deviation over mean of ‖μ_c - μ‖ (Papyan, fig. 2).
 
     Returns:
@@ -233,7 +241,7 @@ def nc2_equinorm(s: ClassStatistics) -> float:
     return float(norms.std() / norms.mean()) if norms.any() else math.nan
 
 
-def nc2_equiangularity(s: ClassStatistics) -> tuple[float, float]:
+def nc2_equiangularity(s: ClassSpread) -> tuple[float, float]:
     """NC2: are the angles between class means equal, and as large as possible? (Papyan, figs. 3, 4)
 
     Returns:
@@ -244,7 +252,7 @@ def nc2_equiangularity(s: ClassStatistics) -> tuple[float, float]:
     return float(cosines.std()), float(np.abs(cosines + 1 / (len(s.counts) - 1)).mean())
 
 
-def class_mean_cosines(s: ClassStatistics) -> Array:
+def class_mean_cosines(s: ClassSpread) -> Array:
     """(C, C) cosines between the class means, after their average is subtracted.
 
     In [-1, 1]; NaN in the row and column of a class whose mean is the average.
@@ -255,7 +263,7 @@ def class_mean_cosines(s: ClassStatistics) -> Array:
     return cosines
 
 
-def etf_deviation(s: ClassStatistics) -> float:
+def etf_deviation(s: ClassSpread) -> float:
     """Distance of the class means from a simplex ETF: ‖G - G_etf‖_F / ‖G_etf‖_F.
 
     G is `class_mean_cosines`. G_etf has 1 on the diagonal and -1/(C - 1) elsewhere. This is the
@@ -269,7 +277,7 @@ def etf_deviation(s: ClassStatistics) -> float:
     return float(np.linalg.norm(class_mean_cosines(s) - etf) / np.linalg.norm(etf))
 
 
-def nc3(s: ClassStatistics, weights: ArrayLike) -> float:
+def nc3(s: ClassSpread, weights: ArrayLike) -> float:
     """NC3, self-duality: ‖W/‖W‖_F - M/‖M‖_F‖_F, M the centered class means (Papyan, fig. 5).
 
     Args:

@@ -6,13 +6,17 @@ analysis) come out far too high. Subsamples have no copies.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cltools.maths.alignment import MEASURES, Measure, Pair, alignment
+from cltools.maths.alignment.features import Features, same_images
+from cltools.maths.alignment.measures import known, measure_of, pairs_of, takes_cosines
+from cltools.maths.alignment.samples import Sample, sample_of, sampled_images
+from cltools.maths.blocks import CPU
 
 FEWEST_IMAGES = 4  # a subsample draws two images and leaves two out
 
@@ -32,6 +36,7 @@ def subsampling_interval(
     draws: int = 200,
     fraction: float = 0.5,
     seed: int = 0,
+    whole: tuple[ArrayLike, int] | None = None,
 ) -> Interval:
     """Interval of a statistic of n images, for images drawn from a larger population.
 
@@ -49,6 +54,14 @@ def subsampling_interval(
     Where the additive part vanishes, the interval is too wide, by a factor of sqrt(3) at fraction
     0.5. An example is CKA of unrelated features, whose sd is of order 1/n instead of 1/sqrt(n).
 
+    The n images may themselves be a random sample of N, of which the value is (`whole`). Then
+    Var(θ_N) = σ²/N is wanted instead, and
+
+        sqrt(n/N) sqrt(b / (n - b)) (θ_b - mean θ_b)   has the spread of   θ_N - E θ_N
+
+    Here the additive part must prevail at b images already. The sd of a biased measure changes with
+    its bias, and so does that of a measure of class means with the images per class.
+
     Args:
         statistic: takes image numbers (m,), ascending and without duplicates; returns a number or
             an array of fixed shape.
@@ -57,6 +70,7 @@ def subsampling_interval(
         draws: number of subsamples, at least 2.
         fraction: b / n, in (0, 1); b is rounded, and at least 2 images are drawn and 2 left out.
         seed: draws the subsamples.
+        whole: (value of N images, N) if the n images are a sample of N, at least n.
 
     Returns:
         (value of all images, low, high). The limits are not clipped to the range of the statistic.
@@ -65,24 +79,45 @@ def subsampling_interval(
     Raises:
         ValueError: arguments outside these ranges.
     """
-    if n < FEWEST_IMAGES or draws < 2 or not 0 < level < 1 or not 0 < fraction < 1:
+    _check_level(level)
+    drawn = subsets(n, draws, fraction, seed)
+    value, images = (statistic(np.arange(n)), n) if whole is None else whole
+    table = np.array([statistic(each) for each in drawn], dtype=np.float64)
+    return _interval(value, table, drawn.shape[1], n, images, level)
+
+
+def subsets(n: int, draws: int = 200, fraction: float = 0.5, seed: int = 0) -> NDArray[np.intp]:
+    """The image numbers (draws, b) of the subsamples of `subsampling_interval`, ascending.
+
+    Raises:
+        ValueError: arguments outside the ranges given there.
+    """
+    if n < FEWEST_IMAGES or draws < 2 or not 0 < fraction < 1:
         raise ValueError(
-            f"n ≥ 4, draws ≥ 2, level and fraction in (0, 1) are needed, not {n=}, {draws=},"
-            f" {level=}, {fraction=}"
+            f"n ≥ 4, draws ≥ 2, fraction in (0, 1) are needed, not {n=}, {draws=}, {fraction=}"
         )
     size = min(max(round(fraction * n), 2), n - 2)
     rng = np.random.default_rng(seed)
-    value = np.asarray(statistic(np.arange(n)), dtype=np.float64)
-    drawn = np.array(
-        [statistic(np.sort(rng.permutation(n)[:size])) for _ in range(draws)], dtype=np.float64
-    )
+    return np.sort([rng.permutation(n)[:size] for _ in range(draws)], axis=1)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"a level in (0, 1) is needed, not {level}")
+
+
+def _interval(
+    value: ArrayLike, drawn: ArrayLike, size: int, n: int, images: int, level: float
+) -> Interval:
+    """From the statistics of subsamples of `size` of n images, themselves drawn from `images`."""
+    whole, table = np.asarray(value, dtype=np.float64), np.asarray(drawn, dtype=np.float64)
     tails = [(1 + level) / 2, (1 - level) / 2]
     with np.errstate(invalid="ignore"):  # infinity minus infinity: the limits become NaN
-        deviations = np.sqrt(size / (n - size)) * (drawn - drawn.mean(axis=0))
-        low, high = value - np.quantile(deviations, tails, axis=0)
-    if value.ndim == 0:
-        return Interval(float(value), float(low), float(high))
-    return Interval(value, low, high)
+        scale = np.sqrt(n / images * size / (n - size))
+        low, high = whole - np.quantile(scale * (table - table.mean(axis=0)), tails, axis=0)
+    if whole.ndim == 0:
+        return Interval(float(whole), float(low), float(high))
+    return Interval(whole, low, high)
 
 
 def accuracy_interval(accuracy: float, n: int, level: float = 0.9) -> tuple[float, float]:
@@ -108,20 +143,21 @@ def accuracy_interval(accuracy: float, n: int, level: float = 0.9) -> tuple[floa
 
 
 def alignment_intervals(
-    features: Mapping[str, ArrayLike],
+    features: Mapping[str, Features],
     pairs: Iterable[Pair] | None = None,
     measures: Iterable[Measure] = MEASURES,
     level: float = 0.9,
     draws: int = 200,
     seed: int = 0,
+    device: torch.device = CPU,
 ) -> dict[Pair, dict[Measure, Interval]]:
     """`alignment` with intervals by `subsampling_interval`, each draw taking half the images.
 
-    Each subsample is used for all pairs and measures. That takes one pass over its rows and no N×N
-    matrix.
+    Each subsample is used for all pairs and measures. Of more than `samples.SAMPLED_IMAGES` images,
+    as many are drawn at random, and the subsamples are drawn from these.
 
     Args:
-        features, pairs, measures: as for `alignment`.
+        features, pairs, measures, device: as for `alignment`.
         level, draws, seed: as for `subsampling_interval`.
 
     Returns:
@@ -131,20 +167,52 @@ def alignment_intervals(
     Raises:
         ValueError: as `alignment` and `subsampling_interval`.
     """
-    arrays = {name: np.asarray(x) for name, x in features.items()}
-    pairs = list(combinations(arrays, 2)) if pairs is None else [(a, b) for a, b in pairs]
-    measures = list(measures)
+    sources = same_images(features)
+    pairs = pairs_of(sources, pairs)
+    measures = known(measures)
     if not pairs:
         return {}
+    values = alignment(sources, pairs, measures, device)
+    n = sources[pairs[0][0]].shape[0]
+    names = dict.fromkeys(name for pair in pairs for name in pair)
+    found: dict[Pair, dict[Measure, Interval]] = {pair: {} for pair in pairs}
+    for cosine in (True, False):
+        if chosen := [m for m in measures if takes_cosines(m) == cosine]:
+            sample = sample_of(
+                {name: sources[name] for name in names}, sampled_images(n), cosine, device
+            )
+            asked = {pair: {m: values[pair][m] for m in chosen} for pair in pairs}
+            for pair, intervals in intervals_of(sample, n, asked, level, draws, seed).items():
+                found[pair] |= intervals
+    return {pair: {m: found[pair][m] for m in measures} for pair in pairs}
 
-    def values(images: NDArray[np.intp]) -> NDArray[np.float64]:
-        table = alignment({name: x[images] for name, x in arrays.items()}, pairs, measures)
-        return np.array([[table[pair][m] for m in measures] for pair in pairs])
 
-    alignment(arrays, pairs, measures[:0])  # checks the arguments before rows are taken
-    n = len(arrays[pairs[0][0]])
-    table = np.stack(subsampling_interval(values, n, level, draws, seed=seed), axis=-1)
+def intervals_of(
+    sample: Sample,
+    n: int,
+    values: Mapping[Pair, Mapping[Measure, float]],
+    level: float = 0.9,
+    draws: int = 200,
+    seed: int = 0,
+) -> dict[Pair, dict[Measure, Interval]]:
+    """What `alignment_intervals` returns, from the values of n images and a sample of them.
+
+    The measures must all take cosines, or all features as they are, as the sample does.
+    """
+    _check_level(level)
+    m = len(sample.images)
+    drawn = subsets(m, draws, seed=seed)
+    found: dict[Pair, dict[Measure, list[float]]] = {
+        pair: {measure: [] for measure in asked} for pair, asked in values.items()
+    }
+    for table in sample.subsets(list(values), drawn):
+        for pair, asked in found.items():
+            for measure, drawn_values in asked.items():
+                drawn_values.append(measure_of(measure, pair, table))
     return {
-        pair: {m: Interval(*map(float, table[i, j])) for j, m in enumerate(measures)}
-        for i, pair in enumerate(pairs)
+        pair: {
+            measure: _interval(values[pair][measure], drawn_values, drawn.shape[1], m, n, level)
+            for measure, drawn_values in asked.items()
+        }
+        for pair, asked in found.items()
     }

@@ -21,12 +21,14 @@ from cltools.measurements.losses import (
     labelling_rows,
     loss_rows,
 )
+from cltools.measurements.representations import Representations
 from cltools.measurements.table import SCHEMA, Row, tidy
 from cltools.measurements.weights import weight_rows
 
 __all__ = [
     "REFERENCE",
     "SCHEMA",
+    "Representations",
     "Row",
     "add_intervals",
     "alignment_rows",

@@ -1,24 +1,21 @@
 """Alignment of representations: CKA, RSA, residuals, ranks, angles, and what the theory says."""
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Iterator
 
 import numpy as np
 
-from cltools.maths.alignment import (
-    alignment,
-    frobenius_gap,
-    mantel_test,
-    residual_alignment,
-    spearman_rsa,
-    within_class_null,
-    zero_norm_rows,
-)
+from cltools.maths.alignment import MEASURES, zero_norm_rows
+from cltools.maths.alignment.distances import gap_of
+from cltools.maths.alignment.measures import RSA, Measure, measure_of, takes_cosines
+from cltools.maths.alignment.moments import Table
+from cltools.maths.alignment.permutations import null_mean, null_of
+from cltools.maths.alignment.ranks import spearman_of
+from cltools.maths.alignment.residuals import residual_measures
 from cltools.maths.angles import feature_angle, similarity_angle
 from cltools.maths.bounds import cka_lower_bound, cosine_lower_bound, rsa_lower_bound
-from cltools.maths.intervals import FEWEST_IMAGES, alignment_intervals
-from cltools.maths.objectives import REFERENCE
-from cltools.measurements.table import Features, Row, others, rows_of
+from cltools.maths.intervals import FEWEST_IMAGES, intervals_of
+from cltools.measurements.representations import Representations
+from cltools.measurements.table import Row, rows_of
 
 # The measures that the papers report. Intervals and permutation tests are computed for these.
 PAPERS_MEASURES = (("cka", "cosine_biased"), ("cka", "cosine_debiased"), ("rsa", "pearson_cosine"))
@@ -26,34 +23,20 @@ INTERVAL_DRAWS, NULL_DRAWS = 100, 99
 RANKED_PAIRS = 200_000
 
 
-def alignment_rows(
-    arrays: Features,
-    labels: np.ndarray,
-    features: str = "h",
-    starts: Mapping[str, np.ndarray] | None = None,
-    reference: str = REFERENCE,
-) -> Iterator[Row]:
+def alignment_rows(of: Representations, features: str = "h") -> Iterator[Row]:
     """CKA and RSA of all pairs, plain and after class means are removed; counts of zero rows.
 
-    In a pair with `reference`, this is the row's reference, else the objective that comes first.
-
-    `starts` holds the features of the same images before training. With it, every objective is also
-    compared with its own start (`cka_to_init`). Objectives with the same start may share one array.
+    In a pair with the reference, this is the row's reference, else the objective that comes first.
+    If there are starts, every objective is also compared with its own (`cka_to_init`).
     """
-    arrays = dict(arrays)
-    for name, count in zero_norm_rows(arrays).items():
+    for name, count in zero_norm_rows(of.features).items():
         yield from rows_of({("zero_norm_rows", "count"): count}, objective=name, features=features)
-    pairs = list(combinations(sorted(arrays, key=lambda name: name != reference), 2))
-    found = residual_alignment(arrays, labels, pairs)
-    begun: dict[str, str] = {}
-    if starts:
-        # One entry for each distinct start, however many models share it.
-        begun = {name: f"init {id(starts[name])}" for name in arrays}
-        pairs += [(start, name) for name, start in begun.items()]
-        arrays |= {start: starts[name] for name, start in begun.items()}
-    for pair, values in alignment(arrays, pairs).items():
-        initial = pair[0] in begun.values()
-        for (metric, variant), value in {**values, **found.get(pair, {})}.items():
+    for pair in of.pairs:
+        initial = pair[0] in of.begun.values()
+        values = {m: measure_of(m, pair, _whole(of, m)) for m in MEASURES}
+        if not initial:
+            values |= residual_measures(pair, of.cosine)
+        for (metric, variant), value in values.items():
             yield {
                 "objective": pair[1],
                 "reference": "init" if initial else pair[0],
@@ -64,17 +47,19 @@ def alignment_rows(
             }
 
 
-def corollary_rows(
-    arrays: Features, reference: str = REFERENCE, features: str = "h"
-) -> Iterator[Row]:
+def _whole(of: Representations, measure: Measure) -> Table:
+    return (of.cosine if takes_cosines(measure) else of.raw).whole
+
+
+def corollary_rows(of: Representations, features: str = "h") -> Iterator[Row]:
     """Distance of similarity matrices from the reference's, and P2's lower bounds from it.
 
     `cka_lower_bound` and `rsa_lower_bound` bound `cka` and `rsa` from below. Variant `corollary` is
     P2's bound; `tight` is the best bound that the same distance allows. NaN where P2 claims
     nothing.
     """
-    for name in others(arrays, reference):
-        gap = frobenius_gap(arrays[reference], arrays[name])
+    for name in of.others:
+        gap = gap_of((of.reference, name), of.features, of.cosine.whole, of.device)
         values = {
             ("similarity_gap", "frobenius"): gap.gap,
             ("similarity_gap", "rho"): gap.rho,
@@ -86,64 +71,74 @@ def corollary_rows(
             ("rsa_lower_bound", "corollary"): rsa_lower_bound(gap.r),
             ("rsa_lower_bound", "tight"): cosine_lower_bound(gap.r),
         }
-        yield from rows_of(values, objective=name, reference=reference, features=features)
+        yield from rows_of(values, objective=name, reference=of.reference, features=features)
 
 
-def angle_rows(
-    rows: list[Row], arrays: Features, reference: str = REFERENCE, features: str = "h"
-) -> Iterator[Row]:
+def angle_rows(rows: list[Row], of: Representations, features: str = "h") -> Iterator[Row]:
     """Angles with the reference, in degrees; `rows` must hold the CKA, which gives one of them."""
-    wanted = {"reference": reference, "features": features, "metric": "cka",
+    wanted = {"reference": of.reference, "features": features, "metric": "cka",
               "variant": "cosine_biased"}  # fmt: skip
     cka = {row["objective"]: row["value"] for row in rows if wanted.items() <= row.items()}
-    for name in others(arrays, reference):
+    for name in of.others:
+        pair = of.features[of.reference], of.features[name]
         values = {
             ("representation_angle", "similarities"): similarity_angle(cka[name]),
-            ("representation_angle", "features"): feature_angle(arrays[reference], arrays[name]),
+            ("representation_angle", "features"): feature_angle(*pair, of.device),
         }
-        yield from rows_of(values, objective=name, reference=reference, features=features)
+        yield from rows_of(values, objective=name, reference=of.reference, features=features)
 
 
-def null_rows(arrays: Features, labels: np.ndarray, reference: str = REFERENCE) -> Iterator[Row]:
+def null_rows(of: Representations) -> Iterator[Row]:
     """Permutation tests of the alignment with the reference.
 
     `cka_null` and `rsa_null` are the mean values after images are shuffled within their classes:
     the alignment that class means alone give. `…_null_p` is the p-value: how often a
     shuffle reaches the measured value. `rsa_mantel_p` is the p-value when all images are shuffled.
+
+    The p-values are of the images of `of.sample`, whose number is the `n` of their rows. The mean
+    values are over the same shuffles or, if these are not all images, over all possible shuffles of
+    all images.
     """
-    for name in others(arrays, reference):
-        tests = within_class_null(
-            arrays[reference], arrays[name], labels, NULL_DRAWS, measures=PAPERS_MEASURES
-        )
-        values = {}
+    images = of.sample.images
+    one_class = np.zeros(len(images), dtype=np.intp)
+    for name in of.others:
+        pair = of.reference, name
+        about = {"objective": name, "reference": of.reference, "features": "h"}
+        tests = null_of(of.sample, pair, of.index[images], NULL_DRAWS, 0, list(PAPERS_MEASURES))
+        means = {m: test.mean for m, test in tests.items()}
+        if len(images) < len(of):
+            means = null_mean(pair, of.cosine, of.index, PAPERS_MEASURES)
+        mantel = null_of(of.sample, pair, one_class, NULL_DRAWS, 0, [RSA])[RSA]
         for (metric, variant), test in tests.items():
-            values[f"{metric}_null", variant] = test.mean
-            values[f"{metric}_null_p", variant] = test.p
-        mantel = mantel_test(arrays[reference], arrays[name], NULL_DRAWS)
-        values["rsa_mantel_p", "pearson_cosine"] = mantel.p
-        yield from rows_of(values, objective=name, reference=reference, features="h")
+            yield from rows_of({(f"{metric}_null", variant): means[metric, variant]}, **about)
+            tail = {(f"{metric}_null_p", variant): test.p}
+            yield from rows_of(tail, n=len(images), **about)
+        yield from rows_of({("rsa_mantel_p", RSA[1]): mantel.p}, n=len(images), **about)
 
 
-def rank_rows(arrays: Features, reference: str = REFERENCE) -> Iterator[Row]:
+def rank_rows(of: Representations) -> Iterator[Row]:
     """Spearman RSA with the reference over a sample of image pairs, and its standard error."""
-    for name in others(arrays, reference):
-        found = spearman_rsa(arrays[reference], arrays[name], RANKED_PAIRS)
+    pairs = [(of.reference, name) for name in of.others]
+    for (_, name), found in spearman_of(of.features, pairs, RANKED_PAIRS, device=of.device).items():
         values = {
             ("rsa", "spearman_cosine"): found.value,
             ("rsa_error", "spearman_cosine"): found.standard_error,
         }
-        yield from rows_of(values, objective=name, reference=reference, features="h")
+        yield from rows_of(values, objective=name, reference=of.reference, features="h")
 
 
-def add_intervals(rows: list[Row], arrays: Features, reference: str = REFERENCE) -> None:
+def add_intervals(rows: list[Row], of: Representations) -> None:
     """Add 90 % intervals over images to the papers' measures of h against the reference.
 
     None are added for fewer than four images, which are too few to draw subsamples from.
     """
-    pairs = [(reference, name) for name in others(arrays, reference)]
-    if not pairs or len(arrays[reference]) < FEWEST_IMAGES:
+    pairs = [(of.reference, name) for name in of.others]
+    if not pairs or len(of) < FEWEST_IMAGES:
         return
-    table = alignment_intervals(arrays, pairs, PAPERS_MEASURES, draws=INTERVAL_DRAWS)
+    values = {
+        pair: {m: measure_of(m, pair, of.cosine.whole) for m in PAPERS_MEASURES} for pair in pairs
+    }
+    table = intervals_of(of.sample, len(of), values, draws=INTERVAL_DRAWS)
     for row in rows:
         pair = (row.get("reference", ""), row["objective"])
         interval = table.get(pair, {}).get((row["metric"], row["variant"]))

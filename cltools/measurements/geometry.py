@@ -1,12 +1,17 @@
 """Neural collapse: of features to class means and a simplex, of views, of a linear head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from cltools.maths import collapse
+from cltools.maths.alignment.measures import Measure
+from cltools.maths.alignment.samples import sampled_images
+from cltools.maths.blocks import RowSource, take
 from cltools.maths.intervals import FEWEST_IMAGES, subsampling_interval
+from cltools.measurements.representations import Representations
 from cltools.measurements.table import Features, Row, rows_of
 
 INTERVAL_DRAWS = 100
@@ -21,15 +26,16 @@ WITH_INTERVAL = {
 
 
 def geometry_rows(
-    arrays: Features, labels: np.ndarray, features: str = "h", intervals: bool = False
+    of: Representations, features: str = "h", intervals: bool = False
 ) -> Iterator[Row]:
     """Collapse to class means and a simplex, and the effective rank.
 
     `class_mean_cosine` is the cosine of one pair of centered class means; classes are numbered as
     in the cell. With `intervals`, the measures of `WITH_INTERVAL` get 90 % intervals over images.
     """
-    for name, array in arrays.items():
-        s = collapse.class_statistics(array, labels)
+    for name, array in of.features.items():
+        within = of.raw.within[name]
+        s = collapse.class_statistics(array, of.labels, of.device, within)
         equiangular_sd, equiangular = collapse.nc2_equiangularity(s)
         pairs = np.triu_indices(len(s.means), 1)
         cosines = collapse.class_mean_cosines(s)[pairs]
@@ -51,7 +57,7 @@ def geometry_rows(
                 ("class_mean_cosine", f"classes_{i}_{j}"): cosine
                 for i, j, cosine in zip(*pairs, cosines, strict=True)
             }
-        limits = _intervals(array, labels) if intervals else {}
+        limits = _intervals(array, of, values) if intervals else {}
         for row in rows_of(values, objective=name, features=features):
             yield row | limits.get((row["metric"], row["variant"]), {})
 
@@ -80,18 +86,23 @@ def head_rows(
     yield from rows_of(values, features="z", **about)
 
 
-def _intervals(array: np.ndarray, labels: np.ndarray) -> dict[tuple[str, str], dict[str, float]]:
+def _intervals(
+    array: RowSource, of: Representations, values: Mapping[Measure, float]
+) -> dict[Measure, dict[str, float]]:
     """ci_low and ci_high of the measures in WITH_INTERVAL; none for fewer than four images."""
+    if len(of) < FEWEST_IMAGES:
+        return {}
+    images = sampled_images(len(of))
+    rows, labels = take(array, images, of.device), of.labels[images]
 
-    def values(images: np.ndarray) -> list[float]:
-        if len(np.unique(labels[images])) < 2:
+    def drawn(places: np.ndarray) -> list[float]:
+        if len(np.unique(labels[places])) < 2:
             return [np.nan] * len(WITH_INTERVAL)
-        s = collapse.class_statistics(array[images], labels[images])
+        s = collapse.class_spread(rows[torch.from_numpy(places)], labels[places], of.device)
         return [function(s) for function in WITH_INTERVAL.values()]
 
-    if len(array) < FEWEST_IMAGES:
-        return {}
-    interval = subsampling_interval(values, len(array), draws=INTERVAL_DRAWS)
+    whole = [values[measure] for measure in WITH_INTERVAL], len(of)
+    interval = subsampling_interval(drawn, len(images), draws=INTERVAL_DRAWS, whole=whole)
     low, high = np.asarray(interval.low), np.asarray(interval.high)
     return {
         measure: {"ci_low": float(low[i]), "ci_high": float(high[i])}

@@ -62,21 +62,22 @@ def run(*, files: list[Path], output: Path, labels_file: Path | None = None) -> 
             rows = _rows(arrays, labels, names[0])
     except ValueError as error:
         raise InputError(f"the embeddings cannot be compared: {error}") from None
-    table = measurements.tidy({**row, "n": len(labels)} for row in rows)
+    table = measurements.tidy({"n": len(labels), **row} for row in rows)
     with whole_file(output) as scratch:
         WRITERS[output.suffix](table, scratch)
 
 
 def _rows(arrays: dict[str, np.ndarray], labels: np.ndarray, first: str) -> list[dict[str, Any]]:
+    of = measurements.Representations(arrays, labels, reference=first)
     rows = [
-        *measurements.alignment_rows(arrays, labels),
-        *measurements.corollary_rows(arrays, first),
-        *measurements.rank_rows(arrays, first),
-        *measurements.null_rows(arrays, labels, first),
-        *measurements.geometry_rows(arrays, labels, intervals=True),
+        *measurements.alignment_rows(of),
+        *measurements.corollary_rows(of),
+        *measurements.rank_rows(of),
+        *measurements.null_rows(of),
+        *measurements.geometry_rows(of, intervals=True),
     ]
-    rows += measurements.angle_rows(rows, arrays, first)
-    measurements.add_intervals(rows, arrays, first)
+    rows += measurements.angle_rows(rows, of)
+    measurements.add_intervals(rows, of)
     return rows
 
 

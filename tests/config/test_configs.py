@@ -93,10 +93,11 @@ def test_they_are_named_like_our_measures():
     views = {name: np.stack([one, one[::-1]]) for name, one in z.items()}
     weights = {name: {"encoder.w.weight": one} for name, one in features.items()}
     sets = (features, labels, features, labels)
+    of = m.Representations(features, labels)
     rows = [
-        *m.alignment_rows(features, labels),
-        *m.corollary_rows(features),
-        *m.geometry_rows(features, labels),
+        *m.alignment_rows(of),
+        *m.corollary_rows(of),
+        *m.geometry_rows(of),
         *m.loss_rows(views, labels, 0.5),
         *m.batch_loss_rows(views, z, labels, 0.5, 8),
         *m.weight_rows(weights, {"encoder.w.weight": features["dcl"] - 1}),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cltools.maths.alignment import MEASURES, alignment
+from cltools.maths.alignment import MEASURES, alignment, samples
 from cltools.maths.intervals import accuracy_interval, alignment_intervals, subsampling_interval
 
 DEBIASED, RSA = ("cka", "cosine_debiased"), ("rsa", "pearson_cosine")
@@ -24,6 +24,18 @@ def test_the_interval_of_a_mean_is_the_usual_one_whatever_the_fraction(fraction)
         lambda i: x[i].mean(), 500, draws=3000, fraction=fraction
     )
     half = stats.norm.ppf(0.95) * x.std(ddof=1) / 500**0.5
+    assert value == x.mean()
+    assert (value - low, high - value) == pytest.approx((half, half), rel=0.08)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_the_interval_of_a_mean_from_a_sample_is_that_of_all_images(fraction):
+    x = np.random.default_rng(0).standard_normal(4000)
+    sample = x[:500]
+    value, low, high = subsampling_interval(
+        lambda i: sample[i].mean(), 500, draws=3000, fraction=fraction, whole=(x.mean(), 4000)
+    )
+    half = stats.norm.ppf(0.95) * sample.std(ddof=1) / 4000**0.5
     assert value == x.mean()
     assert (value - low, high - value) == pytest.approx((half, half), rel=0.08)
 
@@ -109,6 +121,21 @@ def test_ninety_percent_intervals_cover():
     covered = []
     for seed in range(60):
         features = related(rng, 400)
+        found = alignment_intervals(features, measures=measures, draws=40, seed=seed)["x", "y"]
+        covered.append([found[m].low <= truth[m] <= found[m].high for m in measures])
+    assert (np.mean(covered, axis=0) > 0.8).all()
+    assert (np.mean(covered, axis=0) < 0.99).all()
+
+
+def test_intervals_from_a_sample_cover(monkeypatch):
+    # Of 1,600 images, 400 are sampled. Without the scaling to 1,600 images, all would be covered.
+    monkeypatch.setattr(samples, "SAMPLED_IMAGES", 400)
+    rng = np.random.default_rng(0)
+    measures = [DEBIASED, RSA]
+    truth = alignment(related(rng, 50_000), measures=measures)["x", "y"]
+    covered = []
+    for seed in range(60):
+        features = related(rng, 1600)
         found = alignment_intervals(features, measures=measures, draws=40, seed=seed)["x", "y"]
         covered.append([found[m].low <= truth[m] <= found[m].high for m in measures])
     assert (np.mean(covered, axis=0) > 0.8).all()

@@ -86,6 +86,14 @@ def embedded(kind: Callable[..., np.ndarray], labels: list[int]) -> Embedded:
     return Embedded(y, features(6, 0), features(6, 1), z, views)
 
 
+def of_h(e: Embedded) -> measurements.Representations:
+    return measurements.Representations(e.h, e.labels, e.start)
+
+
+def of_z(e: Embedded) -> measurements.Representations:
+    return measurements.Representations(e.z, e.labels)
+
+
 def unit(x: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
@@ -104,24 +112,24 @@ def head(e: Embedded) -> tuple[np.ndarray, np.ndarray]:
 m = measurements
 WITHOUT_CLASSES = {
     "alignment_rows": lambda e, rows: [
-        *m.alignment_rows(e.h, e.labels, "h", e.start), *m.alignment_rows(e.z, e.labels, "z")
+        *m.alignment_rows(of_h(e), "h"), *m.alignment_rows(of_z(e), "z")
     ],
     "corollary_rows": lambda e, rows: [
-        *m.corollary_rows(e.h), *m.corollary_rows(e.z, features="z")
+        *m.corollary_rows(of_h(e)), *m.corollary_rows(of_z(e), features="z")
     ],
     "angle_rows": lambda e, rows: [
-        *m.angle_rows(rows, e.h), *m.angle_rows(rows, e.z, features="z")
+        *m.angle_rows(rows, of_h(e)), *m.angle_rows(rows, of_z(e), features="z")
     ],
     "loss_rows": lambda e, rows: m.loss_rows(e.z_views, e.labels, TAU),
     "batch_loss_rows": lambda e, rows: m.batch_loss_rows(e.z_views, e.z, e.labels, TAU, BATCH),
     "view_rows": lambda e, rows: m.view_rows(e.z_views),
-    "rank_rows": lambda e, rows: m.rank_rows(e.h),
-    "null_rows": lambda e, rows: m.null_rows(e.h, e.labels),
+    "rank_rows": lambda e, rows: m.rank_rows(of_h(e)),
+    "null_rows": lambda e, rows: m.null_rows(of_h(e)),
     "weight_rows": lambda e, rows: m.weight_rows(weights(e), weights(e)["dcl"]),
     "dropped_rows": lambda e, rows: m.dropped_rows(e.h, e.labels, {}),
 }  # fmt: skip
 OF_CLASSES = {
-    "geometry_rows": lambda e, rows: m.geometry_rows(e.h, e.labels, intervals=True),
+    "geometry_rows": lambda e, rows: m.geometry_rows(of_h(e), intervals=True),
     "head_rows": lambda e, rows: m.head_rows(e.z["ce"], e.labels, *head(e), objective="ce"),
     "labelling_rows": lambda e, rows: m.labelling_rows(e.z_views, e.labels, TAU),
     "downstream_rows": lambda e, rows: m.downstream_rows(e.h, e.labels, e.h, e.labels, full=True),
@@ -145,7 +153,7 @@ def measured(e: Embedded, families: Iterable[Callable[..., Iterable[m.Row]]]) ->
     rows: list[m.Row] = []
     for family in families:
         rows += [{"split": "test", "n": len(e.labels), **row} for row in family(e, rows)]
-    m.add_intervals(rows, e.h)
+    m.add_intervals(rows, of_h(e))
     m.tidy(rows)
     return rows
 

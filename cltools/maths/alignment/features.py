@@ -3,79 +3,74 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, read
 
 Vector = NDArray[np.float64]
-Matrix = NDArray[np.floating | np.integer]  # (N, d), in the type that was given
-BLOCK = 2048  # rows per matrix product
+Features = ArrayLike | Tensor | RowSource  # (N, d) in memory or in a file
+CHUNK_BYTES = 2 << 20  # of rows that are only added up: they stay in a processor's cache
 
 
-def zero_norm_rows(features: Mapping[str, ArrayLike]) -> dict[str, int]:
+def zero_norm_rows(features: Mapping[str, Features]) -> dict[str, int]:
     """Number of rows of each (N, d) array with norm 0, which have no cosine: name -> count."""
-    return {name: int((~np.asarray(x).any(axis=1)).sum()) for name, x in features.items()}
+    counts = {}
+    for name, x in features.items():
+        rows = as_rows(name, x)
+        parts = chunks_of(*rows.shape)
+        counts[name] = sum(int((~read(rows, part).any(dim=1)).sum()) for part in parts)
+    return counts
 
 
-def two_dimensional(name: str, features: ArrayLike) -> Matrix:
-    """The features as an array; raises ValueError unless it is real, (N, d) and not empty."""
-    x = np.asarray(features)
-    if x.ndim != 2 or x.size == 0 or x.dtype.kind not in "fiu":
-        raise ValueError(
-            f"features of {name!r} must be a real array (images, features) with at least one of"
-            f" each, not {x.dtype} of shape {x.shape}"
-        )
-    return x
+def chunks_of(n: int, d: int) -> list[slice]:
+    """Slices that together cover n rows of d numbers, for what takes little time for each row."""
+    return blocks_of(n, d, CHUNK_BYTES)
 
 
-def centre_rows(
-    name: str, x: Matrix, blocks: list[slice], cosine: bool
-) -> tuple[Vector, Vector, Vector]:
-    """(mean (d,) of the scaled rows, factor (N,) of each row, ‖x_i‖² (N,) of the scaled rows).
+def squares(name: str, x: RowSource, device: torch.device = CPU) -> Tensor:
+    """‖x_i‖² (N,) of the rows, on the device.
 
-    With `cosine` the factors are 1 / ‖x_i‖, and 0 for a row of norm 0; otherwise they are 1. Raises
-    ValueError for NaN, infinity or numbers whose squares overflow.
+    Raises ValueError for NaN, infinity or numbers whose squares overflow; it has the name, if any.
     """
-    square, scale = np.empty(len(x)), np.ones(len(x))
-    total = np.zeros(x.shape[1])
-    for part in blocks:
-        values = x[part].astype(np.float64, copy=False)
-        np.einsum("ij,ij->i", values, values, out=square[part])
-        if not np.isfinite(square[part]).all():
-            raise ValueError(f"features of {name!r} hold NaN, infinity or numbers above 1e150")
-        if cosine:
-            norm = np.sqrt(square[part])
-            square[part] = norm > 0
-            np.divide(square[part], norm, out=scale[part], where=norm > 0)
-            scale[part][norm == 0] = 0
-        total += scale[part] @ values
-    return total / len(x), scale, square
+    found = torch.empty(x.shape[0], dtype=torch.float64, device=device)
+    for part in chunks_of(*x.shape):
+        block = read(x, part, device)
+        torch.linalg.vecdot(block, block, out=found[part])
+    if not torch.isfinite(found).all():
+        of = f" of {name!r}" if name else ""
+        raise ValueError(f"features{of} hold NaN, infinity or numbers above 1e150")
+    return found
 
 
-def unit_rows(x: ArrayLike) -> NDArray[np.float64]:
+def inverse_norms(square: Tensor) -> Tensor:
+    """1 / ‖x_i‖ of each row from its ‖x_i‖², and 0 for a row of norm 0."""
+    return torch.where(square > 0, square.sqrt().reciprocal(), 0.0)
+
+
+def unit_rows(x: Features) -> NDArray[np.float64]:
     """Divide each row of an (N, d) array by its norm; a row of norm 0 stays 0.
 
     Raises:
         ValueError: not a real (N, d) array, empty, or with numbers whose squares overflow.
     """
-    rows = two_dimensional("x", x)
-    _, scale, _ = centre_rows("x", rows, blocks_of(len(rows)), cosine=True)
-    unit: NDArray[np.float64] = rows * scale[:, None]
-    return unit
+    rows = as_rows("x", x)
+    scale = inverse_norms(squares("x", rows))
+    unit = torch.empty(tuple(rows.shape), dtype=torch.float64)
+    for part in chunks_of(*rows.shape):
+        torch.mul(read(rows, part), scale[part, None], out=unit[part])
+    found: NDArray[np.float64] = unit.numpy()
+    return found
 
 
-def blocks_of(n: int) -> list[slice]:
-    """Slices of at most `BLOCK` rows that together cover n rows."""
-    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
-
-
-def same_images(a: ArrayLike, b: ArrayLike) -> dict[str, Matrix]:
-    """Both features as arrays, named "a" and "b"; raises ValueError unless they have equal N."""
-    arrays = {name: two_dimensional(name, x) for name, x in (("a", a), ("b", b))}
-    if len(arrays["a"]) != len(arrays["b"]):
-        raise ValueError(
-            f"representations differ in their number of images:"
-            f" {len(arrays['a'])} and {len(arrays['b'])}"
-        )
-    return arrays
+def same_images(features: Mapping[str, Features]) -> dict[str, RowSource]:
+    """The features as sources of rows; raises ValueError unless all have the same N."""
+    sources = {name: as_rows(name, x) for name, x in features.items()}
+    counts = {name: x.shape[0] for name, x in sources.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"representations differ in their number of images: {counts}")
+    return sources
 
 
 def class_index(labels: ArrayLike, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

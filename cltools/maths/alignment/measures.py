@@ -4,7 +4,7 @@ CKA is centered kernel alignment, RSA representational similarity analysis. Both
 similarity matrices, but these need not be computed. Let c_i be the features of image i (raw, or
 divided by their norm) minus their mean over images, and q_i = ‖c_i‖². Then both measures follow
 from the d×d moment ‖CᵀC'‖²_F = Σ_ij (c_i·c_j)(c'_i·c'_j) and the N numbers q_i. This takes O(N d²)
-time, and memory for one block of rows and one d×d matrix per product.
+time, and memory for blocks of rows and one d×d matrix per product, not for N rows.
 
 Every measure has the form <a, b> / sqrt(<a, a> <b, b>). They differ in the inner product:
 
@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+import torch
 
-from cltools.maths.alignment.features import Vector, two_dimensional
-from cltools.maths.alignment.moments import Pair, Precision, Rows, moments_of
+from cltools.maths.alignment.features import Features, Vector, same_images
+from cltools.maths.alignment.moments import Pair, Rows, Table, moments_of
+from cltools.maths.blocks import CPU
 
 Measure = tuple[str, str]  # (metric, variant)
 RSA: Measure = ("rsa", "pearson_cosine")
@@ -46,14 +47,15 @@ def pearson_product(n: int, moment: float, a: Rows, b: Rows) -> float:
     #   Σ_ij G G' = ‖CᵀC'‖² + 2N a·a',   Σ_{i≠j} G = -Σ g_i with g_i = G_ii = 2 a_i + q_i.
     # With ‖x_i‖² = ‖x̄‖² + g_i both follow without x̄, and so without cancellation when all features
     # lie close to their mean.
-    linear_a, diagonal_a = _linear_and_diagonal(a)
-    linear_b, diagonal_b = _linear_and_diagonal(b)
+    linear_a, diagonal_a = linear_and_diagonal(a)
+    linear_b, diagonal_b = linear_and_diagonal(b)
     whole = moment + 2 * n * (linear_a @ linear_b)
     mean_part = diagonal_a.sum() * diagonal_b.sum() / (n * (n - 1))
     return float(whole - diagonal_a @ diagonal_b - mean_part)
 
 
-def _linear_and_diagonal(rows: Rows) -> tuple[Vector, Vector]:
+def linear_and_diagonal(rows: Rows) -> tuple[Vector, Vector]:
+    """a_i = x̄·c_i and g_i = 2 a_i + q_i of each image: how its cosine with itself is made up."""
     diagonal = rows.square - rows.square.mean() + rows.spread.mean()
     return (diagonal - rows.spread) / 2, diagonal
 
@@ -70,16 +72,16 @@ MEASURES: tuple[Measure, ...] = tuple(_MEASURES)
 
 
 def alignment(
-    features: Mapping[str, ArrayLike],
+    features: Mapping[str, Features],
     pairs: Iterable[Pair] | None = None,
     measures: Iterable[Measure] = MEASURES,
-    block: int = 2048,
-    dtype: DTypeLike = np.float64,
+    device: torch.device = CPU,
 ) -> dict[Pair, dict[Measure, float]]:
     """Compare representations of the same N images, pair by pair.
 
     Args:
-        features: name -> (N, d) array; row i is the same image everywhere, d may differ.
+        features: name -> (N, d) features, in memory or in a file (`cltools.maths.blocks`); row i is
+            the same image everywhere, d may differ.
         pairs: the pairs of names to compare; default every unordered pair, in order of `features`.
         measures: which of `MEASURES` to compute; nothing is computed for the others.
             ("cka", "cosine_biased")    P2's CKA, on cosine similarities, in [0, 1]
@@ -88,9 +90,7 @@ def alignment(
             ("cka", "raw_debiased")     the same, without the bias, in [-1, 1]
             ("rsa", "pearson_cosine")   P2's RSA: Pearson correlation of the N(N-1)/2
                                         off-diagonal entries of 1 - cosine, in [-1, 1]
-        block: rows per matrix product.
-        dtype: precision of the d×d moments. float32 is for benchmarks: it is twice as fast, with
-            errors of about 1e-6. Everything else is always float64.
+        device: where the products are made, in float64.
 
     Returns:
         pair -> measure -> value. Values are not clipped: debiased CKA of unrelated features
@@ -101,58 +101,66 @@ def alignment(
 
     Raises:
         ValueError: features that are not (N, d) arrays of equal N, are empty, or hold NaN, infinity
-            or numbers whose squares overflow; an unknown name in a pair, measure or dtype.
+            or numbers whose squares overflow; an unknown name in a pair or unknown measure.
     """
-    arrays = {name: two_dimensional(name, x) for name, x in features.items()}
-    pairs = list(combinations(arrays, 2)) if pairs is None else [(a, b) for a, b in pairs]
+    sources = same_images(features)
+    pairs = pairs_of(sources, pairs)
+    measures = known(measures)
+    if not pairs:
+        return {}
+    one_class = np.zeros(sources[pairs[0][0]].shape[0], dtype=np.intp)
+    # Cosine CKA and RSA share one set of moments.
+    tables = {
+        cosine: moments_of(sources, pairs, one_class, cosine, device).whole
+        for cosine in {takes_cosines(measure) for measure in measures}
+    }
+    return {
+        pair: {m: measure_of(m, pair, tables[takes_cosines(m)]) for m in measures}
+        for pair in pairs
+    }  # fmt: skip
+
+
+def pairs_of(features: Iterable[str], pairs: Iterable[Pair] | None) -> list[Pair]:
+    """These pairs, or every unordered pair; raises ValueError for names that are not there."""
+    names = list(features)
+    found = list(combinations(names, 2)) if pairs is None else [(a, b) for a, b in pairs]
+    if strangers := {name for pair in found for name in pair} - set(names):
+        raise ValueError(f"pairs name {sorted(strangers)}, but there are only {sorted(names)}")
+    return found
+
+
+def known(measures: Iterable[Measure]) -> list[Measure]:
+    """The measures as a list; raises ValueError for one that is not in `MEASURES`."""
     measures = list(measures)
     if unknown := set(measures) - set(MEASURES):
         raise ValueError(f"unknown measures {sorted(unknown)}: choose from {list(MEASURES)}")
-    if strangers := {name for pair in pairs for name in pair} - set(arrays):
-        raise ValueError(f"pairs name {sorted(strangers)}, but there are only {sorted(arrays)}")
-    counts = {name: len(x) for name, x in arrays.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"representations differ in their number of images: {counts}")
-    precision = _precision(dtype)
-    if not pairs:
-        return {}
-
-    # Cosine CKA and RSA share one set of moments.
-    tables = {
-        cosine: moments_of(arrays, pairs, cosine, block, precision)
-        for cosine in {_MEASURES[measure][0] for measure in measures}
-    }
-    return {
-        pair: {m: measure_of(m, pair, *tables[_MEASURES[m][0]], precision) for m in measures}
-        for pair in pairs
-    }
+    return measures
 
 
-def _precision(dtype: DTypeLike) -> Precision:
-    for known in (np.dtype(np.float32), np.dtype(np.float64)):
-        if np.dtype(dtype) == known:
-            return known
-    raise ValueError(f"moments are float32 or float64, not {np.dtype(dtype)}")
+def takes_cosines(measure: Measure) -> bool:
+    """Whether a measure takes rows of norm 1, and not features as they are."""
+    return _MEASURES[measure][0]
 
 
 def measure_of(
-    measure: Measure,
-    pair: Pair,
-    rows: Mapping[str, Rows],
-    moments: Mapping[Pair, float],
-    dtype: Precision,
+    measure: Measure, pair: Pair, table: Table, instead: tuple[float, Rows] | None = None
 ) -> float:
-    """One measure of one pair, from what `moments_of` returns; NaN where it is undefined."""
+    """One measure of one pair; NaN where it is undefined.
+
+    With `instead`, ‖CᵀC'‖² and the rows of the second name are these, but the norms stay.
+    """
     _, inner, smallest_n = _MEASURES[measure]
+    rows = table.rows
     n = len(rows[pair[0]].spread)
     if n < smallest_n or any(rows[name].constant for name in pair):
         return float("nan")
     norm = 1.0
     for name in pair:
-        moment = moments[name, name]
+        moment = table.norms[name, name]
         square = inner(n, moment, rows[name], rows[name])
         # When all similarities are equal, only a rounding error is left here, of either sign.
-        if not square > 32 * np.finfo(dtype).eps * moment:
+        if not square > 32 * np.finfo(np.float64).eps * moment:
             return float("nan")
         norm *= np.sqrt(square)
-    return float(inner(n, moments[pair], rows[pair[0]], rows[pair[1]]) / norm)
+    product, second = instead or (table.norms[pair], rows[pair[1]])
+    return float(inner(n, product, rows[pair[0]], second) / norm)

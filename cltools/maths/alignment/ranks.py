@@ -1,13 +1,24 @@
 """Rank correlation of the distances of two representations: Spearman RSA."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import NDArray
 
-from cltools.maths.alignment.features import Vector, same_images, unit_rows
+from cltools.maths.alignment.features import (
+    Features,
+    Vector,
+    inverse_norms,
+    same_images,
+    squares,
+)
+from cltools.maths.alignment.moments import Pair
+from cltools.maths.blocks import CPU, RowSource, blocks_of, read, take
 
-PAIR_BLOCK = 1 << 16  # image pairs whose features are copied at a time
+HELD_BYTES = 256 << 20  # of the rows that are held while all others are read
+PAIR_BYTES = 4 << 20  # of the image pairs whose features are copied at a time
 PAIR_GROUPS = 20  # groups of pairs, for the standard error of `spearman_rsa`
 
 
@@ -19,7 +30,13 @@ class Spearman(NamedTuple):
     pairs: int
 
 
-def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int = 0) -> Spearman:
+def spearman_rsa(
+    a: Features,
+    b: Features,
+    pairs: int = 1_000_000,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> Spearman:
     """Spearman rank correlation of the cosine distances of two representations.
 
     Over all N(N-1)/2 image pairs when these are at most `pairs`, otherwise over a sample of them
@@ -35,6 +52,7 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
         a, b: (N, d) and (N, d').
         pairs: most pairs to use, at least 3 per group (60).
         seed: draws the pairs and the groups.
+        device: where cosines are computed, in float64.
 
     Returns:
         (value in [-1, 1], standard error, pairs used). NaN where undefined: fewer than 3 images,
@@ -43,47 +61,83 @@ def spearman_rsa(a: ArrayLike, b: ArrayLike, pairs: int = 1_000_000, seed: int =
     Raises:
         ValueError: features of unequal N or with numbers whose squares overflow, or too few pairs.
     """
+    sources = same_images({"a": a, "b": b})
+    return spearman_of(sources, [("a", "b")], pairs, seed, device)["a", "b"]
+
+
+def spearman_of(
+    features: Mapping[str, RowSource],
+    compared: Sequence[Pair],
+    pairs: int = 1_000_000,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> dict[Pair, Spearman]:
+    """`spearman_rsa` of several representations of the same images, over the same image pairs.
+
+    Cosines and ranks of each are made once.
+    """
+    from scipy.stats import rankdata
+
     if pairs < 3 * PAIR_GROUPS:
         raise ValueError(f"at least {3 * PAIR_GROUPS} pairs are needed, not {pairs}")
-    arrays = same_images(a, b)
-    n = len(arrays["a"])
+    n = next(iter(features.values())).shape[0]
     total = n * (n - 1) // 2
     if total <= pairs:
-        chosen = np.arange(total)
+        chosen, groups = np.arange(total), []
     else:
         rng = np.random.default_rng(seed)
         # Without shuffling, `choice` avoids a list of all pairs where that would be long. Sorted
         # pairs have their features next to each other in memory.
         chosen = np.sort(rng.choice(total, pairs, replace=False, shuffle=False))
-    x, y = (pair_cosines(unit_rows(c), chosen) for c in arrays.values())
-    value = _spearman(x, y)
-    if total <= pairs:
-        return Spearman(value, 0.0 if value == value else float("nan"), total)
-    groups = np.array_split(rng.permutation(pairs), PAIR_GROUPS)
-    scatter = np.std([_spearman(x[g], y[g]) for g in groups], ddof=1)
-    return Spearman(value, float(scatter * np.sqrt((1 - pairs / total) / PAIR_GROUPS)), pairs)
+        groups = np.array_split(rng.permutation(pairs), PAIR_GROUPS)
+    ranks = {}
+    for name in dict.fromkeys(name for pair in compared for name in pair):
+        cosines = pair_cosines(name, features[name], chosen, device)
+        ranks[name] = [rankdata(cosines), *(rankdata(cosines[group]) for group in groups)]
+    found = {}
+    for first, second in compared:
+        value, *parts = (_pearson(x, y) for x, y in zip(ranks[first], ranks[second], strict=True))
+        error = 0.0 if value == value else float("nan")
+        if groups:
+            error = float(np.std(parts, ddof=1) * np.sqrt((1 - pairs / total) / PAIR_GROUPS))
+        found[first, second] = Spearman(value, error, len(chosen))
+    return found
 
 
-def pair_cosines(x: NDArray[np.float64], chosen: NDArray[np.integer]) -> Vector:
-    """Cosines of the image pairs with numbers `chosen` in 0 … N(N-1)/2 - 1, x having unit rows."""
+def pair_cosines(
+    name: str, x: RowSource, chosen: NDArray[np.integer], device: torch.device = CPU
+) -> Vector:
+    """Cosines of the image pairs with numbers `chosen` in 0 … N(N-1)/2 - 1, for features (N, d).
+
+    As many rows are held as fit into `HELD_BYTES`, while all rows are read block by block. So the
+    features are read several times if they are larger than that.
+    """
     # On a circle of the N images, pair k is image k mod N and the one k // N + 1 places further on.
     # This numbers every pair once; for even N the last round has only half of the pairs.
-    n = len(x)
+    n, d = x.shape
+    scale = inverse_norms(squares(name, x, device))
+    round_, first = np.divmod(chosen, n)
+    second = (first + round_ + 1) % n
     cosines = np.empty(len(chosen))
-    for start in range(0, len(chosen), PAIR_BLOCK):
-        part = slice(start, start + PAIR_BLOCK)
-        round_, first = np.divmod(chosen[part], n)
-        second = (first + round_ + 1) % n
-        np.einsum("ij,ij->i", x[first], x[second], out=cosines[part])
+    firsts = np.unique(first)
+    for some in blocks_of(len(firsts), d, HELD_BYTES):
+        held = firsts[some]
+        rows = take(x, held, device) * scale[torch.from_numpy(held).to(device), None]
+        mine = np.flatnonzero((first >= held[0]) & (first <= held[-1]))
+        for part in blocks_of(n, d):
+            here = mine[(second[mine] >= part.start) & (second[mine] < part.stop)]
+            others = read(x, part, device) * scale[part, None]
+            for few in blocks_of(len(here), d, PAIR_BYTES):
+                i = torch.from_numpy(np.searchsorted(held, first[here[few]])).to(device)
+                j = torch.from_numpy(second[here[few]] - part.start).to(device)
+                cosines[here[few]] = torch.linalg.vecdot(rows[i], others[j]).cpu().numpy()
     return cosines.round(14)  # so that rounding errors break no ties
 
 
-def _spearman(x: Vector, y: Vector) -> float:
-    """Pearson correlation of average ranks; the same for distances as for cosines."""
-    from scipy.stats import rankdata
-
+def _pearson(x: Vector, y: Vector) -> float:
+    """Correlation of average ranks, of distances or of cosines; NaN if one of them is constant."""
     if len(x) < 2:
         return float("nan")
-    x, y = (rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
+    x, y = (v - (len(v) + 1) / 2 for v in (x, y))
     norm = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / norm) if norm > 0 else float("nan")

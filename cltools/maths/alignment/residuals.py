@@ -9,11 +9,13 @@ representation are shuffled within their classes (`permutations.within_class_nul
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cltools.maths.alignment.features import BLOCK, class_index, unit_rows
-from cltools.maths.alignment.measures import RSA, Measure, measure_of
-from cltools.maths.alignment.moments import Pair, moments_of
+from cltools.maths.alignment.features import Features, class_index, same_images, unit_rows
+from cltools.maths.alignment.measures import RSA, Measure, measure_of, pairs_of
+from cltools.maths.alignment.moments import Moments, Pair, moments_of
+from cltools.maths.blocks import CPU
 
 # Measure of `residual_alignment` -> measure with the same inner product. Residuals are not scaled.
 _RESIDUAL: dict[Measure, Measure] = {
@@ -24,7 +26,7 @@ _RESIDUAL: dict[Measure, Measure] = {
 RESIDUAL_MEASURES: tuple[Measure, ...] = tuple(_RESIDUAL)
 
 
-def residual(features: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+def residual(features: Features, labels: ArrayLike) -> NDArray[np.float64]:
     """Rows of norm 1 minus the mean of their class.
 
     With P the projection onto class means and K the cosine similarity matrix, the inner products of
@@ -52,7 +54,10 @@ def residual(features: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 
 
 def residual_alignment(
-    features: Mapping[str, ArrayLike], labels: ArrayLike, pairs: Iterable[Pair] | None = None
+    features: Mapping[str, Features],
+    labels: ArrayLike,
+    pairs: Iterable[Pair] | None = None,
+    device: torch.device = CPU,
 ) -> dict[Pair, dict[Measure, float]]:
     """Alignment within classes: CKA and RSA of (I-P) K (I-P) instead of K, see `residual`.
 
@@ -61,9 +66,10 @@ def residual_alignment(
     would shift the class means away from 0, so that there would be class clusters again.
 
     Args:
-        features: name -> (N, d) array; row i is the same image everywhere, d may differ.
+        features: name -> (N, d); row i is the same image everywhere, d may differ.
         labels: (N,) class labels of any kind.
         pairs: the pairs of names to compare; default every unordered pair, in order of `features`.
+        device: where the products are made, in float64.
 
     Returns:
         pair -> measure -> value. NaN where undefined, as in `alignment`, for instance when one of
@@ -78,20 +84,15 @@ def residual_alignment(
     Raises:
         ValueError: as `residual`, or an unknown name in a pair.
     """
-    residuals = {name: residual(x, labels) for name, x in features.items()}
-    names = list(residuals)
-    if pairs is None:
-        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    pairs = [(a, b) for a, b in pairs]
-    if unknown := {name for pair in pairs for name in pair} - set(names):
-        raise ValueError(f"pairs name {sorted(unknown)}, but there are only {sorted(names)}")
+    sources = same_images(features)
+    pairs = pairs_of(sources, pairs)
     if not pairs:
         return {}
-    # Residuals have mean 0 already, so that centering them changes nothing.
-    table = moments_of(residuals, pairs, False, BLOCK, np.dtype(np.float64))
-    return {
-        pair: {
-            m: measure_of(like, pair, *table, np.dtype(np.float64)) for m, like in _RESIDUAL.items()
-        }
-        for pair in pairs
-    }
+    index, _ = class_index(labels, sources[pairs[0][0]].shape[0])
+    moments = moments_of(sources, pairs, index, True, device)
+    return {pair: residual_measures(pair, moments) for pair in pairs}
+
+
+def residual_measures(pair: Pair, cosine: Moments) -> dict[Measure, float]:
+    """What `residual_alignment` returns for a pair, from the moments of cosines."""
+    return {m: measure_of(like, pair, cosine.residual) for m, like in _RESIDUAL.items()}
