@@ -69,7 +69,10 @@ def read(
     x: RowSource, rows: slice, device: torch.device = CPU, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """These rows (n, d) on the device. They may share memory with x: do not change them."""
-    return torch.as_tensor(x[rows]).to(device, dtype)
+    part = x[rows]
+    if isinstance(part, np.ndarray):  # torch takes no reversed and no read-only arrays
+        part = np.require(part, requirements=["C", "W"])
+    return torch.as_tensor(part).to(device, dtype)
 
 
 def take(

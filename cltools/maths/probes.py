@@ -1,30 +1,56 @@
 """What a classifier can read from frozen features: nearest class center and linear probe."""
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-Array = NDArray[np.float64]
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, each_block, read
+from cltools.maths.logistic import Images, fit, hits, in_memory
+
 Labels = NDArray[np.generic]  # of any kind that can be compared: numbers, strings
+Features = ArrayLike | Tensor | RowSource  # (N, d)
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 FALLBACK = 0.1  # inverse penalty where there are too few images to hold any out
 HELD_OUT = 0.2  # of each class, to choose the penalty
+# Largest entry of the gradient where a probe counts as fitted. scikit-learn's default is 1e-4.
+TOLERANCE = 1e-5
+TOLERANCE_TO_CHOOSE = 1e-4
+KEPT_BYTES = 1 << 30  # of standardized features in memory; larger ones are read at each step
+TOGETHER_BYTES = 64 << 20  # of standardized features that are fitted side by side
+DTYPE = torch.float32  # of standardized features and of all products of the probe
+
+
+class Probe(NamedTuple):
+    """Accuracies in [0, 1], and the inverse penalty C."""
+
+    train: float
+    test: float
+    inverse_penalty: float
 
 
 def nccc(
-    train_features: ArrayLike,
+    train_features: Features,
     train_labels: ArrayLike,
-    test_features: ArrayLike,
+    test_features: Features,
     test_labels: ArrayLike,
+    device: torch.device = CPU,
 ) -> tuple[float, float]:
     """Accuracy of the nearest class center: P2's NCCC (arXiv 2510.08852, Table 1).
 
-    The centers are the class means of all training features, distances are Euclidean.
+    The centers are the class means of all training features, distances are Euclidean. Everything is
+    in float64; features are read in blocks.
 
     Args:
-        train_features, test_features: (N, d) and (M, d).
+        train_features, test_features: (N, d) and (M, d), in memory or read from a file.
         train_labels, test_labels: (N,) and (M,) class labels of any kind. Test images of a class
             without training images count as errors.
+        device: where the products are computed.
 
     Returns:
         (train accuracy, test accuracy), each in [0, 1].
@@ -33,39 +59,51 @@ def nccc(
         ValueError: shapes that do not fit together, an empty set, or features that are not finite.
     """
     train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
-    classes, index = np.unique(y, return_inverse=True)
-    shift = train.mean(axis=0)  # leaves distances as they are, and makes rounding errors smaller
-    train, test = train - shift, test - shift
-    member = np.eye(len(classes))[index]
-    centres = member.T @ train / member.sum(axis=0)[:, None]
-    half_norms = (centres**2).sum(axis=1) / 2
+    classes = np.unique(y)
+    index = class_index(classes, y, device)
+    shift = shift_of(train, device)
+    centers = torch.zeros(len(classes), train.shape[1], dtype=torch.float64, device=device)
+    for part, x in each_block(train, device):
+        centers.index_add_(0, index[part], x - shift)
+    centers /= torch.bincount(index)[:, None]
+    half_norms = centers.square().sum(1) / 2
 
-    def accuracy(x: Array, labels: Labels) -> float:
+    def accuracy(rows: RowSource, own: Tensor) -> float:
         # argmin ‖x - μ‖² = argmax x·μ - ‖μ‖²/2
-        return float((classes[(x @ centres.T - half_norms).argmax(axis=1)] == labels).mean())
+        right = sum(
+            ((x - shift) @ centers.T - half_norms).argmax(1).eq(own[part]).sum()
+            for part, x in each_block(rows, device)
+        )
+        return int(right) / len(own)
 
-    return accuracy(train, y), accuracy(test, test_y)
+    return accuracy(train, index), accuracy(test, class_index(classes, test_y, device))
 
 
 def linear_probe(
-    train_features: ArrayLike,
+    train_features: Features,
     train_labels: ArrayLike,
-    test_features: ArrayLike,
+    test_features: Features,
     test_labels: ArrayLike,
     seed: int = 0,
     inverse_penalty: float | None = None,
-) -> tuple[float, float, float]:
+    device: torch.device = CPU,
+) -> Probe:
     """Accuracy of L2-penalized multinomial logistic regression on standardized features.
 
     The penalty 1/C is chosen on a fifth of each class of the training set; of equally good
     penalties the strongest is taken. The probe is then fitted again on the whole training set.
     Test images are used once, at the end. Standardization uses training statistics only.
 
+    The model is that of scikit-learn's `LogisticRegression`. It is fitted in float32 until no entry
+    of the gradient is above `TOLERANCE`, a tenth of what scikit-learn stops at. Standardized
+    features of more than `KEPT_BYTES` are not kept in memory, but read again at each step.
+
     Args:
-        train_features, test_features: (N, d) and (M, d).
+        train_features, test_features: (N, d) and (M, d), in memory or read from a file.
         train_labels, test_labels: (N,) and (M,) class labels.
         seed: draws the held-out images.
         inverse_penalty: C, above 0; by default it is chosen as described above.
+        device: where the products are computed.
 
     Returns:
         (train accuracy, test accuracy, chosen C), accuracies in [0, 1]. When every class has fewer
@@ -74,55 +112,182 @@ def linear_probe(
     Raises:
         ValueError: as `nccc`, a training set of one class, or C not above 0.
     """
-    from sklearn import config_context
-    from sklearn.linear_model import LogisticRegression
-
-    train, y, test, test_y = checked_sets(train_features, train_labels, test_features, test_labels)
-    classes, index = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError("a linear probe needs training images of at least two classes")
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    # A constant feature says nothing. Rounding may give it a deviation just above 0.
-    constant = deviation <= 1e-12 * np.abs(train).max(axis=0)
-    factor = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
-    train, test = (train - mean) * factor, (test - mean) * factor
-
     if inverse_penalty is not None and not inverse_penalty > 0:
         raise ValueError(f"inverse_penalty must be above 0, not {inverse_penalty}")
+    sets = {"": train_features}, train_labels, {"": test_features}, test_labels
+    return linear_probes(*sets, seed, inverse_penalty, device)[""]
 
-    def accuracy(x: Array, labels: Labels) -> float:
-        return float((probe.predict(x) == labels).mean())
 
-    # The input was checked above. Few-shot probes are so small that scikit-learn's own checks would
-    # take longer than the fit.
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        chosen = FALLBACK if inverse_penalty is None else inverse_penalty
-        held_out = _held_out(index, seed) if inverse_penalty is None else np.array([False])
-        if held_out.any():
-            probe = LogisticRegression(warm_start=True, max_iter=200, tol=1e-3)
-            scores = []
-            for c in INVERSE_PENALTIES:
-                probe.set_params(C=c).fit(train[~held_out], y[~held_out])
-                scores.append(accuracy(train[held_out], y[held_out]))
-            chosen = INVERSE_PENALTIES[int(np.argmax(scores))]
-        probe = LogisticRegression(C=chosen, max_iter=500).fit(train, y)
-        return accuracy(train, y), accuracy(test, test_y), chosen
+def linear_probes(
+    train: Mapping[str, Features],
+    train_labels: ArrayLike,
+    test: Mapping[str, Features],
+    test_labels: ArrayLike,
+    seed: int = 0,
+    inverse_penalty: float | None = None,
+    device: torch.device = CPU,
+) -> dict[str, Probe]:
+    """`linear_probe` of several features of the same images; small ones are fitted side by side.
+
+    Args:
+        train, test: name -> (N, d) and (M, d); d may differ between names.
+        train_labels, test_labels, seed, inverse_penalty, device: as for `linear_probe`.
+    """
+    checked = {
+        name: checked_sets(x, train_labels, test[name], test_labels) for name, x in train.items()
+    }
+    found = {}
+    for names in _together({name: sets[0].shape for name, sets in checked.items()}):
+        y, test_y = checked[names[0]][1], checked[names[0]][3]
+        classes = np.unique(y)
+        if len(classes) < 2:
+            raise ValueError("a linear probe needs training images of at least two classes")
+        trains, tests = ([checked[name][i] for name in names] for i in (0, 2))
+        scales = [_standardization(x, device) for x in trains]
+        index = class_index(classes, y, device)
+        images = _kept(_standardized(trains, scales, index, len(classes)))
+        given = None if inverse_penalty is None else torch.full((len(names),), inverse_penalty)
+        v, chosen = fit_probes(images, seed, given)
+        test_index = class_index(classes, test_y, device)
+        right = hits(images, v), hits(_standardized(tests, scales, test_index, len(classes)), v)
+        for name, a, b, c in zip(names, *right, chosen, strict=True):
+            found[name] = Probe(int(a) / len(y), int(b) / len(test_y), float(c))
+    return {name: found[name] for name in train}
+
+
+def fit_probes(
+    images: Images, seed: int, inverse_penalties: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The probes of B sets of standardized features, as `linear_probe` fits them.
+
+    Args:
+        images: B sets of features.
+        seed: draws the held-out images, the same ones for all sets.
+        inverse_penalties: (B,), by default chosen.
+
+    Returns:
+        Weights and intercepts (B, 1, C, d + 1), and the inverse penalties (B,).
+    """
+    held_out = torch.from_numpy(_held_out(images.index.numpy(force=True), seed))
+    start = None
+    if inverse_penalties is None and held_out.any():
+        held_out = held_out.to(images.index.device)
+        penalties = torch.tensor(INVERSE_PENALTIES).expand(images.sets, -1)
+        v = fit(images, penalties, TOLERANCE_TO_CHOOSE, DTYPE, left_out=held_out)
+        # numpy's argmax is the first of equals.
+        best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
+        inverse_penalties = torch.tensor(INVERSE_PENALTIES, dtype=torch.float64)[best]
+        start = v[torch.arange(images.sets), best][:, None]
+    elif inverse_penalties is None:
+        inverse_penalties = torch.full((images.sets,), FALLBACK, dtype=torch.float64)
+    return fit(images, inverse_penalties[:, None], TOLERANCE, DTYPE, start=start), inverse_penalties
+
+
+def standardized_sets(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, n, d) standardized set by set, and what it takes: mean and factor (B, 1, d)."""
+    mean = x.mean(1, keepdim=True)
+    difference = x - mean
+    factor = _factor(difference.square().mean(1, keepdim=True), x.abs().amax(1, keepdim=True))
+    return (difference * factor).to(DTYPE), mean, factor
+
+
+def _standardization(x: RowSource, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and factor (d,) that make each feature's mean 0 and its variance 1."""
+    n, d = x.shape
+    mean, square, largest = torch.zeros(3, d, dtype=torch.float64, device=device)
+    shift = shift_of(x, device)
+    for _, rows in each_block(x, device):
+        mean += (rows - shift).sum(0) / n
+        largest = torch.maximum(largest, rows.abs().amax(0))
+    mean += shift
+    for _, rows in each_block(x, device):
+        square += (rows - mean).square().sum(0) / n
+    return mean, _factor(square, largest)
+
+
+def _factor(variance: Tensor, largest: Tensor) -> Tensor:
+    # A constant feature says nothing. Rounding may give it a deviation just above 0.
+    deviation = variance.sqrt()
+    constant = deviation <= 1e-12 * largest
+    return torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, deviation))
+
+
+def _standardized(
+    sources: Sequence[RowSource],
+    scales: Sequence[tuple[Tensor, Tensor]],
+    index: Tensor,
+    classes: int,
+) -> Images:
+    """Images whose features are read and standardized block by block."""
+    n, d = sources[0].shape
+    width = len(sources) * (d + len(INVERSE_PENALTIES) * classes)
+
+    def blocks() -> Iterator[tuple[slice, Tensor]]:
+        for part in blocks_of(n, width):
+            each = [
+                ((read(x, part, index.device) - mean) * factor).to(DTYPE)
+                for x, (mean, factor) in zip(sources, scales, strict=True)
+            ]
+            yield part, torch.stack(each)
+
+    return Images(blocks, index, classes, d, len(sources))
+
+
+def _kept(images: Images) -> Images:
+    """The same images, with the features in memory if these are small enough."""
+    shape = images.sets, len(images.index), images.features
+    if math.prod(shape) * DTYPE.itemsize > KEPT_BYTES:
+        return images
+    x = torch.empty(shape, dtype=DTYPE, device=images.index.device)
+    rows = 1
+    for part, block in images.blocks():
+        x[:, part] = block
+        rows = max(rows, block.shape[1])
+    return in_memory(x, images.index, images.classes, rows)
+
+
+def _together(shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
+    """Groups of names with as many features as fit into `TOGETHER_BYTES`, of equal shape."""
+    groups: list[list[str]] = []
+    for name, shape in shapes.items():
+        for group in groups:
+            size = (len(group) + 1) * shape[0] * shape[1] * DTYPE.itemsize
+            if shapes[group[0]] == shape and size <= TOGETHER_BYTES:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
 
 
 def _held_out(index: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:
     """Mask (N,) of a random fifth of each class, rounded down."""
     order = np.random.default_rng(seed).permutation(len(index))
+    by_class = order[np.argsort(index[order], kind="stable")]
     held_out = np.zeros(len(index), dtype=bool)
-    for c in range(index.max() + 1):
-        members = order[index[order] == c]
+    for members in np.split(by_class, np.cumsum(np.bincount(index))[:-1]):
         held_out[members[: int(HELD_OUT * len(members))]] = True
     return held_out
 
 
+def class_index(classes: Labels, labels: Labels, device: torch.device = CPU) -> Tensor:
+    """Positions (n,) of the labels among the sorted classes; -1 for labels that are none of them."""
+    place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    return torch.from_numpy(np.where(classes[place] == labels, place, -1)).to(device)
+
+
+def shift_of(x: RowSource, device: torch.device = CPU) -> Tensor:
+    """The mean (d,) of the first block. Subtracted from all rows, it leaves distances as they are.
+
+    Rounding errors get smaller where features have a large offset.
+    """
+    return next(each_block(x, device))[1].mean(0)
+
+
 def checked_sets(
-    train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike
-) -> tuple[Array, Labels, Array, Labels]:
-    """Features and labels of the training set, then of the test set, as arrays.
+    train: Features, train_labels: ArrayLike, test: Features, test_labels: ArrayLike
+) -> tuple[RowSource, Labels, RowSource, Labels]:
+    """Features and labels of the training set, then of the test set.
 
     Raises:
         ValueError: as `nccc`.
@@ -134,10 +299,11 @@ def checked_sets(
     return x, y, test_x, test_y
 
 
-def _checked_set(which: str, features: ArrayLike, labels: ArrayLike) -> tuple[Array, Labels]:
-    x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
-    if x.ndim != 2 or x.size == 0 or y.shape != (len(x),):
+def _checked_set(which: str, features: Features, labels: ArrayLike) -> tuple[RowSource, Labels]:
+    x, y = as_rows(which, features), np.asarray(labels)
+    if y.shape != (x.shape[0],):
         raise ValueError(f"{which} features {x.shape} and labels {y.shape} must be (N, d) and (N,)")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{which} features hold NaN or infinity")
+    for _, rows in each_block(x):
+        if not rows.sum().isfinite():
+            raise ValueError(f"{which} features hold NaN or infinity")
     return x, y
