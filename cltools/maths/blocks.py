@@ -98,3 +98,15 @@ def each_block(
     """The rows of x in order, as (place, rows (n, d) on the device)."""
     for part in blocks_of(*x.shape):
         yield part, read(x, part, device, dtype)
+
+
+class SomeRows:
+    """Some rows of a source, by their numbers in ascending order; read when they are asked for."""
+
+    def __init__(self, x: RowSource, rows: NDArray[np.intp]) -> None:
+        self.shape = len(rows), x.shape[1]
+        self.dtype = torch.float64
+        self._x, self._rows = x, rows
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return take(self._x, self._rows[rows])

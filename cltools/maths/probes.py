@@ -137,58 +137,73 @@ def linear_probes(
         name: checked_sets(x, train_labels, test[name], test_labels) for name, x in train.items()
     }
     found = {}
-    for names in _together({name: sets[0].shape for name, sets in checked.items()}):
+    for names in _groups({name: sets[0].shape for name, sets in checked.items()}):
         y, test_y = checked[names[0]][1], checked[names[0]][3]
         classes = np.unique(y)
         if len(classes) < 2:
             raise ValueError("a linear probe needs training images of at least two classes")
         trains, tests = ([checked[name][i] for name in names] for i in (0, 2))
-        scales = [_standardization(x, device) for x in trains]
-        index = class_index(classes, y, device)
-        images = _kept(_standardized(trains, scales, index, len(classes)))
-        given = None if inverse_penalty is None else torch.full((len(names),), inverse_penalty)
-        v, chosen = fit_probes(images, seed, given)
+        given = None if inverse_penalty is None else np.full(len(names), inverse_penalty)
+        fitted = fit_probes(trains, class_index(classes, y, device), len(classes), seed, given)
         test_index = class_index(classes, test_y, device)
-        right = hits(images, v), hits(_standardized(tests, scales, test_index, len(classes)), v)
-        for name, a, b, c in zip(names, *right, chosen, strict=True):
+        test_images = _standardized(tests, fitted.scales, test_index, len(classes))
+        right = hits(fitted.images, fitted.v), hits(test_images, fitted.v)
+        for name, a, b, c in zip(names, *right, fitted.inverse_penalties, strict=True):
             found[name] = Probe(int(a) / len(y), int(b) / len(test_y), float(c))
     return {name: found[name] for name in train}
 
 
+class FittedProbes(NamedTuple):
+    """Probes of B sets of features with the same labels.
+
+    images: the standardized features.
+    scales: mean and factor (d,) of each set; (x - mean) * factor is standardized.
+    v: (B, 1, C, d + 1), weights on standardized features, and the intercept as the last column.
+    inverse_penalties: (B,).
+    """
+
+    images: Images
+    scales: list[tuple[Tensor, Tensor]]
+    v: Tensor
+    inverse_penalties: NDArray[np.float64]
+
+
 def fit_probes(
-    images: Images, seed: int, inverse_penalties: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The probes of B sets of standardized features, as `linear_probe` fits them.
+    sources: Sequence[RowSource],
+    index: Tensor,
+    classes: int,
+    seed: int,
+    inverse_penalties: NDArray[np.float64] | None = None,
+) -> FittedProbes:
+    """Fit the probes that `linear_probe` describes, side by side.
 
     Args:
-        images: B sets of features.
+        sources: B sets of features (n, d), on which nothing is checked.
+        index: (n,) classes 0..C-1, the same for all sets, on the device that computes.
+        classes: C, at least 2.
         seed: draws the held-out images, the same ones for all sets.
         inverse_penalties: (B,), by default chosen.
-
-    Returns:
-        Weights and intercepts (B, 1, C, d + 1), and the inverse penalties (B,).
     """
-    held_out = torch.from_numpy(_held_out(images.index.numpy(force=True), seed))
-    start = None
-    if inverse_penalties is None and held_out.any():
-        held_out = held_out.to(images.index.device)
-        penalties = torch.tensor(INVERSE_PENALTIES).expand(images.sets, -1)
-        v = fit(images, penalties, TOLERANCE_TO_CHOOSE, DTYPE, left_out=held_out)
-        # numpy's argmax is the first of equals.
-        best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
-        inverse_penalties = torch.tensor(INVERSE_PENALTIES, dtype=torch.float64)[best]
-        start = v[torch.arange(images.sets), best][:, None]
-    elif inverse_penalties is None:
-        inverse_penalties = torch.full((images.sets,), FALLBACK, dtype=torch.float64)
-    return fit(images, inverse_penalties[:, None], TOLERANCE, DTYPE, start=start), inverse_penalties
+    scales = [_standardization(x, index.device) for x in sources]
+    images = _kept(_standardized(sources, scales, index, classes))
+    chosen, start = inverse_penalties, None
+    if chosen is None:
+        chosen = np.full(len(sources), FALLBACK)
+        held_out = torch.from_numpy(_held_out(index.numpy(force=True), seed)).to(index.device)
+        if held_out.any():
+            penalties = torch.tensor(INVERSE_PENALTIES).expand(len(sources), -1)
+            v = fit(images, penalties, TOLERANCE_TO_CHOOSE, DTYPE, left_out=held_out)
+            # numpy's argmax is the first of equals.
+            best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
+            chosen = np.array(INVERSE_PENALTIES)[best]
+            start = v[range(len(best)), best][:, None]
+    v = fit(images, torch.from_numpy(chosen)[:, None], TOLERANCE, DTYPE, start=start)
+    return FittedProbes(images, scales, v, chosen)
 
 
-def standardized_sets(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x (B, n, d) standardized set by set, and what it takes: mean and factor (B, 1, d)."""
-    mean = x.mean(1, keepdim=True)
-    difference = x - mean
-    factor = _factor(difference.square().mean(1, keepdim=True), x.abs().amax(1, keepdim=True))
-    return (difference * factor).to(DTYPE), mean, factor
+def together(n: int, d: int) -> int:
+    """How many sets of n rows of d features are fitted side by side."""
+    return max(1, TOGETHER_BYTES // (n * d * DTYPE.itemsize))
 
 
 def _standardization(x: RowSource, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -246,18 +261,16 @@ def _kept(images: Images) -> Images:
     return in_memory(x, images.index, images.classes, rows)
 
 
-def _together(shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
-    """Groups of names with as many features as fit into `TOGETHER_BYTES`, of equal shape."""
-    groups: list[list[str]] = []
+def _groups(shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
+    """The names in groups of equal shape, each small enough to be fitted side by side."""
+    of_shape: dict[tuple[int, ...], list[str]] = {}
     for name, shape in shapes.items():
-        for group in groups:
-            size = (len(group) + 1) * shape[0] * shape[1] * DTYPE.itemsize
-            if shapes[group[0]] == shape and size <= TOGETHER_BYTES:
-                group.append(name)
-                break
-        else:
-            groups.append([name])
-    return groups
+        of_shape.setdefault(shape, []).append(name)
+    return [
+        names[start : start + together(*shape)]
+        for shape, names in of_shape.items()
+        for start in range(0, len(names), together(*shape))
+    ]
 
 
 def _held_out(index: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:
@@ -271,7 +284,7 @@ def _held_out(index: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:
 
 
 def class_index(classes: Labels, labels: Labels, device: torch.device = CPU) -> Tensor:
-    """Positions (n,) of the labels among the sorted classes; -1 for labels that are none of them."""
+    """Places (n,) of the labels among the sorted classes, -1 for a label that is none of them."""
     place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
     return torch.from_numpy(np.where(classes[place] == labels, place, -1)).to(device)
 

@@ -6,8 +6,11 @@ from typing import Any, SupportsFloat
 import numpy as np
 import polars as pl
 
+from cltools.maths.blocks import RowSource
+
 Row = dict[str, Any]
 Features = Mapping[str, np.ndarray]  # name of an objective (or of a file) -> (n, d)
+Sources = Mapping[str, np.ndarray] | Mapping[str, RowSource]  # the same, or read from a file
 SCHEMA = {
     "step": pl.Int64,
     "epoch": pl.Float64,
