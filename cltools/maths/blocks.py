@@ -14,6 +14,7 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 BLOCK_BYTES = 64 << 20  # of one block of rows, as float64
+CACHE_BYTES = 2 << 20  # of a block that several operations read in turn, on a CPU
 
 
 class RowSource(Protocol):
@@ -65,6 +66,11 @@ def blocks_of(n: int, d: int, block_bytes: int | None = None) -> list[slice]:
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
+def working_bytes(device: torch.device) -> int:
+    """Bytes that several operations should read in turn: on a CPU, what stays in its cache."""
+    return CACHE_BYTES if device.type == "cpu" else BLOCK_BYTES
+
+
 def read(
     x: RowSource, rows: slice, device: torch.device = CPU, dtype: torch.dtype = torch.float64
 ) -> Tensor:
@@ -93,10 +99,13 @@ def take(
 
 
 def each_block(
-    x: RowSource, device: torch.device = CPU, dtype: torch.dtype = torch.float64
+    x: RowSource,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float64,
+    block_bytes: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of x in order, as (place, rows (n, d) on the device)."""
-    for part in blocks_of(*x.shape):
+    """The rows of x in order, as (place, rows (n, d) on the device); blocks as in `blocks_of`."""
+    for part in blocks_of(*x.shape, block_bytes):
         yield part, read(x, part, device, dtype)
 
 

@@ -13,7 +13,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, SomeRows, blocks_of, each_block, read, take
+from cltools.maths.blocks import (
+    CPU,
+    RowSource,
+    SomeRows,
+    blocks_of,
+    each_block,
+    read,
+    take,
+    working_bytes,
+)
 from cltools.maths.probes import (
     KEPT_BYTES,
     Features,
@@ -339,7 +348,7 @@ def _centers(x: RowSource, drawn: _Drawn, device: torch.device) -> _Classifiers:
     rows, cells = np.take_along_axis(support, order, axis=1), cells[order]
     sums = torch.zeros(repeats, ways * numbers, x.shape[1], dtype=torch.float64, device=device)
     shift = shift_of(x, device)
-    for part, block in each_block(x, device):
+    for part, block in each_block(x, device, block_bytes=working_bytes(device)):
         block = block - shift
         for repeat in range(repeats):
             some = slice(*np.searchsorted(rows[repeat], [part.start, part.stop]))
@@ -411,7 +420,7 @@ class _Labeled:
     def at_once(self, place: int) -> int:
         """How many sets can be fitted side by side; in a file each has an order of its own."""
         n = self.drawn.of.shape[1] * int(self.drawn.shots[place])
-        return together(n, self.features) if self.held else 1
+        return together(n, self.features, self.device) if self.held else 1
 
     def set(self, name: str, repeat: int, place: int) -> tuple[RowSource, Tensor]:
         """Features and classes (n,), the latter by their place among the drawn ones."""

@@ -9,7 +9,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, each_block, read
+from cltools.maths.blocks import (
+    CACHE_BYTES,
+    CPU,
+    RowSource,
+    as_rows,
+    blocks_of,
+    each_block,
+    read,
+    working_bytes,
+)
 from cltools.maths.logistic import Images, fit, hits, in_memory
 
 Labels = NDArray[np.generic]  # of any kind that can be compared: numbers, strings
@@ -22,7 +31,6 @@ HELD_OUT = 0.2  # of each class, to choose the penalty
 TOLERANCE = 1e-5
 TOLERANCE_TO_CHOOSE = 1e-4
 KEPT_BYTES = 1 << 30  # of standardized features in memory; larger ones are read at each step
-TOGETHER_BYTES = 64 << 20  # of standardized features that are fitted side by side
 DTYPE = torch.float32  # of standardized features and of all products of the probe
 
 
@@ -137,7 +145,7 @@ def linear_probes(
         name: checked_sets(x, train_labels, test[name], test_labels) for name, x in train.items()
     }
     found = {}
-    for names in _groups({name: sets[0].shape for name, sets in checked.items()}):
+    for names in _groups({name: (*sets[0].shape,) for name, sets in checked.items()}, device):
         y, test_y = checked[names[0]][1], checked[names[0]][3]
         classes = np.unique(y)
         if len(classes) < 2:
@@ -201,22 +209,23 @@ def fit_probes(
     return FittedProbes(images, scales, v, chosen)
 
 
-def together(n: int, d: int) -> int:
+def together(n: int, d: int, device: torch.device) -> int:
     """How many sets of n rows of d features are fitted side by side."""
-    return max(1, TOGETHER_BYTES // (n * d * DTYPE.itemsize))
+    return max(1, working_bytes(device) // (n * d * DTYPE.itemsize))
 
 
 def _standardization(x: RowSource, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean (d,) and factor (d,) that make each feature's mean 0 and its variance 1."""
     n, d = x.shape
+    size = working_bytes(device)
     mean, square, largest = torch.zeros(3, d, dtype=torch.float64, device=device)
     shift = shift_of(x, device)
-    for _, rows in each_block(x, device):
+    for _, rows in each_block(x, device, block_bytes=size):
         mean += (rows - shift).sum(0) / n
-        largest = torch.maximum(largest, rows.abs().amax(0))
+        largest = torch.maximum(largest, torch.maximum(rows.amax(0), -rows.amin(0)))
     mean += shift
-    for _, rows in each_block(x, device):
-        square += (rows - mean).square().sum(0) / n
+    for _, rows in each_block(x, device, block_bytes=size):
+        square += (rows - mean).square_().sum(0) / n
     return mean, _factor(square, largest)
 
 
@@ -238,12 +247,13 @@ def _standardized(
     width = len(sources) * (d + len(INVERSE_PENALTIES) * classes)
 
     def blocks() -> Iterator[tuple[slice, Tensor]]:
-        for part in blocks_of(n, width):
-            each = [
-                ((read(x, part, index.device) - mean) * factor).to(DTYPE)
-                for x, (mean, factor) in zip(sources, scales, strict=True)
-            ]
-            yield part, torch.stack(each)
+        for part in blocks_of(n, width, 2 * working_bytes(index.device)):
+            each = torch.empty(
+                len(sources), part.stop - part.start, d, dtype=DTYPE, device=index.device
+            )
+            for place, x, (mean, factor) in zip(each, sources, scales, strict=True):
+                torch.mul(read(x, part, index.device) - mean, factor, out=place)
+            yield part, each
 
     return Images(blocks, index, classes, d, len(sources))
 
@@ -261,15 +271,16 @@ def _kept(images: Images) -> Images:
     return in_memory(x, images.index, images.classes, rows)
 
 
-def _groups(shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
+def _groups(shapes: Mapping[str, tuple[int, int]], device: torch.device) -> list[list[str]]:
     """The names in groups of equal shape, each small enough to be fitted side by side."""
-    of_shape: dict[tuple[int, ...], list[str]] = {}
+    of_shape: dict[tuple[int, int], list[str]] = {}
     for name, shape in shapes.items():
         of_shape.setdefault(shape, []).append(name)
     return [
-        names[start : start + together(*shape)]
+        names[start : start + size]
         for shape, names in of_shape.items()
-        for start in range(0, len(names), together(*shape))
+        for size in [together(*shape, device)]
+        for start in range(0, len(names), size)
     ]
 
 
@@ -290,11 +301,11 @@ def class_index(classes: Labels, labels: Labels, device: torch.device = CPU) -> 
 
 
 def shift_of(x: RowSource, device: torch.device = CPU) -> Tensor:
-    """The mean (d,) of the first block. Subtracted from all rows, it leaves distances as they are.
+    """The mean (d,) of some rows. Subtracted from all rows, it leaves distances as they are.
 
     Rounding errors get smaller where features have a large offset.
     """
-    return next(each_block(x, device))[1].mean(0)
+    return read(x, blocks_of(*x.shape, CACHE_BYTES)[0], device).mean(0)
 
 
 def checked_sets(
