@@ -105,7 +105,7 @@ def each_block(
     block_bytes: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The rows of x in order, as (place, rows (n, d) on the device); blocks as in `blocks_of`."""
-    for part in blocks_of(*x.shape, block_bytes):
+    for part in blocks_of(x.shape[0], x.shape[1], block_bytes):
         yield part, read(x, part, device, dtype)
 
 

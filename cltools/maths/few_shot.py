@@ -212,7 +212,7 @@ def knn(
     columns = blocks_of(*train.shape)[0].stop
     size = max(1, CHUNK_ENTRIES // columns) * 8 * train.shape[1]
     hits = 0
-    for part in blocks_of(*test.shape, size):
+    for part in blocks_of(test.shape[0], test.shape[1], size):
         cosines, near = _nearest(train, unit_rows(read(test, part, device)), min(k, len(y)))
         weights = np.exp(cosines / TEMPERATURE)
         cell = np.arange(len(near))[:, None] * len(classes) + index[near]
@@ -504,7 +504,7 @@ def _right(
             rows, own = block[images] - shift, index[part][images]
             member = torch.nn.functional.one_hot(own, classes).double()
             at_once = max(1, CHUNK_ENTRIES // (len(images) * offsets[0].numel()))
-            for some in repeats.split(at_once):
+            for some in torch.split(repeats, at_once):
                 scores = (rows @ weights[some].flatten(0, 2).T).view(-1, *offsets[some].shape)
                 right = (scores + offsets[some]).argmax(3) == places[some][:, own].T[:, :, None]
                 right &= first[some][:, images].T[:, :, None] >= shots

@@ -161,7 +161,8 @@ def _minimize(objective: Objective, v: Tensor, tolerance: float) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Products (B, P, 1, 1) of each problem's part of a and b (B, P, C, d + 1)."""
-    return torch.linalg.vecdot(a.flatten(2), b.flatten(2))[:, :, None, None]
+    found: Tensor = torch.linalg.vecdot(a.flatten(2), b.flatten(2))
+    return found[:, :, None, None]
 
 
 def _inverse_curvature(step: Tensor, change: Tensor) -> Tensor:

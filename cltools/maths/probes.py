@@ -145,7 +145,7 @@ def linear_probes(
         name: checked_sets(x, train_labels, test[name], test_labels) for name, x in train.items()
     }
     found = {}
-    for names in _groups({name: (*sets[0].shape,) for name, sets in checked.items()}, device):
+    for names in _groups({name: sets[0].shape for name, sets in checked.items()}, device):
         y, test_y = checked[names[0]][1], checked[names[0]][3]
         classes = np.unique(y)
         if len(classes) < 2:
@@ -271,15 +271,15 @@ def _kept(images: Images) -> Images:
     return in_memory(x, images.index, images.classes, rows)
 
 
-def _groups(shapes: Mapping[str, tuple[int, int]], device: torch.device) -> list[list[str]]:
+def _groups(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> list[list[str]]:
     """The names in groups of equal shape, each small enough to be fitted side by side."""
-    of_shape: dict[tuple[int, int], list[str]] = {}
+    of_shape: dict[tuple[int, ...], list[str]] = {}
     for name, shape in shapes.items():
         of_shape.setdefault(shape, []).append(name)
     return [
         names[start : start + size]
         for shape, names in of_shape.items()
-        for size in [together(*shape, device)]
+        for size in [together(shape[0], shape[1], device)]
         for start in range(0, len(names), size)
     ]
 
@@ -305,7 +305,7 @@ def shift_of(x: RowSource, device: torch.device = CPU) -> Tensor:
 
     Rounding errors get smaller where features have a large offset.
     """
-    return read(x, blocks_of(*x.shape, CACHE_BYTES)[0], device).mean(0)
+    return read(x, blocks_of(x.shape[0], x.shape[1], CACHE_BYTES)[0], device).mean(0)
 
 
 def checked_sets(

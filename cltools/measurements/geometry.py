@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
-from cltools.maths import collapse
+from cltools.maths import collapse, sphere
+from cltools.maths.blocks import CPU
 from cltools.maths.intervals import FEWEST_IMAGES, subsampling_interval
-from cltools.measurements.table import Features, Row, rows_of
+from cltools.measurements.table import Features, Row, ViewSources, rows_of
 
 INTERVAL_DRAWS = 100
+WIDTH = 1.6448536269514722  # standard errors on each side of a 90 % interval
 CLASSES_ONE_BY_ONE = 10  # with at most this many classes, every pair of class means has a row
 # Functions of the class statistics that get intervals.
 WITH_INTERVAL = {
@@ -56,16 +59,24 @@ def geometry_rows(
             yield row | limits.get((row["metric"], row["variant"]), {})
 
 
-def view_rows(z_views: Features) -> Iterator[Row]:
-    """Distance between views of an image, and spread over the sphere; z_views (K, n, d)."""
+def view_rows(z_views: ViewSources, device: torch.device = CPU) -> Iterator[Row]:
+    """Distance between views of an image, and spread over the sphere; z_views (K, n, d).
+
+    Uniformity of more than `sphere.MOST_IMAGES` images is that of a sample, with a 90 % interval.
+    """
     for objective, views in z_views.items():
-        distance, relative = collapse.view_distance(views)
+        distance, relative = sphere.view_distance(views, device)
+        spread = sphere.uniformity(views[0], device=device)
         values = {
             ("view_distance", "squared"): distance,
             ("view_distance", "relative"): relative,
-            ("uniformity", "t_2"): collapse.uniformity(views[0]),
+            ("uniformity", "t_2"): spread.value,
         }
-        yield from rows_of(values, objective=objective, features="z")
+        for row in rows_of(values, objective=objective, features="z"):
+            if row["metric"] == "uniformity" and spread.standard_error > 0:
+                half = WIDTH * spread.standard_error
+                row |= {"ci_low": spread.value - half, "ci_high": spread.value + half}
+            yield row
 
 
 def head_rows(
