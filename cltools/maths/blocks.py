@@ -57,6 +57,11 @@ def _is_real(dtype: Any) -> bool:
     return np.dtype(dtype).kind in "fiu"
 
 
+def is_float32(x: RowSource) -> bool:
+    """Whether the numbers are stored in float32 or in half precision, so that float32 does."""
+    return str(x.dtype).endswith(("float16", "float32"))
+
+
 def blocks_of(n: int, d: int, block_bytes: int | None = None) -> list[slice]:
     """Slices that together cover n rows of d numbers (float64).
 

@@ -19,6 +19,7 @@ from cltools.maths.blocks import (
     SomeRows,
     blocks_of,
     each_block,
+    is_float32,
     read,
     take,
     working_bytes,
@@ -410,7 +411,10 @@ class _Labeled:
     ) -> Self:
         held = None
         if all(len(rows) * x.shape[1] * 8 <= KEPT_BYTES for x in sources.values()):
-            held = {name: take(x, rows, device, _stored_as(x)) for name, x in sources.items()}
+            held = {
+                name: take(x, rows, device, torch.float32 if is_float32(x) else torch.float64)
+                for name, x in sources.items()
+            }
         return cls(sources, rows, held, drawn, device)
 
     @property
@@ -469,11 +473,6 @@ def _groups(features: Mapping[str, int], n: int) -> list[list[str]]:
         else:
             groups.append([name])
     return groups
-
-
-def _stored_as(x: RowSource) -> torch.dtype:
-    """float32 if that holds the features exactly, else float64."""
-    return torch.float32 if str(x.dtype).endswith(("float16", "float32")) else torch.float64
 
 
 def _right(

@@ -16,7 +16,16 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, read, take, working_bytes
+from cltools.maths.blocks import (
+    CPU,
+    RowSource,
+    as_rows,
+    blocks_of,
+    is_float32,
+    read,
+    take,
+    working_bytes,
+)
 
 # From more images, uniformity is that of a random sample of so many.
 MOST_IMAGES = 65536
@@ -39,7 +48,7 @@ def as_views(name: str, z: Views) -> list[RowSource]:
     if len(shapes) > 1:
         raise ValueError(f"the views of {name} differ in shape: {sorted(shapes)}")
     if len(views) < 2:
-        raise ValueError(f"{name} must be (K, N, d) with K of at least 2 views")
+        raise ValueError(f"{name} needs K ≥ 2 views of each image, (K, N, d)")
     return views
 
 
@@ -128,7 +137,7 @@ def uniformity(
     images, most = x.shape[0], most or MOST_IMAGES
     if images > most:
         chosen = np.sort(np.random.default_rng(seed).choice(images, most, replace=False))
-        x = take(x, chosen, device, torch.float32 if _is_float32(x) else torch.float64)
+        x = take(x, chosen, device, torch.float32 if is_float32(x) else torch.float64)
     n = x.shape[0]
     if n == 1:
         return Uniformity(math.nan, math.nan)
@@ -176,7 +185,3 @@ def _finite(x: RowSource, part: slice, device: torch.device) -> Tensor:
     if not rows.sum().isfinite():
         raise ValueError("z holds NaN or infinity")
     return rows
-
-
-def _is_float32(x: RowSource) -> bool:
-    return str(x.dtype).endswith(("float16", "float32"))

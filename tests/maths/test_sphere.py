@@ -119,7 +119,7 @@ def test_rows_of_a_sample_have_an_interval(monkeypatch):
 
 def test_what_is_no_embedding_is_refused():
     z = random_views()
-    with pytest.raises(ValueError, match="K of at least 2"):
+    with pytest.raises(ValueError, match="needs K ≥ 2 views"):
         view_distance(z[:1])
     with pytest.raises(ValueError, match="must be"):
         view_distance(z[0])

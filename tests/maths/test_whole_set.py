@@ -164,8 +164,8 @@ def test_the_stage_works_them_out_on_its_device(monkeypatch):
     """The device `meta` takes the place of a GPU; k-means and class sizes stay on the CPU."""
     found = []
 
-    def on_device(z, labels, taus):
-        found.append((z.device.type, labels.device.type))
+    def on_device(z, labels, taus, device):
+        found.append((device.type, labels.device.type))
         return dict.fromkeys(taus, WholeSetLosses(2.0, 1.0))
 
     monkeypatch.setattr("cltools.measurements.losses.whole_set_losses", on_device)
