@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
+from test_probes import OnDisk
 
 from cltools.maths import sphere
 from cltools.maths.sphere import uniformity, view_distance
@@ -16,17 +17,6 @@ from cltools.measurements import view_rows
 def random_views(k=3, n=20, d=6, noise=0.3, seed=0):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, d)) + noise * rng.standard_normal((k, n, d)) + 0.5
-
-
-class OnDisk:
-    """Rows (n, d) that are read slice by slice."""
-
-    def __init__(self, x):
-        self.shape, self.dtype, self._x = x.shape, x.dtype, x
-
-    def __getitem__(self, rows):
-        assert isinstance(rows, slice)
-        return self._x[rows].copy()
 
 
 def log_mean_potential(z, t=2.0):
