@@ -11,7 +11,6 @@ L-BFGS, which several problems share: all their products are one product for eac
 that rows are read once per iteration.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -85,11 +84,14 @@ def fit(
     penalties = (2 if images.classes == 2 else 1) / (inverse_penalties.to(count) * count)
     penalties = penalties[:, :, None, None]
 
-    def objective(v: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gradient = _loss(images, v, target * share, share)
-        pull = penalties[:, columns] * v
-        pull[..., -1] = 0  # the intercept has no penalty
-        return loss + (pull * v).sum((2, 3), dtype=torch.float64) / 2, gradient + pull
+    target = target * share
+
+    def objective(v: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
+        loss, gradient = _loss(images, v, target, share)
+        pull = penalties[:, columns] * v[..., :-1]  # the intercept has no penalty
+        gradient[..., :-1] += pull
+        loss += (pull * v[..., :-1]).sum((2, 3), dtype=torch.float64) / 2
+        return loss, gradient
 
     if start is None:
         shape = (*inverse_penalties.shape, images.classes, images.features + 1)
@@ -132,62 +134,83 @@ def _loss(images: Images, v: Tensor, target: Tensor, share: Tensor) -> tuple[Ten
     return loss, gradient
 
 
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Columns = slice | Tensor  # which of the P penalties
+Objective = Callable[[Tensor, Columns], tuple[Tensor, Tensor]]
+EVERY = slice(None)
 
 
 def _minimize(objective: Objective, v: Tensor, tolerance: float) -> Tensor:
-    """L-BFGS (Nocedal and Wright 2006, algorithm 7.5) on the problems (B, P) of v side by side.
+    """L-BFGS on the problems (B, P) of v side by side.
 
     Solved problems stay as they are. Nothing more is computed of a penalty all of whose problems
     are solved.
     """
-    value, gradient = objective(v, torch.arange(v.shape[1], device=v.device))
-    history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+    value, gradient = objective(v, EVERY)
+    history = _History(v)
     going = torch.ones_like(value, dtype=torch.bool)
     for _ in range(MOST_STEPS):
         going &= gradient.abs().amax((2, 3)) > tolerance
         if not going.any():
             break
-        direction = _direction(gradient, history) * going[:, :, None, None]
+        direction = history.direction(gradient) * going[:, :, None, None]
         new, new_value, new_gradient, failed = _step(
             objective, v, value, gradient, direction, going
         )
         going &= ~failed
-        step, change = new - v, new_gradient - gradient
-        history.append((step, change, _inverse_curvature(step, change)))
+        history.add(new - v, new_gradient - gradient)
         v, value, gradient = new, new_value, new_gradient
     return v
 
 
+class _History:
+    """The last `MEMORY` steps of each problem and the changes of its gradient, oldest first.
+
+    The inverse Hessian that they show is written with small matrices (Byrd, Nocedal and Schnabel
+    1994, theorem 2.2), which takes a few products instead of a loop over the steps.
+    """
+
+    def __init__(self, v: Tensor) -> None:
+        self._steps = self._changes = v.new_empty(*v.shape[:2], 0, v[0, 0].numel())
+
+    def add(self, step: Tensor, change: Tensor) -> None:
+        step, change = step.flatten(2), change.flatten(2)
+        # A pair whose product is 0 or a rounding error is left out: it becomes 0.
+        product = torch.linalg.vecdot(step, change)
+        norms = step.norm(dim=2) * change.norm(dim=2)
+        kept = (product > torch.finfo(step.dtype).eps * norms)[:, :, None]
+        both = (self._steps, step * kept), (self._changes, change * kept)
+        self._steps, self._changes = (
+            torch.cat([old[:, :, 1 - MEMORY :], new[:, :, None]], 2) for old, new in both
+        )
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Minus the inverse Hessian times the gradient; minus the gradient of length 1 at first."""
+        g = gradient.flatten(2)
+        if not self._steps.shape[2]:
+            smallest = torch.finfo(g.dtype).tiny
+            return -gradient / g.norm(dim=2).clamp(min=smallest)[:, :, None, None]
+        s, y = self._steps, self._changes
+        products = (torch.cat([s, y], 2) @ torch.cat([y, g[:, :, None]], 2).mT).double()
+        count = s.shape[2]
+        upper, own = products[:, :, :count, :count].triu(), products[:, :, count:, :count]
+        diagonal = upper.diagonal(dim1=2, dim2=3)
+        size = own.diagonal(dim1=2, dim2=3)[..., -1]
+        newest = diagonal[..., -1] / size
+        scale = torch.where(size > 0, newest, torch.ones_like(size))[:, :, None, None]
+        solvable = upper + torch.diag_embed((diagonal == 0).to(upper))
+        along, across = products[:, :, :count, count:], products[:, :, count:, count:]
+        inner = torch.linalg.solve_triangular(solvable, along, upper=True)
+        right = diagonal[..., None] * inner + scale * (own @ inner - across)
+        outer = torch.linalg.solve_triangular(solvable.mT, right, upper=False)
+        found = scale[..., 0].to(g) * g + (outer.to(g).mT @ s)[:, :, 0]
+        found -= ((scale * inner).to(g).mT @ y)[:, :, 0]
+        return -found.view_as(gradient)
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Products (B, P, 1, 1) of each problem's part of a and b (B, P, C, d + 1)."""
+    """Products (B, P) of each problem's part of a and b (B, P, C, d + 1), in float64."""
     found: Tensor = torch.linalg.vecdot(a.flatten(2), b.flatten(2))
-    return found[:, :, None, None]
-
-
-def _inverse_curvature(step: Tensor, change: Tensor) -> Tensor:
-    """1 / (step · change); 0, which leaves the pair out, where that is 0 or a rounding error."""
-    curvature = _dot(step, change)
-    smallest = torch.finfo(step.dtype).eps * (_dot(step, step) * _dot(change, change)).sqrt()
-    return torch.where(curvature > smallest, 1 / curvature, torch.zeros_like(curvature))
-
-
-def _direction(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Minus the inverse Hessian, as the earlier steps show it, times the gradient."""
-    if not history:
-        length = _dot(gradient, gradient).sqrt()
-        return -gradient / length.clamp(min=torch.finfo(gradient.dtype).tiny)
-    q = gradient
-    weights = []
-    for step, change, inverse in reversed(history):
-        weights.append(inverse * _dot(step, q))
-        q = torch.addcmul(q, weights[-1], change, value=-1)
-    _, change, inverse = history[-1]
-    size = inverse * _dot(change, change)
-    q = q * torch.where(size > 0, 1 / size, torch.ones_like(size))
-    for (step, change, inverse), weight in zip(history, reversed(weights), strict=True):
-        q = torch.addcmul(q, weight - inverse * _dot(change, q), step)
-    return -q
+    return found.double()
 
 
 def _step(
@@ -204,29 +227,38 @@ def _step(
     its end is not steeper than at its start (Hager and Zhang 2005, approximate Wolfe conditions).
     """
     rounding = (100 * torch.finfo(v.dtype).eps) * value.abs()
-    slope = _dot(gradient, direction)[..., 0, 0].double()
+    slope = _dot(gradient, direction)
     length = torch.ones_like(value)
-    new, new_value, new_gradient = v.clone(), value.clone(), gradient.clone()
-    trying = going.clone()
+    new, new_value, new_gradient = v, value, gradient
+    trying = going
     for _ in range(MOST_TRIALS):
-        columns = trying.any(0).nonzero()[:, 0]
-        if not len(columns):
+        used = trying.any(0)
+        if not used.any():
             break
-        size = length[:, columns, None, None].to(v.dtype)
-        point = torch.addcmul(v[:, columns], size, direction[:, columns])
+        columns: Columns = EVERY if used.all() else used.nonzero()[:, 0]
+        size, way = length[:, columns, None, None].to(v.dtype), direction[:, columns]
+        point = torch.addcmul(v[:, columns], size, way)
         found, found_gradient = objective(point, columns)
-        end = _dot(found_gradient, direction[:, columns])[..., 0, 0].double()
-        gain = found - value[:, columns]
-        here, promised = slope[:, columns], length[:, columns] * slope[:, columns]
-        good = (gain <= SUFFICIENT * promised) | (
-            (gain <= rounding[:, columns]) & (end <= -(1 - 2 * SUFFICIENT) * here)
-        )
-        take = trying[:, columns] & good
-        new_value[:, columns] = torch.where(take, found, new_value[:, columns])
-        for whole, part in ((new, point), (new_gradient, found_gradient)):
-            whole[:, columns] = torch.where(take[:, :, None, None], part, whole[:, columns])
-        trying[:, columns] &= ~good
+        gain, promised = found - value[:, columns], (length * slope)[:, columns]
+        good = gain <= SUFFICIENT * promised
+        if not good.all():
+            steep = _dot(found_gradient, way) > -(1 - 2 * SUFFICIENT) * slope[:, columns]
+            good |= (gain <= rounding[:, columns]) & ~steep
+        taken = trying[:, columns] & good
+        if columns == EVERY and taken.all():
+            return point, found, found_gradient, ~good
+        new_value = _with(new_value, columns, taken, found)
+        new = _with(new, columns, taken[:, :, None, None], point)
+        new_gradient = _with(new_gradient, columns, taken[:, :, None, None], found_gradient)
+        trying = _with(trying, columns, good, torch.zeros_like(good))
         # The minimum of the parabola through the values and the slope, within limits.
         shorter = -promised / (2 * (gain - promised)).clamp(min=1e-300)
         length[:, columns] *= torch.where(good, torch.ones_like(shorter), shorter.clamp(0.1, 0.5))
     return new, new_value, new_gradient, trying
+
+
+def _with(old: Tensor, columns: Columns, where: Tensor, new: Tensor) -> Tensor:
+    """old, with `new` in some places of some columns."""
+    changed = old.clone()
+    changed[:, columns] = torch.where(where, new, old[:, columns])
+    return changed
