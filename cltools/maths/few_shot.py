@@ -29,6 +29,7 @@ from cltools.maths.probes import (
     Features,
     Labels,
     checked_sets,
+    choose_penalties,
     class_index,
     fit_probes,
     shift_of,
@@ -382,12 +383,10 @@ def _linear(
             shift = shift_of(sources[name], device)
             found[name] = _Classifiers(weights, torch.zeros_like(weights[..., 0]), shift)
         for place in range(len(drawn.shots)):
-            penalties: dict[str, float] = {}
-            for repeats in (range(1), range(1, len(drawn.of))):
-                sets = [(name, repeat) for name in names for repeat in repeats]
-                at_once = labeled.at_once(place)
-                for start in range(0, len(sets), at_once):
-                    _fit(labeled, place, sets[start : start + at_once], seed, penalties, found)
+            penalties = _penalties(labeled, place, names, seed)
+            sets = [(name, repeat) for name in names for repeat in range(len(drawn.of))]
+            for some in labeled.together(sets, place):
+                _fit(labeled, place, some, seed, penalties, found)
     return found
 
 
@@ -421,10 +420,14 @@ class _Labeled:
     def features(self) -> int:
         return next(iter(self.sources.values())).shape[1]
 
-    def at_once(self, place: int) -> int:
-        """How many sets can be fitted side by side; in a file each has an order of its own."""
+    def together(
+        self, sets: Sequence[tuple[str, int]], place: int
+    ) -> Iterator[Sequence[tuple[str, int]]]:
+        """The sets in groups that can be fitted side by side; in a file, each has its own order."""
         n = self.drawn.of.shape[1] * int(self.drawn.shots[place])
-        return together(n, self.features, self.device) if self.held else 1
+        size = together(n, self.features, self.device) if self.held else 1
+        for start in range(0, len(sets), size):
+            yield sets[start : start + size]
 
     def set(self, name: str, repeat: int, place: int) -> tuple[RowSource, Tensor]:
         """Features and classes (n,), the latter by their place among the drawn ones."""
@@ -439,25 +442,30 @@ class _Labeled:
         return x, torch.from_numpy(index[order]).to(self.device)
 
 
+def _penalties(labeled: _Labeled, place: int, names: Sequence[str], seed: int) -> dict[str, float]:
+    """The inverse penalty of each feature, chosen in the first repeat."""
+    found = {}
+    for sets in labeled.together([(name, 0) for name in names], place):
+        x, index = zip(*(labeled.set(*one, place) for one in sets), strict=True)
+        chosen = choose_penalties(x, index[0], labeled.drawn.of.shape[1], seed)
+        found |= {name: float(c) for (name, _), c in zip(sets, chosen, strict=True)}
+    return found
+
+
 def _fit(
     labeled: _Labeled,
     place: int,
     sets: Sequence[tuple[str, int]],
     seed: int,
-    penalties: dict[str, float],
+    penalties: Mapping[str, float],
     found: Mapping[str, _Classifiers],
 ) -> None:
-    """Fit the probes of these features and repeats at one number of shots; put them into `found`.
-
-    `penalties` has the inverse penalty of each feature. Where it has none yet, they are chosen.
-    """
-    x, index = zip(*(labeled.set(name, repeat, place) for name, repeat in sets), strict=True)
-    known = [penalties[name] for name, _ in sets if name in penalties]
-    ways = labeled.drawn.of.shape[1]
-    fitted = fit_probes(x, index[0], ways, seed, np.array(known) if known else None)
-    each = zip(sets, fitted.scales, fitted.v[:, 0].double(), fitted.inverse_penalties, strict=True)
-    for (name, repeat), (mean, factor), v, inverse_penalty in each:
-        penalties[name] = float(inverse_penalty)
+    """Put the probes of these features and repeats, at one number of shots, into `found`."""
+    x, index = zip(*(labeled.set(*one, place) for one in sets), strict=True)
+    given = np.array([penalties[name] for name, _ in sets])
+    fitted = fit_probes(x, index[0], labeled.drawn.of.shape[1], seed, given)
+    each = zip(sets, fitted.scales, fitted.v[:, 0].double(), strict=True)
+    for (name, repeat), (mean, factor), v in each:
         weights = v[:, :-1] * factor
         found[name].weights[repeat, place] = weights
         found[name].offsets[repeat, place] = v[:, -1] - weights @ (mean - found[name].shift)

@@ -174,10 +174,8 @@ class _History:
 
     def add(self, step: Tensor, change: Tensor) -> None:
         step, change = step.flatten(2), change.flatten(2)
-        # A pair whose product is 0 or a rounding error is left out: it becomes 0.
-        product = torch.linalg.vecdot(step, change)
-        norms = step.norm(dim=2) * change.norm(dim=2)
-        kept = (product > torch.finfo(step.dtype).eps * norms)[:, :, None]
+        # A pair without curvature, as rounding errors make it, is left out: it becomes 0.
+        kept = (torch.linalg.vecdot(step, change) > 0)[:, :, None]
         both = (self._steps, step * kept), (self._changes, change * kept)
         self._steps, self._changes = (
             torch.cat([old[:, :, 1 - MEMORY :], new[:, :, None]], 2) for old, new in both

@@ -29,7 +29,7 @@ FALLBACK = 0.1  # inverse penalty where there are too few images to hold any out
 HELD_OUT = 0.2  # of each class, to choose the penalty
 # Largest entry of the gradient where a probe counts as fitted. scikit-learn's default is 1e-4.
 TOLERANCE = 1e-5
-TOLERANCE_TO_CHOOSE = 1e-4
+TOLERANCE_TO_CHOOSE = 1e-3
 KEPT_BYTES = 1 << 30  # of standardized features in memory; larger ones are read at each step
 DTYPE = torch.float32  # of standardized features and of all products of the probe
 
@@ -192,21 +192,38 @@ def fit_probes(
         seed: draws the held-out images, the same ones for all sets.
         inverse_penalties: (B,), by default chosen.
     """
-    scales = [_standardization(x, index.device) for x in sources]
-    images = _kept(_standardized(sources, scales, index, classes))
-    chosen, start = inverse_penalties, None
+    images, scales = _prepared(sources, index, classes)
+    chosen = inverse_penalties
     if chosen is None:
-        chosen = np.full(len(sources), FALLBACK)
-        held_out = torch.from_numpy(_held_out(index.numpy(force=True), seed)).to(index.device)
-        if held_out.any():
-            penalties = torch.tensor(INVERSE_PENALTIES).expand(len(sources), -1)
-            v = fit(images, penalties, TOLERANCE_TO_CHOOSE, DTYPE, left_out=held_out)
-            # numpy's argmax is the first of equals.
-            best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
-            chosen = np.array(INVERSE_PENALTIES)[best]
-            start = v[range(len(best)), best][:, None]
-    v = fit(images, torch.from_numpy(chosen)[:, None], TOLERANCE, DTYPE, start=start)
+        chosen = _chosen(images, seed)
+    v = fit(images, torch.from_numpy(chosen)[:, None], TOLERANCE, DTYPE)
     return FittedProbes(images, scales, v, chosen)
+
+
+def choose_penalties(
+    sources: Sequence[RowSource], index: Tensor, classes: int, seed: int
+) -> NDArray[np.float64]:
+    """The inverse penalties (B,) that `fit_probes` chooses."""
+    return _chosen(_prepared(sources, index, classes)[0], seed)
+
+
+def _prepared(
+    sources: Sequence[RowSource], index: Tensor, classes: int
+) -> tuple[Images, list[tuple[Tensor, Tensor]]]:
+    scales = [_standardization(x, index.device) for x in sources]
+    return _kept(_standardized(sources, scales, index, classes)), scales
+
+
+def _chosen(images: Images, seed: int) -> NDArray[np.float64]:
+    held_out = torch.from_numpy(_held_out(images.index.numpy(force=True), seed))
+    if not held_out.any():
+        return np.full(images.sets, FALLBACK)
+    held_out = held_out.to(images.index.device)
+    penalties = torch.tensor(INVERSE_PENALTIES).expand(images.sets, -1)
+    v = fit(images, penalties, TOLERANCE_TO_CHOOSE, DTYPE, left_out=held_out)
+    # numpy's argmax is the first of equals.
+    best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
+    return np.array(INVERSE_PENALTIES)[best]
 
 
 def together(n: int, d: int, device: torch.device) -> int:
