@@ -38,6 +38,9 @@ from cltools.maths.probes import (
 
 FEWEST_QUERIES = 2  # images of a class that must remain to be classified, in `few_shot_one_split`
 TEMPERATURE = 0.07  # in the neighbors' weights, Wu et al. 2018 (arXiv 1805.01978)
+# Of the gradient of a linear probe, as scikit-learn's. The labeled images that are drawn matter far
+# more than what a smaller one would change.
+TOLERANCE = 1e-4
 CHUNK_ENTRIES = 1 << 23  # scores or cosines held at once
 CENTERS_BYTES = 512 << 20  # of class centers held at once
 
@@ -78,7 +81,7 @@ def few_shot(
         seed: draws classes and images.
         probe: "nccc" (nearest class center, Euclidean) or "linear" (`probes.linear_probe`). The
             penalty of the linear probe is chosen in the first repeat, once for each number of
-            shots, on images held out of that draw.
+            shots, on images held out of that draw. It is fitted to `TOLERANCE`.
         device: where the products are computed.
 
     Returns:
@@ -463,7 +466,7 @@ def _fit(
     """Put the probes of these features and repeats, at one number of shots, into `found`."""
     x, index = zip(*(labeled.set(*one, place) for one in sets), strict=True)
     given = np.array([penalties[name] for name, _ in sets])
-    fitted = fit_probes(x, index[0], labeled.drawn.of.shape[1], seed, given)
+    fitted = fit_probes(x, index[0], labeled.drawn.of.shape[1], seed, given, TOLERANCE)
     each = zip(sets, fitted.scales, fitted.v[:, 0].double(), strict=True)
     for (name, repeat), (mean, factor), v in each:
         weights = v[:, :-1] * factor

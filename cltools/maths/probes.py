@@ -1,6 +1,5 @@
 """What a classifier can read from frozen features: nearest class center and linear probe."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -182,6 +181,7 @@ def fit_probes(
     classes: int,
     seed: int,
     inverse_penalties: NDArray[np.float64] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> FittedProbes:
     """Fit the probes that `linear_probe` describes, side by side.
 
@@ -191,12 +191,14 @@ def fit_probes(
         classes: C, at least 2.
         seed: draws the held-out images, the same ones for all sets.
         inverse_penalties: (B,), by default chosen.
+        tolerance: as for `logistic.fit`. With far fewer images than features, the gradient is that
+            of coordinates in an orthonormal basis of the images.
     """
-    images, scales = _prepared(sources, index, classes)
-    chosen = inverse_penalties
-    if chosen is None:
-        chosen = _chosen(images, seed)
-    v = fit(images, torch.from_numpy(chosen)[:, None], TOLERANCE, DTYPE)
+    scales, images, reduced, basis = _prepared(sources, index, classes)
+    chosen = _chosen(reduced, seed) if inverse_penalties is None else inverse_penalties
+    v = fit(reduced, torch.from_numpy(chosen)[:, None], tolerance, DTYPE)
+    if basis is not None:
+        v = torch.cat([v[..., :-1] @ basis.mT[:, None], v[..., -1:]], 3)
     return FittedProbes(images, scales, v, chosen)
 
 
@@ -204,14 +206,48 @@ def choose_penalties(
     sources: Sequence[RowSource], index: Tensor, classes: int, seed: int
 ) -> NDArray[np.float64]:
     """The inverse penalties (B,) that `fit_probes` chooses."""
-    return _chosen(_prepared(sources, index, classes)[0], seed)
+    return _chosen(_prepared(sources, index, classes).reduced, seed)
 
 
-def _prepared(
-    sources: Sequence[RowSource], index: Tensor, classes: int
-) -> tuple[Images, list[tuple[Tensor, Tensor]]]:
+def together(n: int, d: int, device: torch.device) -> int:
+    """How many sets of n rows of d features are fitted side by side."""
+    return max(1, working_bytes(device) // (n * (n if _is_wide(n, d) else d) * DTYPE.itemsize))
+
+
+def _is_wide(n: int, d: int) -> bool:
+    """Whether features are first reduced to n: the QR decomposition pays with far fewer images."""
+    return 4 * n <= d
+
+
+class _Prepared(NamedTuple):
+    """Standardized features, as such and reduced, and the basis (B, d, n) of what is left.
+
+    The weights of a probe are combinations of the images. So with n < d images, n coordinates in an
+    orthonormal basis of the images give the same probe.
+    """
+
+    scales: list[tuple[Tensor, Tensor]]
+    images: Images
+    reduced: Images
+    basis: Tensor | None
+
+
+def _prepared(sources: Sequence[RowSource], index: Tensor, classes: int) -> _Prepared:
     scales = [_standardization(x, index.device) for x in sources]
-    return _kept(_standardized(sources, scales, index, classes)), scales
+    images = _standardized(sources, scales, index, classes)
+    n, d = len(index), images.features
+    if len(sources) * n * d * DTYPE.itemsize > KEPT_BYTES:
+        return _Prepared(scales, images, images, None)
+    x = torch.empty(len(sources), n, d, dtype=DTYPE, device=index.device)
+    rows = 1
+    for part, block in images.blocks():
+        x[:, part] = block
+        rows = max(rows, block.shape[1])
+    images = in_memory(x, index, classes, rows)
+    if not _is_wide(n, d):
+        return _Prepared(scales, images, images, None)
+    basis, coordinates = torch.linalg.qr(x.mT)
+    return _Prepared(scales, images, in_memory(coordinates.mT, index, classes), basis)
 
 
 def _chosen(images: Images, seed: int) -> NDArray[np.float64]:
@@ -224,11 +260,6 @@ def _chosen(images: Images, seed: int) -> NDArray[np.float64]:
     # numpy's argmax is the first of equals.
     best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
     return np.array(INVERSE_PENALTIES)[best]
-
-
-def together(n: int, d: int, device: torch.device) -> int:
-    """How many sets of n rows of d features are fitted side by side."""
-    return max(1, working_bytes(device) // (n * d * DTYPE.itemsize))
 
 
 def _standardization(x: RowSource, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -273,19 +304,6 @@ def _standardized(
             yield part, each
 
     return Images(blocks, index, classes, d, len(sources))
-
-
-def _kept(images: Images) -> Images:
-    """The same images, with the features in memory if these are small enough."""
-    shape = images.sets, len(images.index), images.features
-    if math.prod(shape) * DTYPE.itemsize > KEPT_BYTES:
-        return images
-    x = torch.empty(shape, dtype=DTYPE, device=images.index.device)
-    rows = 1
-    for part, block in images.blocks():
-        x[:, part] = block
-        rows = max(rows, block.shape[1])
-    return in_memory(x, images.index, images.classes, rows)
 
 
 def _groups(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> list[list[str]]:

@@ -138,3 +138,18 @@ def test_the_same_bytes_every_time():
     images = in_memory(torch.from_numpy(x).float()[None], torch.from_numpy(y), 5)
     first, again = (fit(images, torch.tensor([[1.0]]), 1e-5, torch.float32) for _ in range(2))
     assert torch.equal(first, again)
+
+
+def test_many_features_are_reduced_without_changing_the_probe():
+    """With n coordinates for n images instead of d features."""
+    rng = np.random.default_rng(0)
+    sources = [rng.standard_normal((30, 200)) + 2.0**10 for _ in range(2)]
+    y = np.arange(30) % 3
+    given = np.array([0.1, 1.0])
+    found = probes.fit_probes(sources, torch.from_numpy(y), 3, 0, given, 1e-6)
+    for x, v, c in zip(sources, found.v[:, 0].double().numpy(), given, strict=True):
+        standard = (x - x.mean(axis=0)) / x.std(axis=0)
+        expected = peer(standard, y, c)
+        np.testing.assert_allclose(v[:, :-1], expected[:, :-1], atol=1e-4)
+        least = objective(expected, standard, y, c)
+        assert objective(v, standard, y, c) == pytest.approx(least, rel=1e-5)
