@@ -14,6 +14,7 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 BLOCK_BYTES = 64 << 20  # of one block of rows, as float64
+CACHE_BYTES = 2 << 20  # of a block that several operations read in turn, on a CPU
 
 
 class RowSource(Protocol):
@@ -56,6 +57,11 @@ def _is_real(dtype: Any) -> bool:
     return np.dtype(dtype).kind in "fiu"
 
 
+def is_float32(x: RowSource) -> bool:
+    """Whether the numbers are stored in float32 or in half precision, so that float32 does."""
+    return str(x.dtype).endswith(("float16", "float32"))
+
+
 def blocks_of(n: int, d: int, block_bytes: int | None = None) -> list[slice]:
     """Slices that together cover n rows of d numbers (float64).
 
@@ -63,6 +69,11 @@ def blocks_of(n: int, d: int, block_bytes: int | None = None) -> list[slice]:
     """
     rows = max(1, (block_bytes or BLOCK_BYTES) // (8 * d))
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def working_bytes(device: torch.device) -> int:
+    """Bytes that several operations should read in turn: on a CPU, what stays in its cache."""
+    return CACHE_BYTES if device.type == "cpu" else BLOCK_BYTES
 
 
 def read(
@@ -93,8 +104,23 @@ def take(
 
 
 def each_block(
-    x: RowSource, device: torch.device = CPU, dtype: torch.dtype = torch.float64
+    x: RowSource,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float64,
+    block_bytes: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of x in order, as (place, rows (n, d) on the device)."""
-    for part in blocks_of(*x.shape):
+    """The rows of x in order, as (place, rows (n, d) on the device); blocks as in `blocks_of`."""
+    for part in blocks_of(x.shape[0], x.shape[1], block_bytes):
         yield part, read(x, part, device, dtype)
+
+
+class SomeRows:
+    """Some rows of a source, by their numbers in ascending order; read when they are asked for."""
+
+    def __init__(self, x: RowSource, rows: NDArray[np.intp]) -> None:
+        self.shape = len(rows), x.shape[1]
+        self.dtype = torch.float64
+        self._x, self._rows = x, rows
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return take(self._x, self._rows[rows])

@@ -1,4 +1,4 @@
-"""How far features have collapsed: toward their class means, toward a simplex, across views.
+"""How far features have collapsed: toward their class means, and these toward a simplex.
 
 P1, Theorem 2 says where contrastive training ends. At the minimum of NSCL, all views of an image
 coincide, all images of a class coincide, and the class means form a simplex equiangular tight frame
@@ -298,13 +298,16 @@ def nc3(s: ClassSpread, weights: ArrayLike) -> float:
     return float(np.linalg.norm(w / np.linalg.norm(w) - s.means / np.linalg.norm(s.means)))
 
 
-def nc4(features: ArrayLike, labels: ArrayLike, predictions: ArrayLike) -> float:
+def nc4(
+    features: Features, labels: ArrayLike, predictions: ArrayLike, device: torch.device = CPU
+) -> float:
     """NC4: how often a classifier disagrees with the nearest class center (Papyan, fig. 7).
 
     Args:
         features: (N, d).
         labels: (N,) classes of the images; the centers are their means.
         predictions: (N,) classes that the classifier predicts.
+        device: where products are made.
 
     Returns:
         Share of images, in [0, 1], 0 when collapsed.
@@ -312,85 +315,11 @@ def nc4(features: ArrayLike, labels: ArrayLike, predictions: ArrayLike) -> float
     Raises:
         ValueError: as `nccc`.
     """
-    _, agreement = nccc(features, labels, features, predictions)
+    _, agreement = nccc(features, labels, features, predictions, device)
     return 1 - agreement
 
 
-# Views, and all images together
-
-
-def view_distance(z: ArrayLike) -> tuple[float, float]:
-    """Mean squared distance 2 - 2 cos between the views of one image.
-
-    The first number is the alignment of Wang & Isola 2020 (arXiv 2005.10242, α = 2).
-
-    Args:
-        z: (K, N, d), K ≥ 2 views of N images; rows are normalized here.
-
-    Returns:
-        The distance, in [0, 4], and the same divided by the mean distance between views of
-        different images. Both are 0 when the views coincide. The second is about 1 when views of
-        one image are no closer than views of different images. Both are NaN when a row has norm 0.
-        The second is also NaN when N = 1 or when all images coincide.
-
-    Raises:
-        ValueError: not (K, N, d) with K ≥ 2, or not finite.
-    """
-    z = _on_sphere(z, 3)
-    views, images, _ = z.shape
-    if views < 2:
-        raise ValueError("one view has no distance: z must be (K, N, d) with K of at least 2")
-    # Between n points, Σ_ij ‖a_i - a_j‖² = 2n Σ_i ‖a_i - ā‖²: exact when they nearly coincide.
-    centres = z.mean(axis=0)
-    same = 2 * views * np.square(z - centres).sum()
-    every = 2 * views * images * np.square(z - centres.mean(axis=0)).sum()
-    distance = float(same / (images * views * (views - 1)))
-    if images == 1:
-        return distance, math.nan
-    random = float((every - same) / (images * (images - 1) * views**2))
-    return distance, distance / random if random > ROUNDING else math.nan
-
-
-def uniformity(z: ArrayLike, t: float = 2.0, block: int = 256) -> float:
-    """log of the mean over i ≠ j of exp(-t ‖z_i - z_j‖²) (Wang & Isola 2020, arXiv 2005.10242).
-
-    Args:
-        z: (N, d), rows are normalized here.
-        t: above 0; the paper has 2.
-        block: rows per matrix product; one product has block×N numbers.
-
-    Returns:
-        In [-4t, 0]. Lower is more uniform, 0 means that all rows coincide. NaN when N = 1 or when
-        a row has norm 0.
-
-    Raises:
-        ValueError: not (N, d), or not finite, or t not above 0.
-    """
-    z = _on_sphere(z, 2)
-    n = len(z)
-    if not t > 0:
-        raise ValueError(f"t must be above 0, not {t}")
-    if n == 1:
-        return math.nan
-    total = 0.0
-    for start in range(0, n, block):
-        rows = z[start : start + block]
-        potentials = np.exp(2 * t * (rows @ z[start:].T - 1))
-        own = potentials[:, : len(rows)]  # has each pair twice; the others are here once
-        total += 2 * potentials.sum() - own.sum() - np.trace(own)
-    return float(np.log(total / (n * (n - 1))))
-
-
-def _on_sphere(z: ArrayLike, ndim: int) -> Array:
-    """Rows divided by their norm, in float64; NaN where that is 0."""
-    x = np.asarray(z, dtype=np.float64)
-    if x.ndim != ndim or x.size == 0:
-        raise ValueError(f"z {x.shape} must be {'(K, N, d)' if ndim == 3 else '(N, d)'}")
-    if not np.isfinite(x).all():
-        raise ValueError("z holds NaN or infinity")
-    with np.errstate(invalid="ignore"):
-        unit: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
-    return unit
+# All images together
 
 
 def effective_rank(covariance: ArrayLike) -> float:

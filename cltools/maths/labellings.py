@@ -13,7 +13,13 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from cltools.maths.blocks import CPU, RowSource, as_rows, each_block, is_float32, take
+
+CLUSTERED = 65536  # images that k-means clusters; of more, it clusters a sample
 
 
 def shuffled_labels(labels: ArrayLike, seed: int = 0) -> NDArray[np.generic]:
@@ -110,12 +116,20 @@ def unbalanced_labels(n: int, classes: int, seed: int = 0) -> NDArray[np.int64]:
     return rng.permutation(np.concatenate([np.zeros(n // 2, dtype=np.int64), rest]))
 
 
-def clustered_labels(features: ArrayLike, classes: int, seed: int = 0) -> NDArray[np.int64]:
+def clustered_labels(
+    features: ArrayLike | Tensor | RowSource,
+    classes: int,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> NDArray[np.int64]:
     """k-means clusters (n,) of features (n, d), so that the most similar images share a class.
 
     Negatives of the anchor's class are then very similar to it, which makes the gap between DCL and
     NSCL large. Clusters may differ a lot in size. There are fewer of them than classes where fewer
     features differ: a single one for constant features.
+
+    Of more than `CLUSTERED` images, a random sample of so many is clustered, on the CPU. Each image
+    then gets the cluster whose center is nearest; this is computed on `device`.
 
     Raises:
         ValueError: fewer images than classes.
@@ -124,8 +138,21 @@ def clustered_labels(features: ArrayLike, classes: int, seed: int = 0) -> NDArra
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
+    x = as_rows("features", features)
+    n = x.shape[0]
+    rows = np.arange(n)
+    if n > CLUSTERED:
+        rows = np.sort(np.random.default_rng(seed).choice(n, CLUSTERED, replace=False))
+    sample = take(x, rows, dtype=torch.float32 if is_float32(x) else torch.float64).numpy()
     # Several threads add up their parts in the order in which they end, which differs.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than classes
-        clusters = KMeans(classes, n_init=1, random_state=seed).fit_predict(features)
-    return np.asarray(clusters, dtype=np.int64)
+        clusters = KMeans(classes, n_init=1, random_state=seed).fit(sample)
+    if n <= CLUSTERED:
+        return np.asarray(clusters.labels_, dtype=np.int64)
+    centers = torch.from_numpy(clusters.cluster_centers_).to(device, torch.float64)
+    half_norms = centers.square().sum(1) / 2
+    nearest = [
+        (block @ centers.T - half_norms).argmax(1).cpu() for _, block in each_block(x, device)
+    ]
+    return np.asarray(torch.cat(nearest).numpy())

@@ -20,7 +20,6 @@ from torch import Tensor
 from cltools.maths.collapse import (
     class_statistics,
     etf_deviation,
-    view_distance,
     within_class_spread,
 )
 from cltools.maths.objectives import (
@@ -31,6 +30,7 @@ from cltools.maths.objectives import (
     pair_masks,
     similarity_logits,
 )
+from cltools.maths.sphere import view_distance
 
 GRADIENT_TOLERANCE = 1e-10
 LEAST_GAIN = 1e-9  # nats; an L-BFGS call that gains less is the last
@@ -46,7 +46,7 @@ class Minimum(NamedTuple):
     loss: in nats, for CE without the penalty.
     etf_deviation, within_class_spread, view_distance: how far each of P1's three conditions is from
         being met, 0 at the optimum. The functions of these names in `cltools.maths.collapse`
-        compute them; of `view_distance` this is the first value.
+        and `sphere` compute them; of `view_distance` this is the first value.
     """
 
     z: Tensor

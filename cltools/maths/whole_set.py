@@ -10,6 +10,7 @@ where l1 ≠ l2. P1's formula also has l1 = l2, which pairs a view with itself a
 by the same amount.
 
 The KN×KN similarities are computed in tiles, the upper half only, once for both losses and all τ.
+Two groups of images at most are in memory; only sums over images have N entries.
 """  # noqa: E501
 
 import math
@@ -19,6 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cltools.maths.blocks import CPU, RowSource, blocks_of, read
+from cltools.maths.sphere import Views, as_views
+
+GROUP_BYTES = 256 << 20  # of the views of images whose similarities are computed together
 SMALLEST_TAU = 0.003  # the smallest possible term, e^(-2/τ), is still a normal float64
 
 
@@ -31,20 +36,23 @@ class WholeSetLosses(NamedTuple):
 
 @torch.no_grad()
 def whole_set_losses(
-    z: Tensor,
+    z: Views,
     labels: Tensor,
     taus: Sequence[float],
     tile: int | None = None,
+    device: torch.device | None = None,
 ) -> dict[float, WholeSetLosses]:
     """DCL and NSCL of a whole data set, at several temperatures at once.
 
     Args:
-        z: (K, N, d), K ≥ 2 views of N images. Rows have norm 1, to 1e-2: they may have been stored
-            in half precision. A row of zeros has similarity 0 with all rows, as in training.
+        z: K ≥ 2 views of N images: (K, N, d), or K sources (N, d) that are read from a file. Rows
+            have norm 1, to 1e-2: they may have been stored in half precision. A row of zeros has
+            similarity 0 with all rows, as in training.
         labels: (N,) integer classes.
         taus: temperatures, at least 0.003.
         tile: rows and columns of one piece of the similarity matrix. Default 512 on a CPU, so that
             a piece stays in the cache, and 8192 on a GPU.
+        device: where the products are computed; by default that of z.
 
     Returns:
         τ -> losses. The products are in z's precision, or in float64 where float32 would
@@ -55,79 +63,142 @@ def whole_set_losses(
         ValueError: shapes that do not fit, rows that are not normalized, a τ that is too small, or
             K = 1.
     """
-    z, labels = torch.as_tensor(z), torch.as_tensor(labels)
-    if z.ndim != 3 or z.numel() == 0 or labels.shape != z.shape[1:2]:
+    device = device or (z.device if isinstance(z, Tensor) else CPU)
+    views, labels = as_views("z", z), torch.as_tensor(labels)
+    n, d = views[0].shape
+    if labels.shape != (n,):
         raise ValueError(
-            f"z {tuple(z.shape)} and labels {tuple(labels.shape)} must be (K, N, d) and (N,)"
+            f"z {(len(views), n, d)} and labels {tuple(labels.shape)} must be (K, N, d) and (N,)"
         )
-    views, n, _ = z.shape
-    if views < 2:
-        raise ValueError("one view per image has no positives: z needs K ≥ 2 views")
     if not all(tau >= SMALLEST_TAU for tau in taus):
         raise ValueError(f"temperatures must be at least {SMALLEST_TAU}, not {list(taus)}")
     underflow = any(2 / tau > 80 for tau in taus)
-    z = z.to(torch.float64 if underflow or z.dtype == torch.float64 else torch.float32)
-    norms = z.norm(dim=2)
-    if not (((norms - 1).abs() < 1e-2) | (norms == 0)).all():
-        raise ValueError("rows of z must have norm 1: pass the L2-normalized projector output")
-
-    # Images are sorted by class and views by image, so that each class is one block of rows.
-    labels, order = torch.sort(labels.to(z.device), stable=True)
-    z = z[:, order].transpose(0, 1)
-    positive = _mean_positive(z)
-    same, other = _partition_sums(
-        z, labels, taus, tile or (512 if z.device.type == "cpu" else 8192)
-    )
+    double = underflow or str(views[0].dtype).endswith("float64")
+    groups = [
+        _Group(views, labels, part, device, torch.float64 if double else torch.float32)
+        for part in blocks_of(n, len(views) * d, GROUP_BYTES * (1 if double else 2))
+    ]
+    positive, same, other = _sums(groups, taus, tile or (512 if device.type == "cpu" else 8192))
 
     losses = {}
+    one_class = bool((labels == labels[0]).all())
     for tau, s, o in zip(taus, same, other, strict=True):
         # e^(1/τ) was left out of every term of the sums.
         dcl, nscl = ((1 - positive) / tau + part.log().mean().item() for part in (s + o, o))
         nan = float("nan")
-        one_class = bool(labels[0] == labels[-1])
         losses[tau] = WholeSetLosses(dcl if n > 1 else nan, nan if one_class else nscl)
     return losses
 
 
-def _mean_positive(z: Tensor) -> float:
-    """Mean similarity of two different views of one image; z is (N, K, d)."""
-    n, views, _ = z.shape
-    total = z.sum(dim=1, dtype=torch.float64).square().sum()  # Σ_i Σ_{l1,l2} z_i^l1·z_i^l2
-    own = z.double().square().sum()
-    return ((total - own) / (n * views * (views - 1))).item()
+class _Group:
+    """Some images, sorted by class so that each class is one block of rows, and views by image."""
+
+    def __init__(
+        self,
+        views: Sequence[RowSource],
+        labels: Tensor,
+        part: slice,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._views, self._part, self._device, self._dtype = views, part, device, dtype
+        self.count = len(views)
+        self.labels, self._order = torch.sort(labels[part].to(device), stable=True)
+        self.rows = slice(part.start * self.count, part.stop * self.count)
+
+    def read(self) -> Tensor:
+        """(n, K, d); raises ValueError unless rows have norm 1 or 0."""
+        each = [read(view, self._part, self._device, self._dtype) for view in self._views]
+        z = torch.stack(each, dim=1)[self._order]
+        norms = z.norm(dim=2)
+        if not (((norms - 1).abs() < 1e-2) | (norms == 0)).all():
+            raise ValueError("rows of z must have norm 1: pass the L2-normalized projector output")
+        return z
 
 
-def _partition_sums(
-    z: Tensor, labels: Tensor, taus: Sequence[float], tile: int
-) -> tuple[Tensor, Tensor]:
-    """Σ e^((sim - 1)/τ) over other images of the class, and over other classes: (taus, N K) each.
+def _sums(
+    groups: Sequence[_Group], taus: Sequence[float], tile: int
+) -> tuple[float, Tensor, Tensor]:
+    """Mean similarity of two views of one image, and the partition sums of `_add_tiles`.
 
-    z is (N, K, d) with `labels` in ascending order. A log-sum-exp would subtract the maximum of
-    each row. Cosines do not exceed 1, so 1 is subtracted instead and no maximum is needed.
+    The sums (taus, N K) are over other images of the class, and over other classes.
     """
-    n, views, d = z.shape
-    z = z.reshape(n * views, d)
-    labels = labels.repeat_interleave(views)
-    same = z.new_zeros(len(taus), n * views, dtype=torch.float64)
+    first = groups[0].read()
+    same = first.new_zeros(len(taus), groups[-1].rows.stop, dtype=torch.float64)
     other = torch.zeros_like(same)
-    tile = max(tile // views, 1) * views  # the views of an image share a tile
-    tiles = [slice(i, min(i + tile, n * views)) for i in range(0, n * views, tile)]
-    # The labels at the ends of a tile say whether it needs a mask. They are read beforehand, so
-    # that no tile waits for the device.
-    ends = [(labels[t.start].item(), labels[t.stop - 1].item()) for t in tiles]
+    positive = 0.0
+    for i, group in enumerate(groups):
+        left = group.read() if i else first
+        positive += _positives(left)
+        for j, across in enumerate(groups[i:], start=i):
+            right = left if i == j else across.read()
+            a, b = (_Rows(z, g.labels, g.rows) for z, g in ((left, group), (right, across)))
+            _add_tiles(a, b, taus, tile, same, other)
+    count = groups[0].count
+    return positive / (groups[-1].rows.stop * (count - 1)), same, other
 
-    for i, rows in enumerate(tiles):
-        for j in range(i, len(tiles)):
-            columns = tiles[j]
-            sim = (z[rows] @ z[columns].T).sub_(1)
-            if i == j:  # no image is its own negative
-                image = torch.arange(len(sim), device=z.device) // views
+
+def _positives(z: Tensor) -> float:
+    """Sum of the similarities of two different views of one image; z is (n, K, d)."""
+    total = z.sum(dim=1, dtype=torch.float64).square().sum()  # Σ_i Σ_{l1,l2} z_i^l1·z_i^l2
+    return (total - z.double().square().sum()).item()
+
+
+class _Rows:
+    """The views of a group as rows (n K, d), their labels, and their place among all rows."""
+
+    def __init__(self, z: Tensor, labels: Tensor, place: slice) -> None:
+        self.views = z.shape[1]
+        self.z = z.flatten(0, 1)
+        self.labels = labels.repeat_interleave(self.views)
+        self.place = place
+
+    def tiles(self, size: int) -> list["_Tile"]:
+        n, at, labels = len(self.z), self.place.start, self.labels.tolist()
+        size = max(size // self.views, 1) * self.views  # the views of an image share a tile
+        parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        return [
+            _Tile(p, slice(p.start + at, p.stop + at), labels[p.start], labels[p.stop - 1])
+            for p in parts
+        ]
+
+
+class _Tile(NamedTuple):
+    """Rows of a group, their place among all, and the labels at its ends.
+
+    The labels say whether a tile needs a mask. They are read beforehand, so that no tile waits for
+    the device.
+    """
+
+    rows: slice
+    place: slice
+    first: int
+    last: int
+
+
+def _add_tiles(
+    a: _Rows, b: _Rows, taus: Sequence[float], tile: int, same: Tensor, other: Tensor
+) -> None:
+    """Add Σ e^((sim - 1)/τ) over pairs of rows of a and b, to both rows of each pair.
+
+    A log-sum-exp would subtract the maximum of each row. Cosines do not exceed 1, so 1 is
+    subtracted instead and no maximum is needed. Labels ascend within a and within b; if a is b, the
+    upper half is computed, and the lower is its mirror.
+    """
+    within = a.place == b.place
+    columns = b.tiles(tile)
+    for i, left in enumerate(a.tiles(tile)):
+        for right in columns[i if within else 0 :]:
+            sim = (a.z[left.rows] @ b.z[right.rows].T).sub_(1)
+            mirrored = left.place == right.place
+            if mirrored:  # no image is its own negative
+                image = torch.arange(len(sim), device=sim.device) // a.views
                 sim.masked_fill_(image[:, None] == image, -torch.inf)
-            all_same = ends[i][0] == ends[j][1]
-            none_same = i != j and ends[i][1] != ends[j][0]
+            all_same = left.first == left.last == right.first == right.last
+            none_same = left.last < right.first or right.last < left.first
             mask = None
             if not (all_same or none_same):
-                mask = labels[rows, None] == labels[columns]
+                mask = a.labels[left.rows, None] == b.labels[right.rows]
             for t, tau in enumerate(taus):
                 # The last temperature may overwrite the similarities. torch computes 2^x in 0.4 of
                 # the time of e^x (version 2.14, AMD EPYC), and as exactly.
@@ -141,7 +212,6 @@ def _partition_sums(
                         (other, terms.masked_fill(mask, 0)),
                     ]
                 for sums, part in parts:
-                    sums[t, rows] += part.sum(dim=1)
-                    if i != j:  # the lower half is the mirror of the upper
-                        sums[t, columns] += part.sum(dim=0)
-    return same, other
+                    sums[t, left.place] += part.sum(dim=1)
+                    if not mirrored:
+                        sums[t, right.place] += part.sum(dim=0)

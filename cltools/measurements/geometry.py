@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cltools.maths import collapse
+from cltools.maths import collapse, sphere
 from cltools.maths.alignment.measures import Measure
 from cltools.maths.alignment.samples import sampled_images
-from cltools.maths.blocks import RowSource, take
+from cltools.maths.blocks import CPU, RowSource, each_block, take
 from cltools.maths.intervals import FEWEST_IMAGES, subsampling_interval
 from cltools.measurements.representations import Representations
-from cltools.measurements.table import Features, Row, rows_of
+from cltools.measurements.table import Row, ViewSources, rows_of
 
 INTERVAL_DRAWS = 100
+WIDTH = 1.6448536269514722  # standard errors on each side of a 90 % interval
 CLASSES_ONE_BY_ONE = 10  # with at most this many classes, every pair of class means has a row
 # Functions of the class statistics that get intervals.
 WITH_INTERVAL = {
@@ -62,26 +63,40 @@ def geometry_rows(
             yield row | limits.get((row["metric"], row["variant"]), {})
 
 
-def view_rows(z_views: Features) -> Iterator[Row]:
-    """Distance between views of an image, and spread over the sphere; z_views (K, n, d)."""
+def view_rows(z_views: ViewSources, device: torch.device = CPU) -> Iterator[Row]:
+    """Distance between views of an image, and spread over the sphere; z_views (K, n, d).
+
+    Uniformity of more than `sphere.MOST_IMAGES` images is that of a sample, with a 90 % interval.
+    """
     for objective, views in z_views.items():
-        distance, relative = collapse.view_distance(views)
+        distance, relative = sphere.view_distance(views, device)
+        spread = sphere.uniformity(views[0], device=device)
         values = {
             ("view_distance", "squared"): distance,
             ("view_distance", "relative"): relative,
-            ("uniformity", "t_2"): collapse.uniformity(views[0]),
+            ("uniformity", "t_2"): spread.value,
         }
-        yield from rows_of(values, objective=objective, features="z")
+        for row in rows_of(values, objective=objective, features="z"):
+            if row["metric"] == "uniformity" and spread.standard_error > 0:
+                half = WIDTH * spread.standard_error
+                row |= {"ci_low": spread.value - half, "ci_high": spread.value + half}
+            yield row
 
 
 def head_rows(
-    z: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, **about: Any
+    z: RowSource,
+    labels: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    device: torch.device = CPU,
+    **about: Any,
 ) -> Iterator[Row]:
     """NC3 and NC4 of a linear head on z (n, d): weight (C, d) and bias (C,)."""
-    statistics = collapse.class_statistics(z, labels)
+    w, b = (torch.from_numpy(array).to(device, torch.float64) for array in (weight, bias))
+    predicted = torch.cat([(rows @ w.T + b).argmax(1) for _, rows in each_block(z, device)])
     values = {
-        ("nc3", "head"): collapse.nc3(statistics, weight),
-        ("nc4", "head"): collapse.nc4(z, labels, (z @ weight.T + bias).argmax(axis=1)),
+        ("nc3", "head"): collapse.nc3(collapse.class_statistics(z, labels, device), weight),
+        ("nc4", "head"): collapse.nc4(z, labels, predicted.numpy(force=True), device),
     }
     yield from rows_of(values, features="z", **about)
 

@@ -1,11 +1,12 @@
 """Losses of a whole data set, with its labels and with other labels, and of batches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from cltools.maths.batch_losses import batch_losses
+from cltools.maths.blocks import CPU, RowSource, read
 from cltools.maths.bounds import gap_bound
 from cltools.maths.labellings import (
     clustered_labels,
@@ -14,23 +15,22 @@ from cltools.maths.labellings import (
     unbalanced_labels,
 )
 from cltools.maths.objectives import CONTRASTIVE, NEED_TWO_CLASSES, loss_of
+from cltools.maths.sphere import as_views
 from cltools.maths.whole_set import whole_set_losses
-from cltools.measurements.table import Features, Row, rows_of
-
-CPU = torch.device("cpu")
+from cltools.measurements.table import Row, Sources, ViewSources, rows_of
 
 
 def loss_rows(
-    z_views: Features, labels: np.ndarray, tau: float, device: torch.device = CPU
+    z_views: ViewSources, labels: np.ndarray, tau: float, device: torch.device = CPU
 ) -> Iterator[Row]:
     """Whole-set DCL and NSCL losses, gap and bound of contrastive models; z_views (K, n, d)."""
     for objective, z in _contrastive(z_views):
-        values = _whole_set(z.to(device), labels, tau)
+        values = _whole_set(z, labels, tau, device)
         yield from rows_of(values, objective=objective, features="z")
 
 
 def labelling_rows(
-    z_views: Features, labels: np.ndarray, tau: float, device: torch.device = CPU
+    z_views: ViewSources, labels: np.ndarray, tau: float, device: torch.device = CPU
 ) -> Iterator[Row]:
     """Gap and bound with other labels than the data set's: the bound holds for any labels.
 
@@ -43,20 +43,24 @@ def labelling_rows(
         labellings = {
             "shuffled": shuffled_labels(labels),
             "unbalanced": unbalanced_labels(len(labels), classes),
-            "clustered": clustered_labels(z.mean(dim=0).numpy(), classes),
+            "clustered": clustered_labels(_MeanOfViews(z), classes, device=device),
         }
-        on_device = z.to(device)
         values = {
             (f"{metric}_{kind}_labels", variant): value
             for kind, others in labellings.items()
-            for (metric, variant), value in _whole_set(on_device, others, tau).items()
+            for (metric, variant), value in _whole_set(z, others, tau, device).items()
             if metric in ("gap", "gap_bound")
         }
         yield from rows_of(values, objective=objective, features="z")
 
 
 def batch_loss_rows(
-    z_views: Features, z: Features, labels: np.ndarray, tau: float, batch_size: int
+    z_views: ViewSources,
+    z: Sources,
+    labels: np.ndarray,
+    tau: float,
+    batch_size: int,
+    device: torch.device = CPU,
 ) -> Iterator[Row]:
     """Losses averaged over batches: ours, and the authors' version (`authors_…`).
 
@@ -65,10 +69,9 @@ def batch_loss_rows(
     """
     y = torch.from_numpy(labels)
     for objective, views in _contrastive(z_views):
-        ours = batch_losses(("dcl", "nscl"), views, y, tau, batch_size)
-        plain = torch.from_numpy(z[objective]).float()
-        names = ("nt_xent", "nscl_with_positive")
-        theirs = batch_losses(names, torch.stack([views[0], plain]), y, 1.0, batch_size)
+        ours = batch_losses(("dcl", "nscl"), views, y, tau, batch_size, device=device)
+        names, pair = ("nt_xent", "nscl_with_positive"), [views[0], z[objective]]
+        theirs = batch_losses(names, pair, y, 1.0, batch_size, device=device)
         values = {
             ("batch_dcl_loss", "training_tau"): ours["dcl"],
             ("batch_nscl_loss", "training_tau"): ours["nscl"],
@@ -102,15 +105,29 @@ def dropped_rows(
             yield from rows_of(values, objective=objective)
 
 
-def _contrastive(z_views: Features) -> Iterator[tuple[str, torch.Tensor]]:
+def _contrastive(z_views: ViewSources) -> Iterator[tuple[str, list[RowSource]]]:
     for objective, views in z_views.items():
         if loss_of(objective) in CONTRASTIVE:
-            yield objective, torch.from_numpy(views).float()
+            yield objective, as_views(objective, views)
 
 
-def _whole_set(z: torch.Tensor, labels: np.ndarray, tau: float) -> dict[tuple[str, str], float]:
+class _MeanOfViews:
+    """Rows (n, d), the means over the views of an image, in float32."""
+
+    def __init__(self, views: Sequence[RowSource]) -> None:
+        self.shape, self.dtype = views[0].shape, torch.float32
+        self._views = views
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        return torch.stack([read(view, rows, CPU, self.dtype) for view in self._views]).mean(0)
+
+
+def _whole_set(
+    z: Sequence[RowSource], labels: np.ndarray, tau: float, device: torch.device
+) -> dict[tuple[str, str], float]:
     """Losses, gap and bound at the training temperature and at τ = 1."""
-    losses = whole_set_losses(z, torch.from_numpy(labels), sorted({tau, 1.0}))
+    taus = sorted({tau, 1.0})
+    losses = whole_set_losses(z, torch.from_numpy(labels), taus, device=device)
     values: dict[tuple[str, str], float] = {}
     for variant, t in (("training_tau", tau), ("tau_1", 1.0)):
         dcl, nscl = losses[t]

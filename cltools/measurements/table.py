@@ -1,13 +1,18 @@
 """The tidy table of measures: its columns, and helpers to make its rows."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import numpy as np
 import polars as pl
 
+from cltools.maths.blocks import RowSource
+
 Row = dict[str, Any]
 Features = Mapping[str, np.ndarray]  # name of an objective (or of a file) -> (n, d)
+Sources = Mapping[str, np.ndarray] | Mapping[str, RowSource]  # the same, or read from a file
+# (K, n, d), or K views (n, d).
+ViewSources = Mapping[str, np.ndarray] | Mapping[str, Sequence[RowSource]]
 SCHEMA = {
     "step": pl.Int64,
     "epoch": pl.Float64,

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,72 +209,53 @@ def _units(checkpoint: _Checkpoint) -> Iterator[tuple[dict[str, Any], Unit]]:
         for unit in _units_of_split(checkpoint, part, checkpoint.start.h.get(split)):
             yield about, unit
     train, test = checkpoint.splits.values()
-    weights, y, test_y, full = checkpoint.weights, train.labels, test.labels, checkpoint.full
-    yield (
-        {},
-        lambda _: measurements.downstream_rows(_read(train.h), y, _read(test.h), test_y, full, "h"),
-    )
-    yield (
-        {},
-        lambda _: measurements.downstream_rows(_read(train.z), y, _read(test.z), test_y, full, "z"),
-    )
+    y, test_y, full, device = train.labels, test.labels, checkpoint.full, checkpoint.device
+    yield {}, lambda _: measurements.downstream_rows(train.h, y, test.h, test_y, full, "h", device)
+    yield {}, lambda _: measurements.downstream_rows(train.z, y, test.z, test_y, full, "z", device)
     about = {"split": "train", "n": len(y)}
-    yield about, lambda _: measurements.dropped_rows(weights, y, checkpoint.own)
-    yield (
-        {},
-        lambda _: measurements.weight_rows(weights, checkpoint.start.weights, checkpoint.reference),
-    )
+    yield about, lambda _: measurements.dropped_rows(checkpoint.weights, y, checkpoint.own)
+    starts = checkpoint.weights, checkpoint.start.weights
+    yield {}, lambda _: measurements.weight_rows(*starts, checkpoint.reference)
 
 
 def _units_of_split(
     checkpoint: _Checkpoint, part: EmbeddedSplit, starts: Mapping[str, RowSource] | None
 ) -> Iterator[Unit]:
     cell, labels, full = checkpoint.cell, part.labels, checkpoint.full
-    reference, device, tau = checkpoint.reference, checkpoint.device, cell["tau"]
+    reference, device, tau = checkpoint.reference, checkpoint.device, checkpoint.cell["tau"]
+    of_h = measurements.Representations(part.h, labels, starts, reference, device)
+    of_z = measurements.Representations(part.z, labels, None, reference, device)
+    of_views = part.z_views, labels, tau, device
 
     def with_intervals(_: list[measurements.Row]) -> list[measurements.Row]:
-        h = _read(part.h)
-        rows = list(measurements.alignment_rows(h, labels, "h", _read(starts or {}), reference))
+        rows = list(measurements.alignment_rows(of_h, "h"))
         if full:
-            measurements.add_intervals(rows, h, reference)
+            measurements.add_intervals(rows, of_h)
         return rows
 
     yield with_intervals
-    yield lambda _: measurements.alignment_rows(_read(part.z), labels, "z", None, reference)
-    yield lambda _: measurements.corollary_rows(_read(part.h), reference, "h")
-    yield lambda _: measurements.corollary_rows(_read(part.z), reference, "z")
-    yield lambda _: measurements.loss_rows(_read_views(part.z_views), labels, tau, device)
+    yield lambda _: measurements.alignment_rows(of_z, "z")
+    yield lambda _: measurements.corollary_rows(of_h, "h")
+    yield lambda _: measurements.corollary_rows(of_z, "z")
+    yield lambda _: measurements.loss_rows(*of_views)
     yield lambda _: measurements.batch_loss_rows(
-        _read_views(part.z_views), _read(part.z), labels, tau, cell["batch_size"]
+        part.z_views, part.z, labels, tau, cell["batch_size"], device
     )
-    yield lambda _: measurements.geometry_rows(_read(part.h), labels, "h", intervals=full)
-    yield lambda _: measurements.geometry_rows(_read(part.z), labels, "z", intervals=full)
-    yield lambda _: measurements.view_rows(_read_views(part.z_views))
-    yield lambda before: measurements.angle_rows(before, _read(part.h), reference, "h")
-    yield lambda before: measurements.angle_rows(before, _read(part.z), reference, "z")
+    yield lambda _: measurements.geometry_rows(of_h, "h", intervals=full)
+    yield lambda _: measurements.geometry_rows(of_z, "z", intervals=full)
+    yield lambda _: measurements.view_rows(part.z_views, device)
+    yield lambda before: measurements.angle_rows(before, of_h, "h")
+    yield lambda before: measurements.angle_rows(before, of_z, "z")
     if "ce" in part.z:
         ce = checkpoint.weights["ce"]
+        head = ce["head.weight"], ce["head.bias"]
         yield lambda _: measurements.head_rows(
-            _read({"ce": part.z["ce"]})["ce"], labels, ce["head.weight"], ce["head.bias"],
-            objective="ce",
-        )  # fmt: skip
+            part.z["ce"], labels, *head, device=device, objective="ce"
+        )
     if full:
-        yield lambda _: measurements.rank_rows(_read(part.h), reference)
-        yield lambda _: measurements.null_rows(_read(part.h), labels, reference)
-        yield lambda _: measurements.labelling_rows(_read_views(part.z_views), labels, tau, device)
-
-
-# THE ONE PLACE where features that are in a file are read into memory as a whole. Measures that
-# take a `RowSource` are given the mapping itself.
-def _read(features: Mapping[str, RowSource]) -> dict[str, NDArray[Any]]:
-    """The features in memory; models that share one source share one array."""
-    read = {id(rows): rows[:] for rows in {id(rows): rows for rows in features.values()}.values()}
-    return {name: read[id(rows)] for name, rows in features.items()}
-
-
-def _read_views(views: Mapping[str, Sequence[RowSource]]) -> dict[str, NDArray[Any]]:
-    """The views of each model in memory, (K, n, d)."""
-    return {name: np.stack([rows[:] for rows in of_model]) for name, of_model in views.items()}
+        yield lambda _: measurements.rank_rows(of_h)
+        yield lambda _: measurements.null_rows(of_h)
+        yield lambda _: measurements.labelling_rows(*of_views)
 
 
 def _seconds_on_a_cpu(

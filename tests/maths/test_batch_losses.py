@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_probes import OnDisk
 
 from cltools.maths.batch_losses import batch_losses
 from cltools.maths.bounds import gap_bound
@@ -35,6 +36,15 @@ def test_mean_over_batches_with_a_smaller_last_one(size):
     assert 0 <= found["dcl"] - found["nscl"] <= found["gap_bound"]
 
 
+@pytest.mark.parametrize("rows", [1, 16, 40])
+def test_views_in_a_file_read_for_some_batches_at_once(rows, monkeypatch):
+    z, labels = embedded()
+    expected = batch_losses(NAMES, z, labels, 0.5, 16)
+    monkeypatch.setattr("cltools.maths.blocks.BLOCK_BYTES", rows * 2 * 6 * 8)
+    found = batch_losses(NAMES, [OnDisk(view.numpy()) for view in z], labels, 0.5, 16)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_one_batch_is_the_whole_set():
     z, labels = embedded()
     found = batch_losses(("dcl", "nscl"), z, labels, 0.5, 50)
@@ -64,6 +74,17 @@ def test_labellings():
     centres = 10 * np.eye(5)[y]
     clusters = clustered_labels(centres + np.random.default_rng(0).standard_normal((60, 5)), 5)
     assert len({(a, b) for a, b in zip(y, clusters, strict=True)}) == 5  # the same partition
+
+
+def test_clusters_of_a_sample_are_those_of_all_images(monkeypatch):
+    """Where clusters lie far apart."""
+    rng = np.random.default_rng(0)
+    x = 10 * np.eye(5)[np.arange(300) % 5] + rng.standard_normal((300, 5))
+    expected = clustered_labels(x, 5)
+    monkeypatch.setattr("cltools.maths.labellings.CLUSTERED", 60)
+    monkeypatch.setattr("cltools.maths.blocks.BLOCK_BYTES", 7 * 5 * 8)
+    found = clustered_labels(OnDisk(x), 5)
+    assert len({(a, b) for a, b in zip(expected, found, strict=True)}) == 5
 
 
 def test_the_bound_holds_under_any_labels():

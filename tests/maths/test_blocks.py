@@ -40,6 +40,14 @@ def test_single_rows(source, monkeypatch):
     np.testing.assert_array_equal(found, X[wanted])
 
 
+@pytest.mark.filterwarnings("error")
+def test_reversed_and_read_only_arrays():
+    fixed = X[::-1].copy()
+    fixed.flags.writeable = False
+    for source in (X[::-1], fixed):
+        np.testing.assert_array_equal(read(as_rows("x", source), slice(0, 3)), X[:-4:-1])
+
+
 def test_a_file_is_not_read_whole():
     source = OnDisk()
     assert as_rows("x", source) is source

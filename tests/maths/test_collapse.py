@@ -7,7 +7,6 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 from numerics import rows_per_block
-from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
@@ -26,8 +25,6 @@ from cltools.maths.collapse import (
     nc2_equinorm,
     nc3,
     nc4,
-    uniformity,
-    view_distance,
     within_class_spread,
 )
 
@@ -290,57 +287,7 @@ def test_nc4_counts_disagreement():
     assert nc4(x, y, other) == pytest.approx(17 / len(x))
 
 
-# Views, and the whole set
-
-
-def random_views(k=3, n=20, d=6, noise=0.3, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((n, d)) + noise * rng.standard_normal((k, n, d)) + 0.5
-
-
-@pytest.mark.parametrize("k", [2, 3])
-def test_view_distance_equals_the_formula(k):
-    z = random_views(k)
-    unit = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    same, different = [], []
-    for (a, i), (b, j) in combinations(np.ndindex(k, 20), 2):
-        (same if i == j else different).append(2 - 2 * unit[a, i] @ unit[b, j])
-    expected = np.mean(same), np.mean(same) / np.mean(different)
-    assert view_distance(z) == pytest.approx(expected, rel=1e-12)
-    assert view_distance(5 * z[:, ::-1]) == pytest.approx(expected, rel=1e-12)
-
-
-def test_view_distance_at_the_extremes():
-    z = random_views(noise=0)
-    assert view_distance(z) == pytest.approx((0, 0), abs=1e-24)
-    z = random_views(noise=1e-9)
-    assert 0 < view_distance(z)[0] < 1e-16  # 2 - 2 cos would be 0 or rounding
-    noise = np.random.default_rng(0).standard_normal((2, 2000, 8))
-    assert view_distance(noise) == pytest.approx((2, 1), rel=0.05)
-    assert view_distance(np.stack([z[0], -z[0]]))[0] == pytest.approx(4)
-    distance, relative = view_distance(z[:, :1])
-    assert distance > 0
-    assert math.isnan(relative)
-    assert math.isnan(view_distance(np.ones((2, 5, 3)))[1])
-    z[0, 0] = 0
-    assert np.isnan(view_distance(z)).all()
-
-
-@pytest.mark.parametrize("block", [1, 7, 256])
-def test_uniformity_equals_wang_and_isola(block):
-    z = random_views(1, 50)[0]
-    unit = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    for t in (2.0, 0.5):
-        expected = np.log(np.exp(-t * pdist(unit, "sqeuclidean")).mean())
-        assert uniformity(3 * z, t, block) == pytest.approx(expected, rel=1e-12)
-
-
-def test_uniformity_at_the_extremes():
-    z = np.array([[1.0, 2.0], [-1, -2]])
-    assert uniformity(z) == pytest.approx(-8)
-    assert uniformity(z[[0, 0, 0]]) == pytest.approx(0, abs=1e-12)
-    assert math.isnan(uniformity(z[:1]))
-    assert math.isnan(uniformity(0 * z))
+# The whole set
 
 
 def test_effective_rank_of_known_spectra():
@@ -353,18 +300,7 @@ def test_effective_rank_of_known_spectra():
     assert math.isnan(effective_rank(np.zeros((3, 3))))
 
 
-def test_sphere_and_rank_refuse_what_does_not_fit():
-    z = random_views()
-    with pytest.raises(ValueError, match="K of at least 2"):
-        view_distance(z[:1])
-    with pytest.raises(ValueError, match="must be"):
-        view_distance(z[0])
-    with pytest.raises(ValueError, match="must be"):
-        uniformity(z)
-    with pytest.raises(ValueError, match="above 0"):
-        uniformity(z[0], t=0)
-    with pytest.raises(ValueError, match="NaN"):
-        uniformity(z[0] * np.nan)
+def test_rank_refuses_what_is_no_covariance():
     with pytest.raises(ValueError, match=r"\(d, d\)"):
         effective_rank(np.ones((2, 3)))
     with pytest.raises(ValueError, match="NaN"):

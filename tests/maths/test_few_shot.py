@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from test_probes import clusters
+from test_probes import OnDisk, clusters
 
 from cltools.maths import few_shot as module
 from cltools.maths.bounds import few_shot_bound
 from cltools.maths.collapse import cdnv, cdnv_root, class_statistics, directional_cdnv
-from cltools.maths.few_shot import TEMPERATURE, draws, few_shot, few_shot_one_split, knn
+from cltools.maths.few_shot import TEMPERATURE, draws, few_shot, few_shot_one_split, few_shots, knn
 from cltools.maths.probes import linear_probe, nccc
 
 SHOTS = [1, 2, 5, 20]
@@ -125,6 +126,50 @@ def test_few_shot_ranges(bad, message):
         few_shot(*clusters(), **({"shots": [1]} | bad))
 
 
+@pytest.mark.parametrize("probe", ["nccc", "linear"])
+@pytest.mark.parametrize("ways", [None, 2])
+def test_few_shot_of_a_file_and_with_little_memory(probe, ways, monkeypatch):
+    train, y, test, test_y = clusters(spread=0.5)
+    arguments = {"shots": [1, 3, 20], "repeats": 3, "ways": ways, "probe": probe}
+    expected = few_shot(train, y, test, test_y, **arguments).accuracies
+    monkeypatch.setattr("cltools.maths.blocks.BLOCK_BYTES", 50 * 8 * 8)
+    monkeypatch.setattr("cltools.maths.blocks.CACHE_BYTES", 7 * 8 * 8)
+    for name in ("CHUNK_ENTRIES", "CENTERS_BYTES"):
+        monkeypatch.setattr(module, name, 1)
+    found = few_shot(OnDisk(train), y, OnDisk(test), test_y, **arguments).accuracies
+    np.testing.assert_allclose(found, expected, atol=0 if probe == "nccc" else 2 / 300)
+    # Labeled images in another order: others are held out, so another penalty may be chosen.
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    found = few_shot(OnDisk(train), y, OnDisk(test), test_y, **arguments).accuracies
+    np.testing.assert_allclose(found, expected, atol=0 if probe == "nccc" else 0.1)
+
+
+def test_several_features_with_the_same_draws():
+    train, y, test, test_y = clusters(spread=1.5)
+    features = {"a": (train, test), "b": (train[:, :5], test[:, :5]), "c": (train**2, test**2)}
+    x, test_x = ({name: each[i] for name, each in features.items()} for i in (0, 1))
+    for probe in ("nccc", "linear"):
+        arguments = {"shots": [1, 10], "repeats": 4, "ways": 2, "probe": probe}
+        found = few_shots(x, y, test_x, test_y, **arguments)
+        assert list(found) == ["a", "b", "c"]
+        for name, (one, other) in features.items():
+            alone = few_shot(one, y, other, test_y, **arguments)
+            np.testing.assert_allclose(found[name].accuracies, alone.accuracies, atol=2 / 100)
+
+
+def test_linear_few_shot_equals_scikit_learn():
+    """With the penalties that were chosen; a probe of another solver differs in few test images."""
+    train, y, test, test_y = clusters(2000, 16, 5, spread=2.0)
+    found = few_shot(train, y, test, test_y, [30], repeats=3, probe="linear")
+    drawn = [support[:, :30].ravel() for _, support in draws(y, test_y, 30, 3, None, 0)]
+    chosen = linear_probe(train[drawn[0]], y[drawn[0]], test, test_y)[2]
+    for repeat, rows in enumerate(drawn):
+        x, mean, deviation = train[rows], train[rows].mean(axis=0), train[rows].std(axis=0)
+        peer = LogisticRegression(C=chosen, tol=1e-10, max_iter=10_000)
+        score = peer.fit((x - mean) / deviation, y[rows]).score((test - mean) / deviation, test_y)
+        assert found.accuracies[0, repeat] == pytest.approx(score, abs=2 / 1000)
+
+
 # Labeled images and those to classify from one set
 
 
@@ -193,6 +238,13 @@ def test_knn_equals_scikit_learn(k, chunk_entries, monkeypatch):
         n_neighbors=k, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE)
     )
     assert knn(train, y, test, test_y, k) == peer.fit(train, y).score(test, test_y)
+
+
+def test_knn_of_a_file(monkeypatch):
+    train, y, test, test_y = clusters(spread=1.5)
+    expected = knn(train - 4, y, test - 4, test_y)
+    monkeypatch.setattr("cltools.maths.blocks.BLOCK_BYTES", 7 * 8 * 8)
+    assert knn(OnDisk(train - 4), y, OnDisk(test - 4), test_y) == expected
 
 
 def test_knn_with_few_images_label_names_scales_and_unseen_classes():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.neighbors import NearestCentroid
 
 from cltools.maths.probes import FALLBACK, INVERSE_PENALTIES, linear_probe, nccc
@@ -13,6 +14,17 @@ def clusters(n=600, d=8, classes=5, spread=1.0, seed=0):
     labels = rng.integers(classes, size=n)
     x = 1.5 * np.eye(classes, d)[labels] + spread * rng.standard_normal((n, d)) + 4
     return x[: n // 2], labels[: n // 2], x[n // 2 :], labels[n // 2 :]
+
+
+class OnDisk:
+    """Rows (n, d) that are read slice by slice."""
+
+    def __init__(self, x):
+        self.shape, self.dtype, self._x = x.shape, x.dtype, x
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        return self._x[rows].copy()
 
 
 # Nearest class center
@@ -29,6 +41,14 @@ def test_nccc_is_unharmed_by_a_large_offset_and_by_label_names():
     names = np.array(["cat", "dog", "eel", "fox", "gnu"])
     moved = nccc(train + 2.0**20, names[y], test + 2.0**20, names[test_y])
     assert moved == nccc(train, y, test, test_y)
+
+
+def test_nccc_of_a_file_is_that_of_an_array(monkeypatch):
+    train, y, test, test_y = clusters()
+    expected = nccc(train, y, test, test_y)
+    monkeypatch.setattr("cltools.maths.blocks.BLOCK_BYTES", 7 * 8 * 8)
+    assert nccc(OnDisk(train), y, OnDisk(test), test_y) == expected
+    assert nccc(torch.from_numpy(train), y, torch.from_numpy(test), test_y) == expected
 
 
 def test_nccc_counts_unseen_classes_as_errors():

@@ -7,6 +7,7 @@ import torch
 from formulas import gap_at_initialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_probes import OnDisk
 
 from cltools.maths.bounds import gap_bound
 from cltools.maths.whole_set import WholeSetLosses, whole_set_losses
@@ -80,6 +81,19 @@ def test_float32_agrees_with_float64():
     exact = whole_set_losses(z, labels, TAUS, tile=64)
     for tau, losses in whole_set_losses(z.float(), labels, TAUS, tile=64).items():
         assert losses == pytest.approx(exact[tau], abs=2e-6)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("images", [1, 7, 29])
+@pytest.mark.parametrize("tile", [4, 512])
+def test_groups_that_are_read_from_a_file_change_nothing(views, images, tile, monkeypatch):
+    z, labels = random_set(views)
+    labels[10:20] = 3  # groups of one class, and classes that several groups have
+    expected = whole_set_losses(z, labels, TAUS)
+    monkeypatch.setattr("cltools.maths.whole_set.GROUP_BYTES", images * views * 5 * 8)
+    found = whole_set_losses([OnDisk(view.numpy()) for view in z], labels, TAUS, tile)
+    for tau in TAUS:
+        assert found[tau] == pytest.approx(expected[tau], abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -164,8 +178,8 @@ def test_the_stage_works_them_out_on_its_device(monkeypatch):
     """The device `meta` takes the place of a GPU; k-means and class sizes stay on the CPU."""
     found = []
 
-    def on_device(z, labels, taus):
-        found.append((z.device.type, labels.device.type))
+    def on_device(z, labels, taus, device):
+        found.append((device.type, labels.device.type))
         return dict.fromkeys(taus, WholeSetLosses(2.0, 1.0))
 
     monkeypatch.setattr("cltools.measurements.losses.whole_set_losses", on_device)
