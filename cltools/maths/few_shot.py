@@ -447,7 +447,7 @@ class _Labeled:
 
 def _penalties(labeled: _Labeled, place: int, names: Sequence[str], seed: int) -> dict[str, float]:
     """The inverse penalty of each feature, chosen in the first repeat."""
-    found = {}
+    found: dict[str, float] = {}
     for sets in labeled.together([(name, 0) for name in names], place):
         x, index = zip(*(labeled.set(*one, place) for one in sets), strict=True)
         chosen = choose_penalties(x, index[0], labeled.drawn.of.shape[1], seed)

@@ -152,7 +152,7 @@ def clustered_labels(
         return np.asarray(clusters.labels_, dtype=np.int64)
     centers = torch.from_numpy(clusters.cluster_centers_).to(device, torch.float64)
     half_norms = centers.square().sum(1) / 2
-    nearest = [
-        (block @ centers.T - half_norms).argmax(1).cpu() for _, block in each_block(x, device)
-    ]
-    return np.asarray(torch.cat(nearest).numpy())
+    labels = torch.empty(n, dtype=torch.int64)
+    for part, block in each_block(x, device):
+        labels[part] = (block @ centers.T - half_norms).argmax(1)
+    return np.asarray(labels.numpy())

@@ -185,8 +185,8 @@ class _History:
         """Minus the inverse Hessian times the gradient; minus the gradient of length 1 at first."""
         g = gradient.flatten(2)
         if not self._steps.shape[2]:
-            smallest = torch.finfo(g.dtype).tiny
-            return -gradient / g.norm(dim=2).clamp(min=smallest)[:, :, None, None]
+            length: Tensor = g.norm(dim=2).clamp(min=torch.finfo(g.dtype).tiny)
+            return -gradient / length[:, :, None, None]
         s, y = self._steps, self._changes
         products = (torch.cat([s, y], 2) @ torch.cat([y, g[:, :, None]], 2).mT).double()
         count = s.shape[2]
@@ -200,7 +200,7 @@ class _History:
         inner = torch.linalg.solve_triangular(solvable, along, upper=True)
         right = diagonal[..., None] * inner + scale * (own @ inner - across)
         outer = torch.linalg.solve_triangular(solvable.mT, right, upper=False)
-        found = scale[..., 0].to(g) * g + (outer.to(g).mT @ s)[:, :, 0]
+        found: Tensor = scale[..., 0].to(g) * g + (outer.to(g).mT @ s)[:, :, 0]
         found -= ((scale * inner).to(g).mT @ y)[:, :, 0]
         return -found.view_as(gradient)
 
@@ -243,7 +243,7 @@ def _step(
             steep = _dot(found_gradient, way) > -(1 - 2 * SUFFICIENT) * slope[:, columns]
             good |= (gain <= rounding[:, columns]) & ~steep
         taken = trying[:, columns] & good
-        if columns == EVERY and taken.all():
+        if used.all() and taken.all():
             return point, found, found_gradient, ~good
         new_value = _with(new_value, columns, taken, found)
         new = _with(new, columns, taken[:, :, None, None], point)

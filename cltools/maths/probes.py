@@ -259,7 +259,8 @@ def _chosen(images: Images, seed: int) -> NDArray[np.float64]:
     v = fit(images, penalties, TOLERANCE_TO_CHOOSE, DTYPE, left_out=held_out)
     # numpy's argmax is the first of equals.
     best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
-    return np.array(INVERSE_PENALTIES)[best]
+    chosen: NDArray[np.float64] = np.array(INVERSE_PENALTIES)[best]
+    return chosen
 
 
 def _standardization(x: RowSource, device: torch.device) -> tuple[Tensor, Tensor]:

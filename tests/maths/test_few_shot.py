@@ -63,7 +63,8 @@ def test_the_penalty_of_the_first_draw_serves_the_others():
     sets = [(train[d.ravel()] - shift, y[d.ravel()], test - shift, test_y) for d in drawn]
     chosen = linear_probe(*sets[0])[2]
     expected = [linear_probe(*one, inverse_penalty=chosen)[1] for one in sets]
-    assert found.accuracies[0].tolist() == pytest.approx(expected)
+    # Within one image: with few shots, the solver stops earlier.
+    assert found.accuracies[0].tolist() == pytest.approx(expected, abs=1.01 / 300)
 
 
 def test_more_shots_and_fewer_ways_are_easier_and_all_shots_give_nccc():

@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import numpy as np, torch
-from cltools.maths import batch_losses, few_shot, labellings, probes, sphere, whole_set
+from cltools.maths import blocks, few_shot, labellings, probes, sphere
 
 torch.set_num_threads(1)
 n, d, classes = int(sys.argv[2]), 64, 4
@@ -24,8 +24,9 @@ class Made:
         return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 x, views = Made(0), [Made(1), Made(2)]
-small, small_y = x[:500], y[:500]
-probes.KEPT_BYTES = whole_set.GROUP_BYTES = 1 << 20
+small, small_y = x[0:500], y[:500]
+blocks.BLOCK_BYTES = 4 << 20
+probes.KEPT_BYTES = 1 << 20
 sphere.MOST_IMAGES = labellings.CLUSTERED = 2000
 measures = {
     "nccc": lambda: probes.nccc(x, y, small, small_y),
@@ -36,8 +37,6 @@ measures = {
     "knn": lambda: few_shot.knn(x, y, small, small_y),
     "view_distance": lambda: sphere.view_distance(views),
     "uniformity": lambda: sphere.uniformity(x),
-    "batch_losses": lambda: batch_losses.batch_losses(
-        ("dcl", "nscl"), views, torch.from_numpy(y), 0.5, 64),
     "clustered_labels": lambda: labellings.clustered_labels(x, classes),
 }
 measures[sys.argv[1]]()
@@ -45,7 +44,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 MEASURES = (
     "nccc", "linear_probe", "few_shot", "few_shot_linear", "few_shot_one_split", "knn",
-    "view_distance", "uniformity", "batch_losses", "clustered_labels",
+    "view_distance", "uniformity", "clustered_labels",
 )  # fmt: skip
 
 
