@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,8 +73,15 @@ def bench(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
     workers: Workers = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Time nothing, but predict: a100, h100, h200, l40s or v100."),
+    ] = None,
 ) -> None:
-    """Time training steps on this machine, and estimate the time of a cell or a whole config."""
+    """Time training steps on this machine, or predict them for a GPU that is not here (--on).
+
+    Both estimate the time of a cell or of a whole config.
+    """
     from cltools.config.cells import resolve_cell
     from cltools.runtime.sealed import write_json
 
@@ -86,6 +93,9 @@ def bench(
     settings = resolve_cell(json_object(cell, "--cell")) if cell else {"threads": 1}
     experiment = experiment_of(config) if config else None
     limit_threads(settings["threads"])
+    if on is not None:
+        _predict(on, experiment, settings if cell else None, store, sizes, workers, output)
+        return
     from cltools.stages import bench as stage
 
     made = stage.Synthetic(*sizes) if synthetic else None
@@ -96,6 +106,33 @@ def bench(
         device=device,
         steps=steps,
         synthetic=made,
+        workers=workers,
+    )
+    for line in stage.report_lines(report):
+        typer.echo(line)
+    if output:
+        write_json(output, report)
+
+
+def _predict(
+    on: str,
+    experiment: Any,
+    cell: dict[str, Any] | None,
+    store: Path | None,
+    sizes: tuple[int | None, ...],
+    workers: int | None,
+    output: Path | None,
+) -> None:
+    """`cltools bench --on GPU`."""
+    from cltools.runtime.sealed import write_json
+    from cltools.stages import predict as stage
+
+    report = stage.run(
+        on=on,
+        experiment=experiment,
+        cell=cell,
+        store=store or (RESULTS.stores if experiment else None),
+        given=stage.Given(*sizes),
         workers=workers,
     )
     for line in stage.report_lines(report):

@@ -16,14 +16,8 @@ import numpy as np
 import torch
 
 import cltools
-from cltools.cluster.estimates import (
-    Costs,
-    Run,
-    describe,
-    disk_mb,
-    kind_of,
-    training_seconds,
-)
+from cltools.cluster.estimates import Costs, Run, describe, kind_of
+from cltools.cluster.timings import entry_of, rounded, time_text, totals
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
@@ -103,7 +97,7 @@ def bench_cell(
         tests = len(cell_subset(store, cell, "test").indices)
         with closing(CoupledTrainer(cell, data, device)) as trainer:
             costs, shares = _measure(trainer, steps, len(data.labels) + tests)
-    entry = _entry(cell, [Run(cell, Duration.parse(cell["horizon"]))], costs, shares)
+    entry = entry_of(cell, [Run(cell, Duration.parse(cell["horizon"]))], costs, shares)
     return _report([entry], device)
 
 
@@ -136,8 +130,8 @@ def bench_experiment(
         )  # fmt: skip
         (measured,) = about["kinds"]
         costs = Costs(**measured["costs"])
-        entries.append(_entry(cell, runs, costs, measured["shares"], embedding_bytes))
-    return {**about, "kinds": entries, "totals": _totals(entries)}
+        entries.append(entry_of(cell, runs, costs, measured["shares"], embedding_bytes))
+    return {**about, "kinds": entries, "totals": totals(entries)}
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -151,14 +145,14 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{entry['cells']:5d}  {entry['steps_per_second']:7.3g}"
             f"  {entry['images_per_second']:8.0f}  {entry['costs']['memory_mb'] / 1e3:9.2f}"
-            f"  {_time(entry['longest_seconds']):>11}  {_time(entry['seconds']):>9}"
+            f"  {time_text(entry['longest_seconds']):>11}  {time_text(entry['seconds']):>9}"
             f"  {entry['disk_mb'] / 1e3:8.2f}  {describe(entry['kind'], kinds)}"
         )
-    totals = report["totals"]
-    cells = f"{totals['cells']} cell{'s' * (totals['cells'] > 1)}"
+    summed = report["totals"]
+    cells = f"{summed['cells']} cell{'s' * (summed['cells'] > 1)}"
     yield (
-        f"{cells} on {report['device']}, one after another: {_time(3600 * totals['hours'])} of "
-        f"training, {totals['disk_mb'] / 1e3:.3g} GB on disk"
+        f"{cells} on {report['device']}, one after another: {time_text(3600 * summed['hours'])} of "
+        f"training, {summed['disk_mb'] / 1e3:.3g} GB on disk"
     )
 
 
@@ -170,61 +164,18 @@ def _kind_lines(entry: dict[str, Any], device: str) -> Iterator[str]:
         yield f"{part:>10}: {share * costs['seconds_per_step'] * 1e3:9.2f} ms  {share:6.1%}"
     yield (
         f"{entry['steps_per_second']:.3g} steps and {entry['images_per_second']:.0f} images a "
-        f"second; a new epoch takes {_time(costs['seconds_per_epoch'])} more"
+        f"second; a new epoch takes {time_text(costs['seconds_per_epoch'])} more"
     )
     gpu = costs["gpu_memory_mb"]
     on_gpu = "" if gpu is None else f", {gpu / 1e3:.2f} GB on the GPU"
     yield f"memory: {costs['memory_mb'] / 1e3:.2f} GB{on_gpu}"
 
 
-def _time(seconds: float) -> str:
-    """Seconds as text, in a unit that keeps the number short."""
-    for limit, unit, size in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
-
-
-def _entry(
-    cell: Mapping[str, Any],
-    runs: list[Run],
-    costs: Costs,
-    shares: dict[str, float],
-    embedding_bytes: int = 0,
-) -> dict[str, Any]:
-    """One kind of cells in a report: its costs, and sums over the runs of its cells."""
-    seconds = [training_seconds(costs, run) for run in runs]
-    return {
-        "kind": kind_of(cell),
-        "cells": len(runs),
-        "costs": asdict(costs),
-        "shares": shares,
-        "steps_per_second": _rounded(1 / costs.seconds_per_step),
-        "images_per_second": _rounded(cell["batch_size"] / costs.seconds_per_step),
-        "seconds": _rounded(sum(seconds)),
-        "longest_seconds": _rounded(max(seconds)),
-        "disk_mb": _rounded(sum(disk_mb(costs, run, embedding_bytes) for run in runs)),
-    }
-
-
 def _report(entries: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     """What --output writes; a config and a single cell give the same layout."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     made_by = {"stage": "bench", "cltools": cltools.__version__, "torch": torch.__version__}
-    return {"device": name, "kinds": entries, "made_by": made_by, "totals": _totals(entries)}
-
-
-def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "cells": sum(entry["cells"] for entry in entries),
-        "hours": _rounded(sum(entry["seconds"] for entry in entries) / 3600),
-        "disk_mb": _rounded(sum(entry["disk_mb"] for entry in entries)),
-    }
-
-
-def _rounded(value: float) -> float:
-    """Four significant digits; timings are not more precise."""
-    return float(f"{value:.4g}")
+    return {"device": name, "kinds": entries, "made_by": made_by, "totals": totals(entries)}
 
 
 def _in_a_process(
@@ -380,7 +331,7 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
     if cuda:
         _, _, parts = _timed(trainer, steps, wait=True)
     of_parts = sum(parts.seconds[part] for part in PARTS)
-    shares = {part: _rounded(parts.seconds[part] / of_parts) for part in PARTS}
+    shares = {part: rounded(parts.seconds[part] / of_parts) for part in PARTS}
 
     saved, state_bytes = _seconds_of_a_save(trainer)
     tensors = [n.state_dict().values() for n in trainer.networks.values()]
@@ -389,17 +340,17 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
     numbers = features + (1 + views) * cell["projector_dim"]
     costs = Costs(
         steps_per_epoch=trainer.steps_per_epoch,
-        seconds_per_step=_rounded(per_step),
-        seconds_per_epoch=_rounded(per_epoch or first_epoch),
-        seconds_per_save=_rounded(saved),
-        seconds_per_embedding=_rounded(images * _seconds_of_an_embedding(cell, per_step, shares)),
-        memory_mb=_rounded(_peak_memory() / MB),
-        gpu_memory_mb=_rounded(torch.cuda.max_memory_allocated(trainer.device) / MB)
+        seconds_per_step=rounded(per_step),
+        seconds_per_epoch=rounded(per_epoch or first_epoch),
+        seconds_per_save=rounded(saved),
+        seconds_per_embedding=rounded(images * _seconds_of_an_embedding(cell, per_step, shares)),
+        memory_mb=rounded(_peak_memory() / MB),
+        gpu_memory_mb=rounded(torch.cuda.max_memory_allocated(trainer.device) / MB)
         if cuda
         else None,
-        weights_mb=_rounded(_bytes(t for values in tensors for t in values) / MB),
-        state_mb=_rounded(state_bytes / MB),
-        embedding_mb=_rounded(images * objectives * numbers * 4 / MB),
+        weights_mb=rounded(_bytes(t for values in tensors for t in values) / MB),
+        state_mb=rounded(state_bytes / MB),
+        embedding_mb=rounded(images * objectives * numbers * 4 / MB),
     )
     return costs, shares
 

@@ -7,7 +7,8 @@ pass on a GPU needs one. What a GPU does otherwise is counted as there:
 - LayerNorm runs in float32 within autocast.
 - The norms of many tensors are one kernel.
 - The backward pass of a convolution is two kernels, and both read the gradient.
-- BatchNorm and LayerNorm read their inputs twice: statistics come before what they normalize.
+- BatchNorm and LayerNorm read their inputs twice, in two kernels: statistics come first.
+- A write to chosen rows is 18 kernels, because repeatable ones sort the rows first.
 - A compiled network (`compile: true`) runs each chain of elementwise operators as one kernel. It
   reads what comes from outside of the chain and writes what is used after it. BatchNorm and
   LayerNorm belong to chains, and their statistics are a kernel and a reading more. This is what
@@ -49,6 +50,7 @@ NORMS = (
     aten.native_batch_norm, aten.native_layer_norm,
     aten.native_batch_norm_backward, aten.native_layer_norm_backward,
 )  # fmt: skip
+LAUNCHES = {aten.convolution_backward: 2, aten.index_put_: 18}
 WRITES_ONLY = (aten.copy_, aten.fill_, aten.zero_)
 
 
@@ -263,7 +265,9 @@ class _Recorder(TorchDispatchMode):
 
     def lap(self, part: str) -> None:
         """All operators since the last call belong to this part of the step."""
-        times = self._batches if part == "views" else self._times[min(self._objective, len(self._times) - 1)]
+        times = self._times[min(self._objective, len(self._times) - 1)]
+        if part == "views":
+            times = self._batches
         for operator in reversed(self.operators):
             if operator.part:
                 break
@@ -368,14 +372,13 @@ def _kernels(operators: list[_Operator], compiled: Sequence[str]) -> Iterator[Ke
 
 
 def _launches(operator: _Operator) -> int:
-    return 2 if operator.function.overloadpacket is aten.convolution_backward else 1
+    packet = operator.function.overloadpacket
+    return 2 if packet in NORMS else LAUNCHES.get(packet, 1)
 
 
 def _alone(operator: _Operator, launches: int) -> Kernel:
     moved = sum(size for _, size in (*operator.reads, *operator.writes))
-    return Kernel(
-        operator.part, moved, operator.flops, operator.dtype, launches, operator.times
-    )
+    return Kernel(operator.part, moved, operator.flops, operator.dtype, launches, operator.times)
 
 
 def _fused(chain: list[_Operator], last_use: dict[int, int], after: int) -> Kernel:
