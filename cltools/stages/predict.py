@@ -137,11 +137,9 @@ def data_set(name: str, store: Path | None, given: Given = NOTHING_GIVEN) -> Dat
     like = KNOWN.get(re.sub(r"-[0-9a-f]{8}$", "", name))
     if store is not None and StoreFolder(store).manifest.exists():
         opened = ImageStore.open(store)
-        counts = [len(opened.labels[split]) for split in PER_CLASS]
-        like = DataSet(
-            opened.image_shape, len(opened.class_names), *counts,
-            encoded=not isinstance(opened.images["train"], np.ndarray),
-        )  # fmt: skip
+        train, test = (len(opened.labels[split]) for split in PER_CLASS)
+        encoded = not isinstance(opened.images["train"], np.ndarray)
+        like = DataSet(opened.image_shape, len(opened.class_names), train, test, encoded)
     if like is None:
         needed = {"--image-size": given.image_size, "--images": given.images,
                   "--classes": given.classes}  # fmt: skip
@@ -208,7 +206,9 @@ def _entry(
     longest = max(runs, key=lambda one: one.until.in_steps(costs.steps_per_epoch))
     checkpoints = len(checkpoint_steps(longest, costs.steps_per_epoch))
     classes = cell["classes"] or data.classes
-    each, last = measuring_seconds(gpu, cell, trace.features, *images.values(), classes)
+    each, last = measuring_seconds(
+        gpu, cell, trace.features, images["train"], images["test"], classes
+    )
     hours = {
         "train": entry["longest_seconds"] / 3600,
         "embed": checkpoints * costs.seconds_per_embedding / 3600,

@@ -247,11 +247,11 @@ class _Operator:
         return torch.Tag.pointwise in self.function.tags
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the operators on fake tensors that do something, and the bytes that are alive."""
 
     def __init__(self, times: list[int], batches: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[_Operator] = []
         self._times, self._batches = times, round(batches)
         self.live = self.peak = self._objective = 0
