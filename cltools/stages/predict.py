@@ -5,11 +5,13 @@ into seconds (`cluster.roofline`). The report has the layout of one of `bench`, 
 request time and memory by it.
 """
 
+import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 
 import cltools
-from cltools.cluster.estimates import Costs, Run, checkpoint_steps, describe, kind_of
+from cltools.cluster.estimates import COST_FREE, Costs, Run, checkpoint_steps, describe, kind_of
 from cltools.cluster.roofline import (
     CONTEXT,
     DECODING,
@@ -30,6 +32,7 @@ from cltools.cluster.roofline import (
 from cltools.cluster.timings import entry_of, rounded, time_text, totals
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
+from cltools.config.schema import defaults
 from cltools.data.store import PER_CLASS, ImageStore, select
 from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
@@ -42,6 +45,7 @@ PROCESS = 3e9  # bytes of main memory of Python with torch and CUDA
 DRAWN = 200  # bytes of an image's parameters of a view, while they are drawn
 DRAWING = 1e-6  # seconds for them
 WRITING = 0.5e9  # bytes a second at which a state is hashed and written
+CLASSES = 1000  # of the cells that are traced
 # What changes the number of steps, but nothing of a step.
 NOT_TRACED = ("classes", "imbalance", "images_per_class", "test_images_per_class", "dataset")
 
@@ -81,6 +85,18 @@ class Given(NamedTuple):
 NOTHING_GIVEN = Given()
 
 
+class Sharing(NamedTuple):
+    """The GPUs of a cell, and what they share: config keys gpus_per_cell and share."""
+
+    gpus: int = 1
+    what: str = "auto"
+
+    def parts(self, objectives: int) -> int:
+        """The number of parts that a batch is split into."""
+        by_batch = self.what == "batch" or self.gpus > objectives
+        return self.gpus if by_batch else 1
+
+
 def run(
     *,
     on: str,
@@ -97,10 +113,12 @@ def run(
     are not known and for settings that do not fit the data.
     """
     torch.set_num_threads(1)
-    gpu, bytes_kept, gpus, decoders = gpu_of(on), 0, 1, workers or WORKERS
+    gpu, bytes_kept, sharing, decoders = gpu_of(on), 0, Sharing(), workers or WORKERS
     if experiment is not None:
         runs = [Run(plan.cell, plan.until) for plan in experiment.plans.values()]
-        gpus = experiment.setting("gpus_per_cell")
+        sharing = Sharing(
+            experiment.setting("gpus_per_cell"), experiment.config.get("share", "auto")
+        )
         if experiment.setting("keep_embeddings"):
             bytes_kept = {"float32": 4, "float16": 2}[experiment.setting("embedding_type")]
     elif cell is not None:
@@ -110,16 +128,13 @@ def run(
     kinds: dict[str, list[Run]] = defaultdict(list)
     for one in runs:
         kinds[canonical_json(kind_of(one.cell))].append(one)
-    traces: dict[str, Trace] = {}
     entries = []
     for of_kind in kinds.values():
         settings = dict(of_kind[0].cell)
         folder = store / settings["dataset"] if store and experiment else store
         data = data_set(settings["dataset"], folder, given)
-        key = _traced(settings, data)
-        if key not in traces:
-            traces[key] = trace_step(settings, Extent(data.shape, data.classes, data.encoded))
-        entries.append(_entry(of_kind, data, traces[key], gpu, gpus, decoders, bytes_kept))
+        trace = _trace(canonical_json(_traced(settings)), data.shape, data.encoded)
+        entries.append(_entry(of_kind, data, trace, gpu, sharing, decoders, bytes_kept))
     made_by = {"stage": "bench", "cltools": cltools.__version__, "torch": torch.__version__}
     return {
         "device": f"{gpu.name} (predicted)",
@@ -160,11 +175,17 @@ def data_set(name: str, store: Path | None, given: Given = NOTHING_GIVEN) -> Dat
     )
 
 
-def _traced(cell: Mapping[str, Any], data: DataSet) -> str:
-    """Cells with the same text have the same step."""
-    return canonical_json(
-        [{k: v for k, v in kind_of(cell).items() if k not in NOT_TRACED}, data.shape, data.encoded]
-    )
+def _traced(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """The cell with defaults for what does not change a step."""
+    usual = defaults()
+    plain = {key: usual[key] for key in (*COST_FREE, *NOT_TRACED) if key in usual}
+    return {**cell, **plain, "dataset": "any", "horizon": "1 epochs"}
+
+
+@cache
+def _trace(cell: str, shape: tuple[int, int, int], encoded: bool) -> Trace:
+    """The step of a cell, given as JSON. The number of classes hardly matters to it."""
+    return trace_step(json.loads(cell), Extent(shape, CLASSES, encoded))
 
 
 def _images(cell: Mapping[str, Any], data: DataSet, split: str) -> int:
@@ -183,7 +204,13 @@ def _images(cell: Mapping[str, Any], data: DataSet, split: str) -> int:
 
 
 def _entry(
-    runs: list[Run], data: DataSet, trace: Trace, gpu: Gpu, gpus: int, workers: int, kept: int
+    runs: list[Run],
+    data: DataSet,
+    trace: Trace,
+    gpu: Gpu,
+    sharing: Sharing,
+    workers: int,
+    kept: int,
 ) -> dict[str, Any]:
     """One kind of cells in the report; beside what `bench` reports, `predicted`.
 
@@ -198,8 +225,9 @@ def _entry(
         )
     decoded = cell["batch_size"] if data.encoded else 0
     step = step_on(gpu, trace.kernels, cell["precision"] == "tf32", decoded, workers)
-    step = _shared(step, len(cell["objectives"]), gpus)
-    split = max(1.0, gpus / len(cell["objectives"]))  # GPUs that have parts of one batch
+    objectives = len(cell["objectives"])
+    split = sharing.parts(objectives)
+    step = _shared(step, objectives, sharing.gpus, split)
     peak = round(trace.peak / split)
     costs = _costs(cell, data, images, trace._replace(peak=peak), step, workers)
     entry = entry_of(cell, runs, costs, _shares(step), kept)
@@ -229,12 +257,12 @@ def _entry(
     return entry
 
 
-def _shared(step: Step, objectives: int, gpus: int) -> Step:
-    """The step of one of several GPUs, each with some of the objectives or a part of the batch."""
-    own = math.ceil(objectives / gpus)  # objectives of the GPU that has most of them
-    share = own / objectives if gpus <= objectives else 1 / gpus
+def _shared(step: Step, objectives: int, gpus: int, split: int) -> Step:
+    """The step of the GPU that has most to do, of `gpus` that share a cell; see `Sharing`."""
+    own = objectives if split > 1 else math.ceil(objectives / gpus)
+    share = own / objectives / split
     parts = {
-        part: seconds * (1 if part == "views" and gpus <= objectives else share)
+        part: seconds * (1 / split if part == "views" else share)
         for part, seconds in step.parts.items()
     }
     shrunk = sum(parts.values()) / step.on_gpu
