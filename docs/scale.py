@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 FILE, PAGE = ROOT / "docs/scale.json", ROOT / "docs/scale.md"
 TEMPLATE, CONFIGS = ROOT / "docs/templates/scale.md.j2", ROOT / "config/paper"
 HEAD = (
-    "<!-- Made from docs/templates/scale.md.j2: edit that, then `uv run python docs/scale.py write` "
-    "-->\n"
+    "<!-- Made from docs/templates/scale.md.j2: edit that, then "
+    "`uv run python docs/scale.py write` -->\n"
 )
 GPU = "h100"
 STEP = "p2_training_cifar100"  # the cell whose step is shown on several GPUs
@@ -54,7 +54,7 @@ def predicted() -> dict[str, Any]:
     found, experiments = {}, {}
     for path in sorted(CONFIGS.glob("*.yaml")):
         experiments[path.stem] = load_experiment(read_config(path))
-        found[path.stem] = _summary(experiments[path.stem])
+        found[path.stem] = summary(experiments[path.stem])
         print(path.stem, file=sys.stderr)
     steps = {}
     for name in SHOWN:
@@ -63,7 +63,8 @@ def predicted() -> dict[str, Any]:
     return {"experiments": found, "gpu": GPU, "steps": steps}
 
 
-def _summary(experiment: Experiment) -> dict[str, Any]:
+def summary(experiment: Experiment) -> dict[str, Any]:
+    """The predictions for one experiment."""
     report = predict.run(on=GPU, experiment=experiment)
     kinds = []
     for entry in report["kinds"]:
@@ -81,13 +82,13 @@ def _summary(experiment: Experiment) -> dict[str, Any]:
                 "saved_gb": found["saved_gb"],
                 "limit": found["limit"],
                 "step": costs["seconds_per_step"],
-                "authors": _authors_hours(cell, hours["train"], costs["seconds_per_step"]),
+                "authors": authors_hours(cell, hours["train"], costs["seconds_per_step"]),
             }
         )
     return {"cells": cells_of(experiment), "kinds": kinds}
 
 
-def _authors_hours(cell: Mapping[str, Any], hours: float, step: float) -> float | None:
+def authors_hours(cell: Mapping[str, Any], hours: float, step: float) -> float | None:
     """Hours of as many steps at the authors' pace, None where their log says nothing."""
     dataset = re.sub(r"-[0-9a-f]{8}$", "", cell["dataset"])
     if dataset not in AUTHORS_DATA or any(cell[key] != value for key, value in AUTHORS.items()):

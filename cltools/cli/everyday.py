@@ -71,6 +71,9 @@ def bench(
     channels: Annotated[
         int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")
     ] = None,
+    encoded: Annotated[
+        bool, typer.Option("--encoded", help="Random images are photographs, decoded in training.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
     workers: Workers = None,
     on: Annotated[
@@ -88,17 +91,21 @@ def bench(
     if (config is None) == (cell is None):
         raise InputError("cltools bench takes either a config or --cell: give one of the two")
     sizes = (image_size, images, classes, channels)
-    if not synthetic and any(size is not None for size in sizes):
+    if not synthetic and (encoded or any(size is not None for size in sizes)):
         raise InputError("sizes and numbers of images are for random ones: add --synthetic")
     settings = resolve_cell(json_object(cell, "--cell")) if cell else {"threads": 1}
     experiment = experiment_of(config) if config else None
     limit_threads(settings["threads"])
     if on is not None:
-        _predict(on, experiment, settings if cell else None, store, sizes, workers, output)
+        given = dict(zip(("image_size", "images", "classes", "channels"), sizes, strict=True))
+        _predict(
+            on, experiment, settings if cell else None, store, {**given, "encoded": encoded},
+            workers, output,
+        )  # fmt: skip
         return
     from cltools.stages import bench as stage
 
-    made = stage.Synthetic(*sizes) if synthetic else None
+    made = stage.Synthetic(*sizes, encoded) if synthetic else None
     report = stage.run(
         experiment=experiment,
         cell=settings if cell else None,
@@ -108,6 +115,8 @@ def bench(
         synthetic=made,
         workers=workers,
     )
+    if int(os.environ.get("RANK", "0")):
+        return  # of the processes that torchrun started, the first writes
     for line in stage.report_lines(report):
         typer.echo(line)
     if output:
@@ -119,7 +128,7 @@ def _predict(
     experiment: Any,
     cell: dict[str, Any] | None,
     store: Path | None,
-    sizes: tuple[int | None, ...],
+    given: dict[str, Any],
     workers: int | None,
     output: Path | None,
 ) -> None:
@@ -132,7 +141,7 @@ def _predict(
         experiment=experiment,
         cell=cell,
         store=store or (RESULTS.stores if experiment else None),
-        given=stage.Given(*sizes),
+        given=stage.Given(**given),
         workers=workers,
     )
     for line in stage.report_lines(report):

@@ -1,19 +1,22 @@
 """Stage `bench`: time training steps on this machine and estimate what whole runs will take."""
 
+import io
 import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import cltools
 from cltools.cluster.estimates import Costs, Run, describe, kind_of
@@ -22,20 +25,23 @@ from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
 from cltools.config.schema import defaults
+from cltools.data.encoded import EncodedSource, write_encoded_store
 from cltools.data.image_set import cell_subset, image_set, open_store
-from cltools.data.store import ImageStore, write_store
+from cltools.data.store import EncodedImages, ImageStore, write_store
 from cltools.layout import RESULTS, StoreFolder
-from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
+from cltools.training.distributed import join_ranks
+from cltools.training.trace import PHOTOGRAPH
 from cltools.training.trainer import CoupledTrainer
 
 WARM_UP = 3  # untimed steps first: they allocate buffers and choose or compile kernels
 PARTS = ("views", "forward", "losses", "backward", "optimizer", "logging")
 LARGEST_SYNTHETIC = 8e9  # bytes
+DIFFERENT = 16  # random photographs; a store repeats them
 MB = 1e6
 
 
@@ -43,13 +49,15 @@ MB = 1e6
 class Synthetic:
     """Random images instead of a store: side in pixels, training images, classes, channels.
 
-    None takes the value from the store, which must then exist.
+    None takes the value from the store, which must then exist. With `encoded`, or if the store's
+    images are, they are JPEG files of the size `PHOTOGRAPH`, which training decodes.
     """
 
     image_size: int | None = None
     images: int | None = None
     classes: int | None = None
     channels: int | None = None
+    encoded: bool = False
 
 
 def run(
@@ -86,17 +94,22 @@ def bench_cell(
 ) -> dict[str, Any]:
     """Time `steps` training steps of a cell and one save; return a report of one kind.
 
-    `_report` says what a report holds; `workers` is described in `image_set`. Raises InputError for
-    settings that do not fit the data, and for a missing store.
+    `_report` says what a report holds; `workers` is described in `image_set`. Processes that
+    torchrun started time the cell together, as they would train it. The report of the first is for
+    all of them; memory is that of one.
+
+    Raises InputError for settings that do not fit the data or the processes, and for a missing
+    store.
     """
     torch.set_num_threads(cell["threads"])
-    device = choose_device(device_name)
+    ranks, device = join_ranks(device_name)
     with _images(cell, store_folder, synthetic) as folder:
         store = open_store(folder, cell)
         data = image_set(store, cell, "train", device, workers)
         tests = len(cell_subset(store, cell, "test").indices)
-        with closing(CoupledTrainer(cell, data, device)) as trainer:
+        with closing(CoupledTrainer(cell, data, device, ranks)) as trainer:
             costs, shares = _measure(trainer, steps, len(data.labels) + tests)
+        ranks.leave()
     entry = entry_of(cell, [Run(cell, Duration.parse(cell["horizon"]))], costs, shares)
     return _report([entry], device)
 
@@ -112,7 +125,9 @@ def bench_experiment(
     """Time one cell of each kind of an experiment and return the report.
 
     `stores` is the folder that holds the stores of all data sets. Each kind has its own process, so
-    that the memory of one kind does not count for another. Raises InputError as `bench_cell` does,
+    that the memory of one kind does not count for another; with the config key gpus_per_cell, it
+    has as many processes, which torchrun starts. Random images are encoded if the config says so of
+    their data set. Raises InputError as `bench_cell` does,
     and when a process ends without a result.
     """
     kinds: dict[str, list[Run]] = defaultdict(list)
@@ -124,9 +139,11 @@ def bench_experiment(
     entries, about = [], {}
     for runs in track(kinds.values(), len(kinds), "benching"):
         cell = runs[0].cell
+        encoded = bool(experiment.stores[cell["dataset"]].get("encoded"))
+        images = synthetic and replace(synthetic, encoded=synthetic.encoded or encoded)
         about = _in_a_process(
-            cell, synthetic, store=stores / cell["dataset"], device=device, steps=steps,
-            workers=workers,
+            cell, images, experiment.setting("gpus_per_cell"),
+            store=stores / cell["dataset"], device=device, steps=steps, workers=workers,
         )  # fmt: skip
         (measured,) = about["kinds"]
         costs = Costs(**measured["costs"])
@@ -179,31 +196,36 @@ def _report(entries: list[dict[str, Any]], device: torch.device) -> dict[str, An
 
 
 def _in_a_process(
-    cell: Mapping[str, Any], synthetic: Synthetic | None, **options: Any
+    cell: Mapping[str, Any], synthetic: Synthetic | None, gpus: int, **options: Any
 ) -> dict[str, Any]:
-    """The report of `cltools bench --cell`, run in a new process.
+    """The report of `cltools bench --cell`, run in a new process, or in one for each GPU.
 
     `options` are those of the command, by name; those that are None are left out. Raises InputError
     when the command fails.
     """
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m", "--"]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bench.json"
-        command = [sys.executable, "-m", "cltools.cli", "bench", "--cell", canonical_cell(cell)]
+        command = [sys.executable, "-m", *(torchrun if gpus > 1 else ()), "cltools.cli", "bench"]
+        command += ["--cell", canonical_cell(cell)]
         if synthetic is not None:
-            command.append("--synthetic")
-            options |= asdict(synthetic)
+            sizes = asdict(synthetic)
+            command += ["--synthetic", *(["--encoded"] if sizes.pop("encoded") else ())]
+            options |= sizes
         for name, value in {**options, "output": output}.items():
             command += [] if value is None else [f"--{name.replace('_', '-')}", value]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode == 0:
             report: dict[str, Any] = read_json(output, made_by="cltools bench")
             return report
-    *_, last = done.stderr.strip().splitlines() or [""]
-    if done.returncode == 2 and last.startswith("Error: "):
-        raise InputError(last.removeprefix("Error: "))
+    lines = done.stderr.strip().splitlines() or [""]
+    said = [line for line in lines if line.startswith("Error: ")]
+    if said and (gpus > 1 or (done.returncode == 2 and said[-1] == lines[-1])):
+        raise InputError(said[0].removeprefix("Error: "))
     raise InputError(
         f"the process that timed the cell {canonical_cell(cell)} ended with exit code "
-        f"{done.returncode} (a negative number is a signal; -9 is often a lack of memory): {last}"
+        f"{done.returncode} (a negative number is a signal; -9 is often a lack of memory): "
+        f"{lines[-1]}"
     )
 
 
@@ -235,19 +257,53 @@ def _write_synthetic(
     does, and for more than `LARGEST_SYNTHETIC` bytes of images.
     """
     shape, classes, counts = _extent(cell, synthetic, like)
-    size = sum(counts.values()) * math.prod(shape)
-    if size > LARGEST_SYNTHETIC:
+    encoded = synthetic.encoded or (like is not None and _is_encoded(like))
+    photographs = _photographs() if encoded else []
+    each = max(map(len, photographs)) if encoded else math.prod(shape)
+    if (size := sum(counts.values()) * each) > LARGEST_SYNTHETIC:
         raise InputError(
             f"--synthetic would make {size / 1e9:.0f} GB of random images: give fewer --images, "
             f"for at most {LARGEST_SYNTHETIC / 1e9:.0f} GB"
         )
-    random = np.random.default_rng(0)
+    random, name = np.random.default_rng(0), cell["dataset"]
+    names = [str(number) for number in range(classes)]
+    about = {"source": "synthetic"}
+    labels = {split: np.arange(count) % classes for split, count in counts.items()}
+    if encoded:
+
+        def images(split: str, start: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
+            for number in range(start, counts[split]):
+                yield str(number), partial(_nth, photographs, number)
+
+        write_encoded_store(folder, name, EncodedSource(names, labels, images, about, shape[0]))
+        return
     splits = {
-        split: (random.integers(0, 256, (count, *shape), np.uint8), np.arange(count) % classes)
+        split: (random.integers(0, 256, (count, *shape), np.uint8), labels[split])
         for split, count in counts.items()
     }
-    names = [str(number) for number in range(classes)]
-    write_store(folder, cell["dataset"], names, splits, {"source": "synthetic"})
+    write_store(folder, name, names, splits, about)
+
+
+def _is_encoded(store: Path) -> bool:
+    return isinstance(ImageStore.open(store).images["train"], EncodedImages)
+
+
+def _nth(photographs: Sequence[bytes], number: int) -> bytes:
+    return photographs[number % len(photographs)]
+
+
+def _photographs() -> list[bytes]:
+    """JPEG files that take as long to decode as photographs do: smooth, with a little noise."""
+    random, found = np.random.default_rng(0), []
+    height, width = PHOTOGRAPH
+    for _ in range(DIFFERENT):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        noisy = smooth + random.integers(-12, 13, smooth.shape, np.int16)
+        file = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        found.append(file.getvalue())
+    return found
 
 
 def _extent(
@@ -333,8 +389,7 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
     of_parts = sum(parts.seconds[part] for part in PARTS)
     shares = {part: rounded(parts.seconds[part] / of_parts) for part in PARTS}
 
-    saved, state_bytes = _seconds_of_a_save(trainer)
-    tensors = [n.state_dict().values() for n in trainer.networks.values()]
+    saved, state_bytes, weights_bytes = _seconds_of_a_save(trainer)
     features = next(iter(trainer.networks.values())).encoder.features
     views, objectives = cell["views"], len(cell["objectives"])
     numbers = features + (1 + views) * cell["projector_dim"]
@@ -348,7 +403,7 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
         gpu_memory_mb=rounded(torch.cuda.max_memory_allocated(trainer.device) / MB)
         if cuda
         else None,
-        weights_mb=rounded(_bytes(t for values in tensors for t in values) / MB),
+        weights_mb=rounded(weights_bytes / MB),
         state_mb=rounded(state_bytes / MB),
         embedding_mb=rounded(images * objectives * numbers * 4 / MB),
     )
@@ -368,17 +423,19 @@ def _seconds_of_an_embedding(
     return of_one_view * (views * shares["views"] + (1 + views) * shares["forward"])
 
 
-def _seconds_of_a_save(trainer: CoupledTrainer) -> tuple[float, int]:
-    """Seconds and bytes of a save of the resume state, in the folder for temporary files."""
+def _seconds_of_a_save(trainer: CoupledTrainer) -> tuple[float, int, int]:
+    """Seconds and bytes of a save of the resume state, in the folder for temporary files.
+
+    Also the bytes of the weights in it, which are those of all objectives.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         began = time.perf_counter()
-        save_tensors(path, *trainer.state())
-        return time.perf_counter() - began, path.stat().st_size
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+        tensors, about = trainer.state()
+        save_tensors(path, tensors, about)
+        seconds = time.perf_counter() - began
+        weights = [value.nbytes for name, value in tensors.items() if name.startswith("network/")]
+        return seconds, path.stat().st_size, sum(weights)
 
 
 def _peak_memory() -> int:

@@ -46,6 +46,7 @@ DRAWN = 200  # bytes of an image's parameters of a view, while they are drawn
 DRAWING = 1e-6  # seconds for them
 WRITING = 0.5e9  # bytes a second at which a state is hashed and written
 CLASSES = 1000  # of the cells that are traced
+PASSES, READING = 20, 2e9  # how often measuring reads features, and bytes a second, cached
 # What changes the number of steps, but nothing of a step.
 NOT_TRACED = ("classes", "imbalance", "images_per_class", "test_images_per_class", "dataset")
 
@@ -80,6 +81,7 @@ class Given(NamedTuple):
     images: int | None = None
     classes: int | None = None
     channels: int | None = None
+    encoded: bool = False
 
 
 NOTHING_GIVEN = Given()
@@ -153,8 +155,8 @@ def data_set(name: str, store: Path | None, given: Given = NOTHING_GIVEN) -> Dat
     if store is not None and StoreFolder(store).manifest.exists():
         opened = ImageStore.open(store)
         train, test = (len(opened.labels[split]) for split in PER_CLASS)
-        encoded = not isinstance(opened.images["train"], np.ndarray)
-        like = DataSet(opened.image_shape, len(opened.class_names), train, test, encoded)
+        stays = not isinstance(opened.images["train"], np.ndarray)
+        like = DataSet(opened.image_shape, len(opened.class_names), train, test, stays)
     if like is None:
         needed = {"--image-size": given.image_size, "--images": given.images,
                   "--classes": given.classes}  # fmt: skip
@@ -164,14 +166,14 @@ def data_set(name: str, store: Path | None, given: Given = NOTHING_GIVEN) -> Dat
                 f"with {', '.join(missing)}"
             )
         like = DataSet((0, 0, 3), 0, 0, 0)
-    size, images, classes, channels = given
+    size, images, classes, channels, encoded = given
     height, width, colors = like.shape
     return DataSet(
         (size or height, size or width, channels or colors),
         classes or like.classes,
         images or like.train,
         images // 5 if images else like.test,
-        like.encoded,
+        encoded or like.encoded,
     )
 
 
@@ -237,6 +239,7 @@ def _entry(
     each, last = measuring_seconds(
         gpu, cell, trace.features, images["train"], images["test"], classes
     )
+    each += PASSES * costs.embedding_mb * MB / READING
     hours = {
         "train": entry["longest_seconds"] / 3600,
         "embed": checkpoints * costs.seconds_per_embedding / 3600,

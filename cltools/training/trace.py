@@ -115,7 +115,7 @@ def trace_step(cell: dict[str, Any], extent: Extent) -> Trace:
     trainer.step = trainer.queued
     recorder = _Recorder(list(alike.values()), _batches(cell) / _batches(traced))
     trainer.lap = recorder.lap
-    with recorder, _AutocastOfGpus():
+    with recorder, _LikeOnGpu(mode):
         trainer.train_step()  # the first step makes the buffers of the optimizers
         before = recorder.start()
         trainer.train_step()
@@ -215,15 +215,25 @@ class _Photographs(EncodedImageSet):
         return lambda: self._finished(crops, parameters, recipe)
 
 
-class _AutocastOfGpus(TorchFunctionMode):
-    """LayerNorm in float32 within autocast. On CPUs, it would stay in bfloat16."""
+class _LikeOnGpu(TorchFunctionMode):
+    """What is copied to the device becomes fake; LayerNorm is in float32 within autocast.
+
+    On CPUs, LayerNorm would stay in bfloat16. Copies to the device are those that do not wait.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if function is Tensor.to and kwargs.get("non_blocking"):
+            return self.mode.from_tensor(args[0])
         if function is F.layer_norm and torch.is_autocast_enabled("cpu"):
             args = (args[0].float(), *args[1:])
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
 
 
 @dataclass
