@@ -160,7 +160,8 @@ def page(content: Mapping[str, Any]) -> str:
     template = jinja2.Template(
         TEMPLATE.read_text(), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    return HEAD + template.render(shown=shown, rows=rows, pace=pace, two=steps[GPU] / 2 * 48)
+    text: str = template.render(shown=shown, rows=rows, pace=pace, two=steps[GPU] / 2 * 48)
+    return HEAD + text
 
 
 def _rows(experiments: Mapping[str, Any]) -> Iterator[str]:
