@@ -127,9 +127,9 @@ class _FromNumbers(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def no_backward(loss: Tensor) -> None:
-    """Zeros as gradients of the weights that a loss depends on."""
-    seen, left = set(), [loss.grad_fn]
+def no_backward(end: Tensor, gradient: Tensor | None = None) -> None:
+    """Zeros as gradients of the leaves that `end` depends on."""
+    seen, left = set(), [end.grad_fn]
     while left:
         node = left.pop()
         if node is None or node in seen:
