@@ -18,6 +18,14 @@ from cltools.cli.options import (
 from cltools.layout import RESULTS, Results
 from cltools.runtime.errors import InputError
 
+Channels = Annotated[int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")]
+Encoded = Annotated[
+    bool, typer.Option("--encoded", help="Random images are photographs, decoded in training.")
+]
+On = Annotated[
+    str | None, typer.Option(help="Time nothing, but predict: a100, h100, h200, l40s or v100.")
+]
+
 
 def status(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
@@ -68,18 +76,11 @@ def bench(
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of random images.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Random training images.")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Classes of random images.")] = None,
-    channels: Annotated[
-        int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")
-    ] = None,
-    encoded: Annotated[
-        bool, typer.Option("--encoded", help="Random images are photographs, decoded in training.")
-    ] = False,
+    channels: Channels = None,
+    encoded: Encoded = False,
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
     workers: Workers = None,
-    on: Annotated[
-        str | None,
-        typer.Option(help="Time nothing, but predict: a100, h100, h200, l40s or v100."),
-    ] = None,
+    on: On = None,
 ) -> None:
     """Time training steps on this machine, or predict them for a GPU that is not here (--on).
 
@@ -97,11 +98,8 @@ def bench(
     experiment = experiment_of(config) if config else None
     limit_threads(settings["threads"])
     if on is not None:
-        given = dict(zip(("image_size", "images", "classes", "channels"), sizes, strict=True))
-        _predict(
-            on, experiment, settings if cell else None, store, {**given, "encoded": encoded},
-            workers, output,
-        )  # fmt: skip
+        one = settings if cell else None
+        _predict(on, experiment, one, store, (*sizes, encoded), workers, output)
         return
     from cltools.stages import bench as stage
 
@@ -128,11 +126,11 @@ def _predict(
     experiment: Any,
     cell: dict[str, Any] | None,
     store: Path | None,
-    given: dict[str, Any],
+    sizes: tuple[Any, ...],
     workers: int | None,
     output: Path | None,
 ) -> None:
-    """`cltools bench --on GPU`."""
+    """`cltools bench --on GPU`; `sizes` as in `stages.predict.Given`."""
     from cltools.runtime.sealed import write_json
     from cltools.stages import predict as stage
 
@@ -141,7 +139,7 @@ def _predict(
         experiment=experiment,
         cell=cell,
         store=store or (RESULTS.stores if experiment else None),
-        given=stage.Given(**given),
+        given=stage.Given(*sizes),
         workers=workers,
     )
     for line in stage.report_lines(report):
