@@ -139,8 +139,13 @@ def header(experiment: Mapping[str, Any]) -> str:
     log = f"{_range(authors)} hours" if authors else "none"
     text += f"; the authors' log: {log}."
     if cells > 1:
-        text += f" All {cells} cells: {_number(sum(kind['all'] for kind in kinds))} hours."
-    return textwrap.fill(text, 100, initial_indent="# ", subsequent_indent="# ") + "\n"
+        text += f" All {cells} of them: {_number(sum(kind['all'] for kind in kinds))} hours."
+    return (
+        textwrap.fill(
+            text, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+        )
+        + "\n"
+    )
 
 
 def with_header(text: str, experiment: Mapping[str, Any]) -> str:
