@@ -20,6 +20,21 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("steady")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help="where tests that take a device compute: cpu, cuda, cuda:1"
+    )
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of --device, on which objectives, views, networks and sums are tested."""
+    from cltools.runtime.devices import choose_device
+
+    name = request.config.getoption("--device")
+    return torch.device("cpu") if name == "cpu" else choose_device(name)
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """One for each core that this process may use."""
     return len(os.sched_getaffinity(0))

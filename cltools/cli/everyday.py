@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,14 @@ from cltools.cli.options import (
 )
 from cltools.layout import RESULTS, Results
 from cltools.runtime.errors import InputError
+
+Channels = Annotated[int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")]
+Encoded = Annotated[
+    bool, typer.Option("--encoded", help="Random images are photographs, decoded in training.")
+]
+On = Annotated[
+    str | None, typer.Option(help="Time nothing, but predict: a100, h100, h200, l40s or v100.")
+]
 
 
 def status(
@@ -68,27 +76,34 @@ def bench(
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of random images.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Random training images.")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Classes of random images.")] = None,
-    channels: Annotated[
-        int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")
-    ] = None,
+    channels: Channels = None,
+    encoded: Encoded = False,
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
     workers: Workers = None,
+    on: On = None,
 ) -> None:
-    """Time training steps on this machine, and estimate the time of a cell or a whole config."""
+    """Time training steps on this machine, or predict them for a GPU that is not here (--on).
+
+    Both estimate the time of a cell or of a whole config.
+    """
     from cltools.config.cells import resolve_cell
     from cltools.runtime.sealed import write_json
 
     if (config is None) == (cell is None):
         raise InputError("cltools bench takes either a config or --cell: give one of the two")
     sizes = (image_size, images, classes, channels)
-    if not synthetic and any(size is not None for size in sizes):
+    if not synthetic and (encoded or any(size is not None for size in sizes)):
         raise InputError("sizes and numbers of images are for random ones: add --synthetic")
     settings = resolve_cell(json_object(cell, "--cell")) if cell else {"threads": 1}
     experiment = experiment_of(config) if config else None
     limit_threads(settings["threads"])
+    if on is not None:
+        one = settings if cell else None
+        _predict(on, experiment, one, store, (*sizes, encoded), workers, output)
+        return
     from cltools.stages import bench as stage
 
-    made = stage.Synthetic(*sizes) if synthetic else None
+    made = stage.Synthetic(*sizes, encoded) if synthetic else None
     report = stage.run(
         experiment=experiment,
         cell=settings if cell else None,
@@ -96,6 +111,35 @@ def bench(
         device=device,
         steps=steps,
         synthetic=made,
+        workers=workers,
+    )
+    if int(os.environ.get("RANK", "0")):
+        return  # of the processes that torchrun started, the first writes
+    for line in stage.report_lines(report):
+        typer.echo(line)
+    if output:
+        write_json(output, report)
+
+
+def _predict(
+    on: str,
+    experiment: Any,
+    cell: dict[str, Any] | None,
+    store: Path | None,
+    sizes: tuple[Any, ...],
+    workers: int | None,
+    output: Path | None,
+) -> None:
+    """`cltools bench --on GPU`; `sizes` as in `stages.predict.Given`."""
+    from cltools.runtime.sealed import write_json
+    from cltools.stages import predict as stage
+
+    report = stage.run(
+        on=on,
+        experiment=experiment,
+        cell=cell,
+        store=store or (RESULTS.stores if experiment else None),
+        given=stage.Given(*sizes),
         workers=workers,
     )
     for line in stage.report_lines(report):

@@ -1,47 +1,47 @@
 """Stage `bench`: time training steps on this machine and estimate what whole runs will take."""
 
+import io
 import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import cltools
-from cltools.cluster.estimates import (
-    Costs,
-    Run,
-    describe,
-    disk_mb,
-    kind_of,
-    training_seconds,
-)
+from cltools.cluster.estimates import Costs, Run, describe, kind_of
+from cltools.cluster.timings import entry_of, rounded, time_text, totals
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
 from cltools.config.schema import defaults
+from cltools.data.encoded import EncodedSource, write_encoded_store
 from cltools.data.image_set import cell_subset, image_set, open_store
-from cltools.data.store import ImageStore, write_store
+from cltools.data.store import EncodedImages, ImageStore, write_store
 from cltools.layout import RESULTS, StoreFolder
-from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
+from cltools.training.distributed import join_ranks
+from cltools.training.trace import PHOTOGRAPH
 from cltools.training.trainer import CoupledTrainer
 
 WARM_UP = 3  # untimed steps first: they allocate buffers and choose or compile kernels
 PARTS = ("views", "forward", "losses", "backward", "optimizer", "logging")
 LARGEST_SYNTHETIC = 8e9  # bytes
+DIFFERENT = 16  # random photographs; a store repeats them
 MB = 1e6
 
 
@@ -49,13 +49,15 @@ MB = 1e6
 class Synthetic:
     """Random images instead of a store: side in pixels, training images, classes, channels.
 
-    None takes the value from the store, which must then exist.
+    None takes the value from the store, which must then exist. With `encoded`, or if the store's
+    images are, they are JPEG files of the size `PHOTOGRAPH`, which training decodes.
     """
 
     image_size: int | None = None
     images: int | None = None
     classes: int | None = None
     channels: int | None = None
+    encoded: bool = False
 
 
 def run(
@@ -92,18 +94,23 @@ def bench_cell(
 ) -> dict[str, Any]:
     """Time `steps` training steps of a cell and one save; return a report of one kind.
 
-    `_report` says what a report holds; `workers` is described in `image_set`. Raises InputError for
-    settings that do not fit the data, and for a missing store.
+    `_report` says what a report holds; `workers` is described in `image_set`. Processes that
+    torchrun started time the cell together, as they would train it. The report of the first is for
+    all of them; memory is that of one.
+
+    Raises InputError for settings that do not fit the data or the processes, and for a missing
+    store.
     """
     torch.set_num_threads(cell["threads"])
-    device = choose_device(device_name)
+    ranks, device = join_ranks(device_name)
     with _images(cell, store_folder, synthetic) as folder:
         store = open_store(folder, cell)
         data = image_set(store, cell, "train", device, workers)
         tests = len(cell_subset(store, cell, "test").indices)
-        with closing(CoupledTrainer(cell, data, device)) as trainer:
+        with closing(CoupledTrainer(cell, data, device, ranks)) as trainer:
             costs, shares = _measure(trainer, steps, len(data.labels) + tests)
-    entry = _entry(cell, [Run(cell, Duration.parse(cell["horizon"]))], costs, shares)
+        ranks.leave()
+    entry = entry_of(cell, [Run(cell, Duration.parse(cell["horizon"]))], costs, shares)
     return _report([entry], device)
 
 
@@ -118,7 +125,9 @@ def bench_experiment(
     """Time one cell of each kind of an experiment and return the report.
 
     `stores` is the folder that holds the stores of all data sets. Each kind has its own process, so
-    that the memory of one kind does not count for another. Raises InputError as `bench_cell` does,
+    that the memory of one kind does not count for another; with the config key gpus_per_cell, it
+    has as many processes, which torchrun starts. Random images are encoded if the config says so of
+    their data set. Raises InputError as `bench_cell` does,
     and when a process ends without a result.
     """
     kinds: dict[str, list[Run]] = defaultdict(list)
@@ -130,14 +139,16 @@ def bench_experiment(
     entries, about = [], {}
     for runs in track(kinds.values(), len(kinds), "benching"):
         cell = runs[0].cell
+        encoded = bool(experiment.stores[cell["dataset"]].get("encoded"))
+        images = synthetic and replace(synthetic, encoded=synthetic.encoded or encoded)
         about = _in_a_process(
-            cell, synthetic, store=stores / cell["dataset"], device=device, steps=steps,
-            workers=workers,
+            cell, images, experiment.setting("gpus_per_cell"),
+            store=stores / cell["dataset"], device=device, steps=steps, workers=workers,
         )  # fmt: skip
         (measured,) = about["kinds"]
         costs = Costs(**measured["costs"])
-        entries.append(_entry(cell, runs, costs, measured["shares"], embedding_bytes))
-    return {**about, "kinds": entries, "totals": _totals(entries)}
+        entries.append(entry_of(cell, runs, costs, measured["shares"], embedding_bytes))
+    return {**about, "kinds": entries, "totals": totals(entries)}
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -151,14 +162,14 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{entry['cells']:5d}  {entry['steps_per_second']:7.3g}"
             f"  {entry['images_per_second']:8.0f}  {entry['costs']['memory_mb'] / 1e3:9.2f}"
-            f"  {_time(entry['longest_seconds']):>11}  {_time(entry['seconds']):>9}"
+            f"  {time_text(entry['longest_seconds']):>11}  {time_text(entry['seconds']):>9}"
             f"  {entry['disk_mb'] / 1e3:8.2f}  {describe(entry['kind'], kinds)}"
         )
-    totals = report["totals"]
-    cells = f"{totals['cells']} cell{'s' * (totals['cells'] > 1)}"
+    summed = report["totals"]
+    cells = f"{summed['cells']} cell{'s' * (summed['cells'] > 1)}"
     yield (
-        f"{cells} on {report['device']}, one after another: {_time(3600 * totals['hours'])} of "
-        f"training, {totals['disk_mb'] / 1e3:.3g} GB on disk"
+        f"{cells} on {report['device']}, one after another: {time_text(3600 * summed['hours'])} of "
+        f"training, {summed['disk_mb'] / 1e3:.3g} GB on disk"
     )
 
 
@@ -170,89 +181,51 @@ def _kind_lines(entry: dict[str, Any], device: str) -> Iterator[str]:
         yield f"{part:>10}: {share * costs['seconds_per_step'] * 1e3:9.2f} ms  {share:6.1%}"
     yield (
         f"{entry['steps_per_second']:.3g} steps and {entry['images_per_second']:.0f} images a "
-        f"second; a new epoch takes {_time(costs['seconds_per_epoch'])} more"
+        f"second; a new epoch takes {time_text(costs['seconds_per_epoch'])} more"
     )
     gpu = costs["gpu_memory_mb"]
     on_gpu = "" if gpu is None else f", {gpu / 1e3:.2f} GB on the GPU"
     yield f"memory: {costs['memory_mb'] / 1e3:.2f} GB{on_gpu}"
 
 
-def _time(seconds: float) -> str:
-    """Seconds as text, in a unit that keeps the number short."""
-    for limit, unit, size in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
-
-
-def _entry(
-    cell: Mapping[str, Any],
-    runs: list[Run],
-    costs: Costs,
-    shares: dict[str, float],
-    embedding_bytes: int = 0,
-) -> dict[str, Any]:
-    """One kind of cells in a report: its costs, and sums over the runs of its cells."""
-    seconds = [training_seconds(costs, run) for run in runs]
-    return {
-        "kind": kind_of(cell),
-        "cells": len(runs),
-        "costs": asdict(costs),
-        "shares": shares,
-        "steps_per_second": _rounded(1 / costs.seconds_per_step),
-        "images_per_second": _rounded(cell["batch_size"] / costs.seconds_per_step),
-        "seconds": _rounded(sum(seconds)),
-        "longest_seconds": _rounded(max(seconds)),
-        "disk_mb": _rounded(sum(disk_mb(costs, run, embedding_bytes) for run in runs)),
-    }
-
-
 def _report(entries: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     """What --output writes; a config and a single cell give the same layout."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     made_by = {"stage": "bench", "cltools": cltools.__version__, "torch": torch.__version__}
-    return {"device": name, "kinds": entries, "made_by": made_by, "totals": _totals(entries)}
-
-
-def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "cells": sum(entry["cells"] for entry in entries),
-        "hours": _rounded(sum(entry["seconds"] for entry in entries) / 3600),
-        "disk_mb": _rounded(sum(entry["disk_mb"] for entry in entries)),
-    }
-
-
-def _rounded(value: float) -> float:
-    """Four significant digits; timings are not more precise."""
-    return float(f"{value:.4g}")
+    return {"device": name, "kinds": entries, "made_by": made_by, "totals": totals(entries)}
 
 
 def _in_a_process(
-    cell: Mapping[str, Any], synthetic: Synthetic | None, **options: Any
+    cell: Mapping[str, Any], synthetic: Synthetic | None, gpus: int, **options: Any
 ) -> dict[str, Any]:
-    """The report of `cltools bench --cell`, run in a new process.
+    """The report of `cltools bench --cell`, run in a new process, or in one for each GPU.
 
     `options` are those of the command, by name; those that are None are left out. Raises InputError
     when the command fails.
     """
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m", "--"]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bench.json"
-        command = [sys.executable, "-m", "cltools.cli", "bench", "--cell", canonical_cell(cell)]
+        command = [sys.executable, "-m", *(torchrun if gpus > 1 else ()), "cltools.cli", "bench"]
+        command += ["--cell", canonical_cell(cell)]
         if synthetic is not None:
-            command.append("--synthetic")
-            options |= asdict(synthetic)
+            sizes = asdict(synthetic)
+            command += ["--synthetic", *(["--encoded"] if sizes.pop("encoded") else ())]
+            options |= sizes
         for name, value in {**options, "output": output}.items():
             command += [] if value is None else [f"--{name.replace('_', '-')}", value]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode == 0:
             report: dict[str, Any] = read_json(output, made_by="cltools bench")
             return report
-    *_, last = done.stderr.strip().splitlines() or [""]
-    if done.returncode == 2 and last.startswith("Error: "):
-        raise InputError(last.removeprefix("Error: "))
+    lines = done.stderr.strip().splitlines() or [""]
+    said = [line for line in lines if line.startswith("Error: ")]
+    if said and (gpus > 1 or (done.returncode == 2 and said[-1] == lines[-1])):
+        raise InputError(said[0].removeprefix("Error: "))
     raise InputError(
         f"the process that timed the cell {canonical_cell(cell)} ended with exit code "
-        f"{done.returncode} (a negative number is a signal; -9 is often a lack of memory): {last}"
+        f"{done.returncode} (a negative number is a signal; -9 is often a lack of memory): "
+        f"{lines[-1]}"
     )
 
 
@@ -284,19 +257,53 @@ def _write_synthetic(
     does, and for more than `LARGEST_SYNTHETIC` bytes of images.
     """
     shape, classes, counts = _extent(cell, synthetic, like)
-    size = sum(counts.values()) * math.prod(shape)
-    if size > LARGEST_SYNTHETIC:
+    encoded = synthetic.encoded or (like is not None and _is_encoded(like))
+    photographs = _photographs() if encoded else []
+    each = max(map(len, photographs)) if encoded else math.prod(shape)
+    if (size := sum(counts.values()) * each) > LARGEST_SYNTHETIC:
         raise InputError(
             f"--synthetic would make {size / 1e9:.0f} GB of random images: give fewer --images, "
             f"for at most {LARGEST_SYNTHETIC / 1e9:.0f} GB"
         )
-    random = np.random.default_rng(0)
+    random, name = np.random.default_rng(0), cell["dataset"]
+    names = [str(number) for number in range(classes)]
+    about = {"source": "synthetic"}
+    labels = {split: np.arange(count) % classes for split, count in counts.items()}
+    if encoded:
+
+        def images(split: str, start: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
+            for number in range(start, counts[split]):
+                yield str(number), partial(_nth, photographs, number)
+
+        write_encoded_store(folder, name, EncodedSource(names, labels, images, about, shape[0]))
+        return
     splits = {
-        split: (random.integers(0, 256, (count, *shape), np.uint8), np.arange(count) % classes)
+        split: (random.integers(0, 256, (count, *shape), np.uint8), labels[split])
         for split, count in counts.items()
     }
-    names = [str(number) for number in range(classes)]
-    write_store(folder, cell["dataset"], names, splits, {"source": "synthetic"})
+    write_store(folder, name, names, splits, about)
+
+
+def _is_encoded(store: Path) -> bool:
+    return isinstance(ImageStore.open(store).images["train"], EncodedImages)
+
+
+def _nth(photographs: Sequence[bytes], number: int) -> bytes:
+    return photographs[number % len(photographs)]
+
+
+def _photographs() -> list[bytes]:
+    """JPEG files that take as long to decode as photographs do: smooth, with a little noise."""
+    random, found = np.random.default_rng(0), []
+    height, width = PHOTOGRAPH
+    for _ in range(DIFFERENT):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        noisy = smooth + random.integers(-12, 13, smooth.shape, np.int16)
+        file = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        found.append(file.getvalue())
+    return found
 
 
 def _extent(
@@ -380,26 +387,25 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
     if cuda:
         _, _, parts = _timed(trainer, steps, wait=True)
     of_parts = sum(parts.seconds[part] for part in PARTS)
-    shares = {part: _rounded(parts.seconds[part] / of_parts) for part in PARTS}
+    shares = {part: rounded(parts.seconds[part] / of_parts) for part in PARTS}
 
-    saved, state_bytes = _seconds_of_a_save(trainer)
-    tensors = [n.state_dict().values() for n in trainer.networks.values()]
+    saved, state_bytes, weights_bytes = _seconds_of_a_save(trainer)
     features = next(iter(trainer.networks.values())).encoder.features
     views, objectives = cell["views"], len(cell["objectives"])
     numbers = features + (1 + views) * cell["projector_dim"]
     costs = Costs(
         steps_per_epoch=trainer.steps_per_epoch,
-        seconds_per_step=_rounded(per_step),
-        seconds_per_epoch=_rounded(per_epoch or first_epoch),
-        seconds_per_save=_rounded(saved),
-        seconds_per_embedding=_rounded(images * _seconds_of_an_embedding(cell, per_step, shares)),
-        memory_mb=_rounded(_peak_memory() / MB),
-        gpu_memory_mb=_rounded(torch.cuda.max_memory_allocated(trainer.device) / MB)
+        seconds_per_step=rounded(per_step),
+        seconds_per_epoch=rounded(per_epoch or first_epoch),
+        seconds_per_save=rounded(saved),
+        seconds_per_embedding=rounded(images * _seconds_of_an_embedding(cell, per_step, shares)),
+        memory_mb=rounded(_peak_memory() / MB),
+        gpu_memory_mb=rounded(torch.cuda.max_memory_allocated(trainer.device) / MB)
         if cuda
         else None,
-        weights_mb=_rounded(_bytes(t for values in tensors for t in values) / MB),
-        state_mb=_rounded(state_bytes / MB),
-        embedding_mb=_rounded(images * objectives * numbers * 4 / MB),
+        weights_mb=rounded(weights_bytes / MB),
+        state_mb=rounded(state_bytes / MB),
+        embedding_mb=rounded(images * objectives * numbers * 4 / MB),
     )
     return costs, shares
 
@@ -417,17 +423,19 @@ def _seconds_of_an_embedding(
     return of_one_view * (views * shares["views"] + (1 + views) * shares["forward"])
 
 
-def _seconds_of_a_save(trainer: CoupledTrainer) -> tuple[float, int]:
-    """Seconds and bytes of a save of the resume state, in the folder for temporary files."""
+def _seconds_of_a_save(trainer: CoupledTrainer) -> tuple[float, int, int]:
+    """Seconds and bytes of a save of the resume state, in the folder for temporary files.
+
+    Also the bytes of the weights in it, which are those of all objectives.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         began = time.perf_counter()
-        save_tensors(path, *trainer.state())
-        return time.perf_counter() - began, path.stat().st_size
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+        tensors, about = trainer.state()
+        save_tensors(path, tensors, about)
+        seconds = time.perf_counter() - began
+        weights = [value.nbytes for name, value in tensors.items() if name.startswith("network/")]
+        return seconds, path.stat().st_size, sum(weights)
 
 
 def _peak_memory() -> int:

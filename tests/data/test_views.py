@@ -49,33 +49,33 @@ def parameters(count, chosen, height=32, width=32, seed=0):
         (adjust_hue, tvf.adjust_hue, -0.4),
     ],
 )
-def test_adjustments_equal_torchvision(ours, theirs, amount):
-    x = images()
+def test_adjustments_equal_torchvision(ours, theirs, amount, device):
+    x = images().to(device)
     x[0] = 0.4  # a gray image has no hue
     x[1, :, 0] = 0.0  # black has no saturation
-    factor = torch.full((6, 1, 1, 1), amount)
+    factor = torch.full((6, 1, 1, 1), amount, device=device)
     assert torch.allclose(ours(x, factor), theirs(x, amount), atol=2e-6)
 
 
-def test_contrast_of_grey_images_equals_torchvision():
-    x = images(channels=1)
-    factor = torch.full((6, 1, 1, 1), 0.7)
+def test_contrast_of_grey_images_equals_torchvision(device):
+    x = images(channels=1).to(device)
+    factor = torch.full((6, 1, 1, 1), 0.7, device=device)
     assert torch.allclose(adjust_contrast(x, factor), tvf.adjust_contrast(x, 0.7), atol=2e-6)
 
 
-def test_blur_and_grayscale_equal_torchvision():
-    x = images(height=12, width=12)
+def test_blur_and_grayscale_equal_torchvision(device):
+    x = images(height=12, width=12).to(device)
     for kernel, sigma in ((3, 1.5), (5, 0.4)):
-        ours = gaussian_blur(x, torch.full((6,), sigma), kernel)
+        ours = gaussian_blur(x, torch.full((6,), sigma, device=device), kernel)
         assert torch.allclose(ours, tvf.gaussian_blur(x, kernel, sigma), atol=1e-6)
     assert torch.allclose(grayscale(x), tvf.rgb_to_grayscale(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 28), (64, 48)])
-def test_crop_resize_and_flip_equal_torchvision(size):
+def test_crop_resize_and_flip_equal_torchvision(size, device):
     """Whatever the box: the two matrices are antialiased bilinear interpolation."""
     chosen = recipe()
-    p, x = parameters(200, chosen), images(200, height=32, width=32)
+    p, x = parameters(200, chosen), images(200, height=32, width=32).to(device)
     out = crop_and_flip(x, p, size)
     for i in range(len(x)):
         box = [int(v[i]) for v in (p.top, p.left, p.height, p.width)]
@@ -114,10 +114,10 @@ def test_jitter_distribution_is_torchvisions():
     assert counts.min() > 150
 
 
-def test_render_is_the_chain_of_its_parts():
+def test_render_is_the_chain_of_its_parts(device):
     """Sample by sample through torchvision's functions, in the drawn order."""
     chosen = recipe("imagenet", blur_probability=0.5)
-    x = images(40, height=16, width=16)
+    x = images(40, height=16, width=16).to(device)
     p = parameters(40, chosen, 16, 16)
     out = render(x, p, chosen, (16, 16))
     steps = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
@@ -205,9 +205,9 @@ def test_colors_are_changed_without_scattered_writes():
     assert len(copies) == 2
 
 
-def test_a_sample_gets_its_view_whatever_the_batch_and_the_subset():
+def test_a_sample_gets_its_view_whatever_the_batch_and_the_subset(device):
     chosen = recipe("digits")
-    x = images(100, channels=1, height=8, width=8)
+    x = images(100, channels=1, height=8, width=8).to(device)
     everything = epoch_views(3, 5, 2, 100, torch.arange(100), chosen, 8, 8)
     kept = torch.arange(10, 100, 3)
     subset = epoch_views(3, 5, 2, 100, kept, chosen, 8, 8)

@@ -23,9 +23,19 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 0, 2, 0])
 IN_DENOMINATOR = {"nt_xent": 1, "nscl_with_positive": 1, "nt_xent_double_positive": 2}
 
 
+@pytest.fixture(autouse=True)
+def everything_there(device):
+    """What tests make without naming a device is on the one of --device."""
+    global LABELS
+    LABELS = LABELS.to(device)
+    with device:
+        yield
+
+
 def projections(views=2, images=8, dim=5, dtype=torch.float64, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(views, images, dim, generator=draw, dtype=dtype), dim=2)
+    z = torch.randn(views, images, dim, generator=draw, dtype=dtype, device="cpu")
+    return F.normalize(z, dim=2).to(LABELS.device)
 
 
 def loop_reference(name, z, labels, tau):
@@ -123,12 +133,11 @@ def test_gap_at_equal_similarities(classes, per_class, tau):
 @pytest.mark.parametrize("seed", range(20))
 def test_order_and_bound_under_any_labels(seed):
     draw = torch.Generator().manual_seed(seed)
-    labels = torch.randint(3, (12,), generator=draw)
+    labels = torch.randint(3, (12,), generator=draw, device="cpu").to(LABELS.device)
     labels[:2] = torch.tensor([0, 1])
     for spread in (0.05, 1.0):  # nearly collapsed, and not
-        z = F.normalize(
-            torch.ones(5) + spread * torch.randn(2, 12, 5, generator=draw).double(), dim=2
-        )
+        noise = torch.randn(2, 12, 5, generator=draw, device="cpu").double().to(LABELS.device)
+        z = F.normalize(torch.ones(5) + spread * noise, dim=2)
         for tau in (0.1, 0.5, 1.0):
             dcl = float(checked_contrastive_loss("dcl", z, labels, tau))
             nscl = float(checked_contrastive_loss("nscl", z, labels, tau))
@@ -193,7 +202,7 @@ def test_bad_arguments():
 
 def test_logits_stay_in_float32_under_autocast():
     z = projections(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(z.device.type, dtype=torch.bfloat16):
         logits = similarity_logits(z, 0.1)
         assert (z.flatten(0, 1) @ z.flatten(0, 1).T).dtype == torch.bfloat16
     assert logits.dtype == torch.float32

@@ -16,12 +16,20 @@ from cltools.measurements import labelling_rows, loss_rows
 TAUS = (0.1, 0.5, 1.0)
 
 
+@pytest.fixture(autouse=True)
+def everything_there(device):
+    """What tests make without naming a device is on the one of --device."""
+    with device:
+        yield
+
+
 def random_set(views=2, n=30, d=5, classes=4, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(views, n, d, generator=generator, dtype=torch.float64)
-    labels = torch.randint(classes, (n,), generator=generator)
-    labels[:2] = torch.tensor([0, 1])  # at least two classes
-    return torch.nn.functional.normalize(z, dim=2).to(dtype), labels
+    z = torch.randn(views, n, d, generator=generator, dtype=torch.float64, device="cpu")
+    labels = torch.randint(classes, (n,), generator=generator, device="cpu")
+    labels[:2] = torch.tensor([0, 1], device="cpu")  # at least two classes
+    there = torch.get_default_device()
+    return torch.nn.functional.normalize(z, dim=2).to(there, dtype), labels.to(there)
 
 
 def loop_loss(z, labels, tau, other_class_only):
@@ -64,7 +72,9 @@ def test_any_class_sizes_and_tiles(counts, tile):
     z, _ = random_set(n=60)
     labels = torch.repeat_interleave(torch.arange(60)[: len(counts)], torch.tensor(counts))
     labels = torch.cat([labels, labels.new_zeros(60 - len(labels))])
-    labels = labels[torch.randperm(60, generator=torch.Generator().manual_seed(1))]
+    labels = labels[
+        torch.randperm(60, generator=torch.Generator().manual_seed(1), device="cpu").to(z.device)
+    ]
     sim = torch.einsum("kid,ljd->iklj", z, z) / 0.5
     others = torch.eye(60, dtype=torch.bool)
     negatives = {"dcl": others, "nscl": labels[:, None] == labels}
@@ -122,9 +132,12 @@ def test_equal_similarities_give_the_gap_at_initialization():
 def test_order_and_rotation_do_not_matter_but_labels_do():
     z, labels = random_set()
     base = whole_set_losses(z, labels, TAUS)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3), device="cpu")
+    order = order.to(z.device)
     rotation = torch.linalg.qr(
-        torch.randn(5, 5, dtype=z.dtype, generator=torch.Generator().manual_seed(4))
+        torch.randn(
+            5, 5, dtype=z.dtype, generator=torch.Generator().manual_seed(4), device="cpu"
+        ).to(z.device)
     )[0]
     same = whole_set_losses((z @ rotation)[:, order], labels[order] * 3 - 5, TAUS)
     other = whole_set_losses(z, labels.roll(1), TAUS)
@@ -185,5 +198,5 @@ def test_the_stage_works_them_out_on_its_device(monkeypatch):
     monkeypatch.setattr("cltools.measurements.losses.whole_set_losses", on_device)
     z, labels = random_set()
     for rows in (loss_rows, labelling_rows):
-        assert list(rows({"dcl": z.numpy()}, labels.numpy(), 0.5, torch.device("meta")))
+        assert list(rows({"dcl": z.cpu().numpy()}, labels.cpu().numpy(), 0.5, torch.device("meta")))
     assert found == [("meta", "cpu")] * 4

@@ -1,5 +1,6 @@
 """`cltools bench`: what it prints and writes, the arithmetic of estimates, what jobs ask for."""
 
+import io
 import json
 import math
 import subprocess
@@ -150,6 +151,50 @@ def test_a_config_of_two_kinds(tmp_path):
     bench = Bench(output)
     assert bench.of(resolve_cell({**cell(**kinds[25]["kind"]), "seed": 7})) is not None
     assert bench.of(cell()) is None
+
+
+def test_a_cell_on_several_processes_with_photographs(tmp_path):
+    """As its training would run: torchrun starts them, and each decodes its part of the images."""
+    base = {k: v for k, v in SETTINGS.items() if k not in ("recipe", "dataset")}
+    config = {
+        "experiment": "tiny",
+        "datasets": {"photographs": {
+            "source": "folder", "path": "photographs", "encoded": True, "size": 16,
+            "recipe": "imagenet",
+        }},
+        "gpus_per_cell": 2,
+        "base": {**base, "epochs": 2, "batch_size": 20, "objectives": ["dcl", "nscl"]},
+        "sweeps": {"base": {"vary": {"seed": [0]}}},
+    }  # fmt: skip
+    path, output = tmp_path / "config.yaml", tmp_path / "bench.json"
+    path.write_text(yaml.safe_dump(config))
+    text = cltools("bench", path, "--store", tmp_path, "--synthetic", "--image-size", 16,
+                   "--images", 200, "--classes", 10, "--steps", 2, "--device", "cpu",
+                   "--output", output)  # fmt: skip
+    (entry,) = read_json(output, made_by="cltools bench")["kinds"]
+    assert entry["costs"]["steps_per_epoch"] == 150 // 20
+    assert 0.15 < entry["costs"]["weights_mb"] < 0.25  # of both objectives
+    assert "photographs" in text.splitlines()[0]
+    assert len([line for line in text.splitlines() if line.startswith("memory:")]) == 1
+
+
+def test_what_stops_one_of_several_processes_is_said(tmp_path):
+    """A batch of 25 images cannot be shared by two."""
+    with pytest.raises(InputError, match=r"^config key batch_size is 25, which 2 ranks cannot"):
+        bench._in_a_process(
+            cell(batch_size=25, objectives=["dcl"]), Synthetic(8, 200, 10, 1), 2, device="cpu",
+            steps=1,
+        )  # fmt: skip
+
+
+def test_random_photographs_are_like_photographs():
+    from PIL import Image
+
+    (first, second, *_) = bench._photographs()
+    assert first != second
+    image = Image.open(io.BytesIO(first))
+    assert (image.format, image.size) == ("JPEG", (500, 375))
+    assert 50_000 < len(first) < 200_000  # those of ImageNet have 110,000 bytes
 
 
 def test_random_images_like_those_of_a_store(digits):

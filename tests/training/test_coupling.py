@@ -25,10 +25,16 @@ cell = partial(
 )
 
 
-def trainer(digits, **settings):
-    settings = cell(**settings)
-    data = image_set(open_store(digits, settings), settings, "train", torch.device("cpu"))
-    return CoupledTrainer(settings, data, torch.device("cpu"))
+@pytest.fixture
+def trainer(digits, device):
+    """A function from settings to a trainer on the device of --device."""
+
+    def made(**settings):
+        settings = cell(**settings)
+        data = image_set(open_store(digits, settings), settings, "train", device)
+        return CoupledTrainer(settings, data, device)
+
+    return made
 
 
 def start_of(one, name):
@@ -36,10 +42,10 @@ def start_of(one, name):
 
 
 @pytest.mark.parametrize("private", [*SOURCES, "all"])
-def test_only_what_is_private_differs(digits, private):
+def test_only_what_is_private_differs(trainer, private):
     coupling = [] if private == "all" else [s for s in SOURCES if s != private]
-    one = trainer(digits, coupling=coupling)
-    shared = trainer(digits, objectives=["dcl"])
+    one = trainer(coupling=coupling)
+    shared = trainer(objectives=["dcl"])
     reference = shared.batches["dcl"]
     assert torch.equal(start_of(one, "dcl"), start_of(shared, "dcl"))
     for step in (0, 3):
@@ -97,9 +103,9 @@ def test_a_run_with_private_batches_continues(digits, tmp_path):
     assert largest["dcl"] != largest["nscl"]  # of each model's own batches
 
 
-def test_a_state_from_before_batches_could_be_private_is_taken_up(digits):
+def test_a_state_from_before_batches_could_be_private_is_taken_up(trainer):
     """It has one composition a step, not one for each model."""
-    one, other = (trainer(digits, objectives=["dcl", "nscl"]) for _ in range(2))
+    one, other = (trainer(objectives=["dcl", "nscl"]) for _ in range(2))
     for _ in range(3):
         one.train_step()
     tensors, about = one.state()
@@ -110,9 +116,9 @@ def test_a_state_from_before_batches_could_be_private_is_taken_up(digits):
     assert all((before[key] == after[key]).all() for key in ("n_max", "dcl", "model"))
 
 
-def test_where_all_is_shared_the_second_dcl_model_has_its_own_batches_and_views(digits):
+def test_where_all_is_shared_the_second_dcl_model_has_its_own_batches_and_views(trainer):
     """It would be the first one otherwise. The other models share everything."""
-    one, apart = trainer(digits), trainer(digits, coupling=["init"])
+    one, apart = trainer(), trainer(coupling=["init"])
     assert torch.equal(start_of(one, "dcl_twin"), start_of(one, "dcl"))
     assert one.batches["nscl"] is one.batches["dcl"]
     for own, expected in zip(

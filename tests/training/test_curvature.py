@@ -8,18 +8,18 @@ from cltools.training.curvature import largest_curvature
 
 
 @pytest.mark.parametrize("eigenvalues", [[3.0, 1.0, 0.5], [-4.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
-def test_quadratic(eigenvalues):
+def test_quadratic(eigenvalues, device):
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
-    matrix = rotation @ torch.diag(torch.tensor(eigenvalues)) @ rotation.T
-    x = torch.ones(3, requires_grad=True)
+    matrix = (rotation @ torch.diag(torch.tensor(eigenvalues)) @ rotation.T).to(device)
+    x = torch.ones(3, requires_grad=True, device=device)
     found = largest_curvature(lambda: x @ matrix @ x / 2, [x], iterations=60)
     assert found == pytest.approx(max(map(abs, eigenvalues)), rel=1e-4)
 
 
-def test_small_network():
+def test_small_network(device):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    x, y = torch.randn(20, 4).double(), torch.randint(3, (20,))
+    network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double().to(device)
+    x, y = torch.randn(20, 4).double().to(device), torch.randint(3, (20,)).to(device)
     parameters = list(network.parameters())
     sizes = [p.numel() for p in parameters]
 

@@ -1,0 +1,51 @@
+"""What the reports of `cltools bench` share, whether it measures or predicts. Imports quickly."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cltools.cluster.estimates import Costs, Run, disk_mb, kind_of, training_seconds
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as text, in a unit that keeps the number short."""
+    for limit, unit, size in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"
+
+
+def entry_of(
+    cell: Mapping[str, Any],
+    runs: list[Run],
+    costs: Costs,
+    shares: dict[str, float],
+    embedding_bytes: int = 0,
+) -> dict[str, Any]:
+    """One kind of cells in a report: its costs, and sums over the runs of its cells."""
+    seconds = [training_seconds(costs, run) for run in runs]
+    return {
+        "kind": kind_of(cell),
+        "cells": len(runs),
+        "costs": asdict(costs),
+        "shares": shares,
+        "steps_per_second": rounded(1 / costs.seconds_per_step),
+        "images_per_second": rounded(cell["batch_size"] / costs.seconds_per_step),
+        "seconds": rounded(sum(seconds)),
+        "longest_seconds": rounded(max(seconds)),
+        "disk_mb": rounded(sum(disk_mb(costs, run, embedding_bytes) for run in runs)),
+    }
+
+
+def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Cells, hours of training and MB on disk of all entries."""
+    return {
+        "cells": sum(entry["cells"] for entry in entries),
+        "hours": rounded(sum(entry["seconds"] for entry in entries) / 3600),
+        "disk_mb": rounded(sum(entry["disk_mb"] for entry in entries)),
+    }
+
+
+def rounded(value: float) -> float:
+    """Four significant digits; timings are not more precise."""
+    return float(f"{value:.4g}")
