@@ -10,6 +10,7 @@ import typer
 from cltools.cli.options import (
     CONFIG_HELP,
     Device,
+    Share,
     Workers,
     experiment_of,
     json_object,
@@ -80,6 +81,9 @@ def bench(
     encoded: Encoded = False,
     output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
     workers: Workers = None,
+    share: Annotated[
+        Share, typer.Option(help="What the processes of torchrun share, as for `cltools train`.")
+    ] = "auto",
     on: On = None,
 ) -> None:
     """Time training steps on this machine, or predict them for a GPU that is not here (--on).
@@ -112,6 +116,7 @@ def bench(
         steps=steps,
         synthetic=made,
         workers=workers,
+        share=share,
     )
     if int(os.environ.get("RANK", "0")):
         return  # of the processes that torchrun started, the first writes

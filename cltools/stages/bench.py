@@ -34,7 +34,7 @@ from cltools.runtime.files import canonical_json
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
-from cltools.training.distributed import join_ranks
+from cltools.training.distributed import Share, join_ranks
 from cltools.training.trace import PHOTOGRAPH
 from cltools.training.trainer import CoupledTrainer
 
@@ -69,6 +69,7 @@ def run(
     steps: int = 20,
     synthetic: Synthetic | None = None,
     workers: int | None = None,
+    share: Share = "auto",
 ) -> dict[str, Any]:
     """Time one cell of each kind of an experiment, or a single cell; return the report.
 
@@ -81,7 +82,7 @@ def run(
         return bench_experiment(experiment, stores, device, steps, synthetic, workers)
     if cell is None:
         raise InputError("there is nothing to time: give an experiment or a cell")
-    return bench_cell(cell, store, device, steps, synthetic, workers)
+    return bench_cell(cell, store, device, steps, synthetic, workers, share)
 
 
 def bench_cell(
@@ -91,18 +92,19 @@ def bench_cell(
     steps: int = 20,
     synthetic: Synthetic | None = None,
     workers: int | None = None,
+    share: Share = "auto",
 ) -> dict[str, Any]:
     """Time `steps` training steps of a cell and one save; return a report of one kind.
 
     `_report` says what a report holds; `workers` is described in `image_set`. Processes that
-    torchrun started time the cell together, as they would train it. The report of the first is for
-    all of them; memory is that of one.
+    torchrun started time the cell together, as they would train it (see `distributed.Share`). The
+    report of the first is for all of them; memory is that of one.
 
     Raises InputError for settings that do not fit the data or the processes, and for a missing
     store.
     """
     torch.set_num_threads(cell["threads"])
-    ranks, device = join_ranks(device_name)
+    ranks, device = join_ranks(device_name, share, len(cell["objectives"]))
     with _images(cell, store_folder, synthetic) as folder:
         store = open_store(folder, cell)
         data = image_set(store, cell, "train", device, workers)
@@ -144,6 +146,7 @@ def bench_experiment(
         about = _in_a_process(
             cell, images, experiment.setting("gpus_per_cell"),
             store=stores / cell["dataset"], device=device, steps=steps, workers=workers,
+            share=experiment.setting("share"),
         )  # fmt: skip
         (measured,) = about["kinds"]
         costs = Costs(**measured["costs"])

@@ -419,9 +419,9 @@ def test_measuring_goes_on_within_a_checkpoint(made, tmp_path, monkeypatch):
         monkeypatch.setattr(measurements, name, function)
     for _ in killed:
         with pytest.raises(KeyboardInterrupt):
-            measure_cell(cell / "trained-2epochs.json", "all")
+            measure_cell(cell / "trained-2epochs.json", MeasureSettings("all"))
         assert not whole.exists()
-    assert measure_cell(cell / "trained-2epochs.json", "all") == whole
+    assert measure_cell(cell / "trained-2epochs.json", MeasureSettings("all")) == whole
     steps = 2
     for name in families:
         of_splits = 1 if name in ("dropped_rows", "weight_rows") else 2

@@ -59,7 +59,7 @@ def test_larger_batches_move_more_and_launch_as_much():
 def test_bfloat16_halves_what_is_moved_and_kept():
     full, half = (trace(precision=p, batch_size=256) for p in ("float32", "bfloat16"))
     assert total(half, "moved") / total(full, "moved") == pytest.approx(0.5, abs=0.06)
-    assert half.peak / full.peak == pytest.approx(0.5, abs=0.1)
+    assert 0.4 < half.peak / full.peak < 0.7  # the views stay in float32
     assert total(half, "flops") == total(full, "flops")
     types = Counter(k.dtype for k in half.kernels if k.flops and k.part == "forward")
     assert set(types) == {"bfloat16"}
