@@ -249,7 +249,9 @@ def train_options(wildcards, resources):
 def images_of(plan):
     """The images of a cell, as far as they are known before its store is made."""
     store = plan.cell["dataset"]
-    return images_of_cell(plan.cell, EXPERIMENT.stores[store], RESULTS.store(store).manifest)
+    return images_of_cell(
+        plan.cell, EXPERIMENT.stores[store], RESULTS.store(store).manifest
+    )
 
 
 def decoding_cpus_of(cell, gpus=1):
