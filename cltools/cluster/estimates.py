@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from cltools.cluster.arithmetic import NetworkSize, network_size
 from cltools.cluster.images import PHOTOGRAPH_BYTES, Images
 from cltools.config.cells import canonical_cell
-from cltools.config.durations import SECONDS_BETWEEN_SAVES, Duration
+from cltools.config.durations import Duration, saves_in
 from cltools.config.schema import defaults
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
@@ -119,7 +119,7 @@ def training_seconds(costs: Costs, run: Run) -> float:
     epochs = math.ceil(steps / costs.steps_per_epoch)
     seconds = steps * costs.seconds_per_step + epochs * costs.seconds_per_epoch
     checkpoints = len(checkpoint_steps(run, costs.steps_per_epoch))
-    saves = seconds / SECONDS_BETWEEN_SAVES + checkpoints + 1
+    saves = saves_in(seconds) + checkpoints + 1
     return seconds + saves * costs.seconds_per_save
 
 

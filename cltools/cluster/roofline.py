@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from cltools.cluster.estimates import SECONDS_TO_CROP, SECONDS_TO_DECODE
 from cltools.runtime.errors import InputError
 
 
@@ -48,7 +49,7 @@ ARITHMETIC_SHARE = 0.6
 SHORTEST = 2e-6  # seconds of the smallest kernel
 LAUNCH = 7.5e-6  # seconds of the processor for each kernel, in Python
 CONTEXT = 1e9  # bytes of GPU memory of CUDA and its libraries
-DECODING = 4.6e-3  # seconds of one core for a photograph of 500 x 375 pixels and two crops of it
+DECODING = SECONDS_TO_DECODE + 2 * SECONDS_TO_CROP  # of one core, for a photograph and its views
 LIMITS = ("memory bandwidth", "arithmetic", "launches", "decoding")
 
 

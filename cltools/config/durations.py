@@ -10,6 +10,12 @@ LATER_SECONDS_BETWEEN_SAVES = 600.0
 SECONDS_OF_FREQUENT_SAVES = 3600.0
 
 
+def saves_in(seconds: float) -> float:
+    """How often the resume state is saved while a run trains for so many seconds."""
+    early = min(seconds, SECONDS_OF_FREQUENT_SAVES)
+    return early / SECONDS_BETWEEN_SAVES + (seconds - early) / LATER_SECONDS_BETWEEN_SAVES
+
+
 @dataclass(frozen=True, order=True)
 class Duration:
     """`count` epochs or steps; its text is "20 epochs", in file names "20epochs"."""
