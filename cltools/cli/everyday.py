@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,6 @@ def bench(
     Both estimate the time of a cell or of a whole config.
     """
     from cltools.config.cells import resolve_cell
-    from cltools.runtime.sealed import write_json
 
     if (config is None) == (cell is None):
         raise InputError("cltools bench takes either a config or --cell: give one of the two")
@@ -120,10 +120,7 @@ def bench(
     )
     if int(os.environ.get("RANK", "0")):
         return  # of the processes that torchrun started, the first writes
-    for line in stage.report_lines(report):
-        typer.echo(line)
-    if output:
-        write_json(output, report)
+    _tell(stage.report_lines(report), report, output)
 
 
 def _predict(
@@ -136,7 +133,6 @@ def _predict(
     output: Path | None,
 ) -> None:
     """`cltools bench --on GPU`; `sizes` as in `stages.predict.Given`."""
-    from cltools.runtime.sealed import write_json
     from cltools.stages import predict as stage
 
     report = stage.run(
@@ -147,7 +143,14 @@ def _predict(
         given=stage.Given(*sizes),
         workers=workers,
     )
-    for line in stage.report_lines(report):
+    _tell(stage.report_lines(report), report, output)
+
+
+def _tell(lines: Iterable[str], report: dict[str, Any], output: Path | None) -> None:
+    """Print a report, and write it to a file if one is wanted."""
+    from cltools.runtime.sealed import write_json
+
+    for line in lines:
         typer.echo(line)
     if output:
         write_json(output, report)
