@@ -23,6 +23,7 @@ def setup(gpu, tmp_path):
     return gpu.Setup(torch.device("cpu"), True, tmp_path)
 
 
+@pytest.mark.slow
 def test_all_checks_run_on_a_cpu(gpu):
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--smoke"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -81,7 +81,11 @@ def alone(digits, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("kind", KINDS)
+OFTEN = ("SimCLR", "a twin with batches and views of its own")
+SELDOM = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in OFTEN]
+
+
+@pytest.mark.parametrize("kind", [*OFTEN, *SELDOM])
 def test_two_ranks_are_one_process(digits, alone, tmp_path, kind):
     """Weights, log, state, settings and manifest, byte for byte."""
     on_ranks(2, run, cell(**KINDS[kind]), digits, tmp_path)
@@ -91,6 +95,7 @@ def test_two_ranks_are_one_process(digits, alone, tmp_path, kind):
     assert {"run/resume.safetensors", "run/log-24steps.parquet"} <= whole.keys()
 
 
+@pytest.mark.slow
 def test_three_ranks_are_one_process(digits, alone, tmp_path):
     on_ranks(3, run, cell(), digits, tmp_path)
     assert files(tmp_path) == alone("SimCLR")
@@ -112,7 +117,10 @@ def killed_rank(settings, store, folder, stop):
         return str(error)
 
 
-@pytest.mark.parametrize("kind", ["SimCLR", "MoCo", "nothing shared"])
+@pytest.mark.parametrize(
+    "kind",
+    ["SimCLR", *(pytest.param(k, marks=pytest.mark.slow) for k in ("MoCo", "nothing shared"))],
+)
 def test_killed_and_resumed_by_other_numbers_of_ranks(digits, alone, tmp_path, kind):
     settings = cell(**KINDS[kind])
     for size, stop in ((2, 8), (3, 14), (2, 20)):
@@ -129,6 +137,7 @@ def test_killed_and_resumed_by_other_numbers_of_ranks(digits, alone, tmp_path, k
     assert files(tmp_path) == alone(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_longer_run_goes_on_with_another_number(digits, alone, tmp_path, first):
     """And the state of an unfinished run is that of one process, too."""
