@@ -117,7 +117,7 @@ def test_the_papers_cell_of_cifar():
     between(4_000, train_needs(cell).mem_mb, 16_000)
     between(60, embed_needs([cell]).runtime, 240)
     between(4_000, embed_needs([cell]).mem_mb, 12_000)
-    between(3 * 3600, cpu_seconds_of_measuring(cell, "last"), 20 * 3600)  # audited: 11 h
+    between(3 * 3600, cpu_seconds_of_measuring(cell, "last"), 20 * 3600)  # by hand: 11 h
     assert cpu_seconds_of_measuring(cell, "last") > LONG  # so it asks for a GPU of its own
     between(60, measure_needs([cell], "last", on_gpu=True).runtime, 120)
     between(4_000, measure_needs([cell], "last", on_gpu=True).mem_mb, 10_000)
