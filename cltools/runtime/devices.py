@@ -118,6 +118,15 @@ def tf32(device: torch.device, allowed: bool = True) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
+@contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Within it, layers of networks compute in "float32", "tf32" or "bfloat16"."""
+    bfloat16 = precision == "bfloat16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+    with autocast, tf32(device, precision == "tf32"):
+        yield
+
+
 def talk_of_precision(precision: str, device: torch.device) -> None:
     """Log one line where training in this precision is slow on this device, or is not to be had."""
     if device.type == "cuda":

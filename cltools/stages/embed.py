@@ -6,8 +6,8 @@ never uses them. `data.embeddings` describes the files.
 """
 
 import logging
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from cltools.layout import (
     measures_table,
     whose,
 )
-from cltools.runtime.devices import choose_device
+from cltools.runtime.devices import choose_device, computing_in
 from cltools.runtime.files import only_process
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import usable_table, write_json
@@ -132,20 +132,12 @@ def embed_cell(
     return files
 
 
-@contextmanager
-def _precision(cell: Mapping[str, Any], made: Embeddings, device: torch.device) -> Iterator[None]:
+def _precision(
+    cell: Mapping[str, Any], made: Embeddings, device: torch.device
+) -> AbstractContextManager[None]:
     """Let networks compute in the precision of their training, if `made` says so, on a GPU."""
-    chosen = cell["precision"] if made.precision == "training" else "float32"
-    on_gpu = device.type == "cuda"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if on_gpu and chosen == "tf32":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    bfloat16 = on_gpu and chosen == "bfloat16"
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    as_trained = device.type == "cuda" and made.precision == "training"
+    return computing_in(cell["precision"] if as_trained else "float32", device)
 
 
 @dataclass(frozen=True)

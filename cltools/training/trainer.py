@@ -15,7 +15,6 @@ copies of all networks; losses, masks and labels are those of the whole batch on
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,7 @@ from cltools.maths.objectives import (
     similarity_logits,
 )
 from cltools.maths.randomness import initialize
-from cltools.runtime.devices import tf32, to_device
+from cltools.runtime.devices import computing_in, tf32, to_device
 from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches, batches_of_models, owner
 from cltools.training.compiled import compiled
@@ -242,7 +241,7 @@ class CoupledTrainer:
         views, passed = batch.views, self.cell["views"]
         if objective in self.queues:
             views, passed = views.chunk(passed)[0], 1
-        with self._autocast():
+        with computing_in(self.cell["precision"], self.device):
             projected = self._project(self.forward[objective], views)
         self.lap("forward")
         # The backward pass stops here, and goes on through the network in the network's precision.
@@ -262,7 +261,7 @@ class CoupledTrainer:
             others[own] = loss.detach()
         self.lap("losses")
         torch.autograd.backward(loss)
-        with self._tf32():
+        with tf32(self.device, self.cell["precision"] == "tf32"):
             torch.autograd.backward(projected, ends.grad)
         self.ranks.sum_gradients(network)
         self.lap("backward")
@@ -298,22 +297,10 @@ class CoupledTrainer:
         """Update the key network, and put its keys of the batch's second views into the queue."""
         queue = self.queues[objective]
         queue.follow(self.networks[objective])
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), computing_in(self.cell["precision"], self.device):
             keys = queue.keys_of(batch.views.chunk(self.cell["views"])[1])
         queue.put(self.step, self.ranks.gather(keys[None])[0])
         self.lap("forward")
-
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        """Forward passes of networks in the cell's precision."""
-        bfloat16 = self.cell["precision"] == "bfloat16"
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
-        with autocast, self._tf32():
-            yield
-
-    def _tf32(self) -> AbstractContextManager[None]:
-        """TF32 in the networks, if the cell asks for it; never in the losses."""
-        return tf32(self.device, self.cell["precision"] == "tf32")
 
     def _project(self, network: Forward, views: Tensor) -> Tensor:
         """z (K*B, d) of the views.

@@ -51,7 +51,8 @@ def as_on_a_gpu(monkeypatch):
     """TF32 is switched on and off as it would be on a GPU; the numbers are still of the CPU."""
     devices.choose_device("cpu")
     gpu = partial(devices.tf32, torch.device("cuda"))
-    monkeypatch.setattr(trainer_module, "tf32", lambda device, allowed: gpu(allowed))
+    for module in (devices, trainer_module):
+        monkeypatch.setattr(module, "tf32", lambda device, allowed: gpu(allowed))
 
 
 @pytest.mark.parametrize("settings", [
