@@ -1,4 +1,4 @@
-"""What a network costs: arithmetic, parameters and memory, from its settings. Imports quickly.
+"""What a network costs: arithmetic and parameters, from its settings. Imports quickly.
 
 The numbers are of the layers with nearly all the work: convolutions, linear layers and attention.
 `tests/cluster/test_arithmetic.py` compares them with those that torch counts.
@@ -20,14 +20,12 @@ class NetworkSize(NamedTuple):
     """The size of one network: encoder and projector.
 
     flops: of the forward pass of one image, a multiplication and an addition counting as two.
-    parameters: their number. features: of h. values: numbers that all layers put out for one image,
-    which training keeps.
+    parameters: their number. features: of h.
     """
 
     flops: float
     parameters: float
     features: int
-    values: float
 
 
 def network_size(cell: Mapping[str, Any], side: int, channels: int = 3) -> NetworkSize:
@@ -69,9 +67,8 @@ def _resnet(
                 layers.append((inputs, width * expansion, 1, side))
             inputs = width * expansion
     weights = [i * o * k * k for i, o, k, _ in layers]
-    outputs = [o * s * s for _, o, _, s in layers]
     flops = sum(2 * w * s * s for w, (_, _, _, s) in zip(weights, layers, strict=True))
-    return NetworkSize(flops, sum(weights), inputs, 2 * sum(outputs))
+    return NetworkSize(flops, sum(weights), inputs)
 
 
 def _transformer(sizes: Transformer, patch: int, side: int, channels: int) -> NetworkSize:
@@ -83,5 +80,4 @@ def _transformer(sizes: Transformer, patch: int, side: int, channels: int) -> Ne
         flops=2 * tokens * (first + weights) + attention,
         parameters=first + weights + tokens * d,
         features=d,
-        values=sizes.layers * tokens * 16 * d,
     )

@@ -58,7 +58,6 @@ def fit(
     tolerance: float,
     dtype: torch.dtype = torch.float64,
     left_out: Tensor | None = None,
-    start: Tensor | None = None,
 ) -> Tensor:
     """The minima of B × P problems: P penalties for each of B sets of features.
 
@@ -70,7 +69,6 @@ def fit(
             are larger then.
         dtype: of the features and of all products.
         left_out: mask (n,) of images that are not fitted.
-        start: (B, P, C, d + 1) to start from, by default zeros.
 
     Returns:
         (B, P, C, d + 1): weights, and the intercept as the last column.
@@ -83,7 +81,6 @@ def fit(
     share = rest / count
     penalties = (2 if images.classes == 2 else 1) / (inverse_penalties.to(count) * count)
     penalties = penalties[:, :, None, None]
-
     target = target * share
 
     def objective(v: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
@@ -93,10 +90,9 @@ def fit(
         loss += (pull * v[..., :-1]).sum((2, 3), dtype=torch.float64) / 2
         return loss, gradient
 
-    if start is None:
-        shape = (*inverse_penalties.shape, images.classes, images.features + 1)
-        start = torch.zeros(shape, dtype=dtype, device=images.index.device)
-    return _minimize(objective, start.to(dtype), tolerance)
+    shape = (*inverse_penalties.shape, images.classes, images.features + 1)
+    zeros = torch.zeros(shape, dtype=dtype, device=images.index.device)
+    return _minimize(objective, zeros, tolerance)
 
 
 def scores(x: Tensor, v: Tensor) -> Tensor:
