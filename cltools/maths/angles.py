@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from cltools.maths.alignment.features import Features, chunks_of, inverse_norms, squares
-from cltools.maths.blocks import CPU, as_rows, read
+from cltools.maths.alignment.features import chunks_of, inverse_norms, squares
+from cltools.maths.blocks import CPU, Features, as_rows, read
 from cltools.maths.weights import common_layers
 
 

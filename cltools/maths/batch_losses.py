@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, blocks_of, take
+from cltools.maths.blocks import CPU, RowSource, blocks_of, is_float64, take
 from cltools.maths.bounds import gap_bound
 from cltools.maths.objectives import contrastive_loss, pair_masks, similarity_logits
 from cltools.maths.sphere import Views, as_views
@@ -75,7 +75,7 @@ def _batches(
 
     Rows of a file are read for as many batches at once as fit into `blocks.BLOCK_BYTES`.
     """
-    double = str(views[0].dtype).endswith("float64")
+    double = is_float64(views[0])
     dtype = torch.float64 if double else torch.float32
     together = blocks_of(len(order), len(views) * views[0].shape[1])[0].stop
     together = max(together // size, 1) * size

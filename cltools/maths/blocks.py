@@ -14,7 +14,9 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 BLOCK_BYTES = 64 << 20  # of one block of rows, as float64
-CACHE_BYTES = 2 << 20  # of a block that several operations read in turn, on a CPU
+# Of a block that several operations read in turn, or whose rows are only added up: it stays in the
+# cache of a CPU.
+CACHE_BYTES = 2 << 20
 
 
 class RowSource(Protocol):
@@ -32,7 +34,10 @@ class RowSource(Protocol):
         """These rows, as an array or tensor (n, d)."""
 
 
-def as_rows(name: str, features: ArrayLike | Tensor | RowSource) -> RowSource:
+Features = ArrayLike | Tensor | RowSource  # (N, d) in memory or in a file
+
+
+def as_rows(name: str, features: Features) -> RowSource:
     """The features as something that rows can be read from; what is in a file stays there.
 
     Raises:
@@ -60,6 +65,11 @@ def _is_real(dtype: Any) -> bool:
 def is_float32(x: RowSource) -> bool:
     """Whether the numbers are stored in float32 or in half precision, so that float32 does."""
     return str(x.dtype).endswith(("float16", "float32"))
+
+
+def is_float64(x: RowSource) -> bool:
+    """Whether the numbers are stored in float64."""
+    return str(x.dtype).endswith("float64")
 
 
 def blocks_of(n: int, d: int, block_bytes: int | None = None) -> list[slice]:

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cltools.maths.alignment.features import Features, chunks_of, class_index
+from cltools.maths.alignment.features import chunks_of, class_index
 from cltools.maths.alignment.moments import Means, means_of, moments_of
-from cltools.maths.blocks import CPU, RowSource, as_rows
+from cltools.maths.blocks import CPU, Features, RowSource, as_rows
 from cltools.maths.probes import nccc
 
 Array = NDArray[np.float64]

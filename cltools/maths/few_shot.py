@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cltools.maths.blocks import (
     CPU,
+    Features,
     RowSource,
     SomeRows,
     blocks_of,
@@ -26,7 +27,6 @@ from cltools.maths.blocks import (
 )
 from cltools.maths.probes import (
     KEPT_BYTES,
-    Features,
     Labels,
     checked_sets,
     choose_penalties,

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cltools.maths.alignment import MEASURES, Measure, Pair, alignment
-from cltools.maths.alignment.features import Features, same_images
+from cltools.maths.alignment.features import same_images
 from cltools.maths.alignment.measures import known, measure_of, pairs_of, takes_cosines
 from cltools.maths.alignment.samples import Sample, sample_of, sampled_images
-from cltools.maths.blocks import CPU
+from cltools.maths.blocks import CPU, Features
 
 FEWEST_IMAGES = 4  # a subsample draws two images and leaves two out
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from cltools.maths.blocks import (
     CACHE_BYTES,
     CPU,
+    Features,
     RowSource,
     as_rows,
     blocks_of,
@@ -21,7 +22,6 @@ from cltools.maths.blocks import (
 from cltools.maths.logistic import Images, fit, hits, in_memory
 
 Labels = NDArray[np.generic]  # of any kind that can be compared: numbers, strings
-Features = ArrayLike | Tensor | RowSource  # (N, d)
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 FALLBACK = 0.1  # inverse penalty where there are too few images to hold any out

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cltools.maths.blocks import (
     CPU,
+    Features,
     RowSource,
     as_rows,
     blocks_of,
@@ -31,7 +32,6 @@ from cltools.maths.blocks import (
 MOST_IMAGES = 65536
 COINCIDE = 1e-24  # mean squared distance; a smaller one cannot be told from rounding errors
 
-Features = ArrayLike | Tensor | RowSource  # (N, d)
 Views = ArrayLike | Tensor | Sequence[RowSource]  # (K, N, d), or K times (N, d)
 
 

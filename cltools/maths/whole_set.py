@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, blocks_of, read
+from cltools.maths.blocks import CPU, RowSource, blocks_of, is_float64, read
 from cltools.maths.sphere import Views, as_views
 
 GROUP_BYTES = 256 << 20  # of the views of images whose similarities are computed together
@@ -73,7 +73,7 @@ def whole_set_losses(
     if not all(tau >= SMALLEST_TAU for tau in taus):
         raise ValueError(f"temperatures must be at least {SMALLEST_TAU}, not {list(taus)}")
     underflow = any(2 / tau > 80 for tau in taus)
-    double = underflow or str(views[0].dtype).endswith("float64")
+    double = underflow or is_float64(views[0])
     groups = [
         _Group(views, labels, part, device, torch.float64 if double else torch.float32)
         for part in blocks_of(n, len(views) * d, GROUP_BYTES * (1 if double else 2))

@@ -8,4 +8,4 @@ def rows_per_block(rows: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("blocks", "alignment.moments", "alignment.distances"):
         monkeypatch.setattr(f"cltools.maths.{module}.BLOCK_BYTES", rows * d * 8)
     # Several chunks to a block, the last one smaller.
-    monkeypatch.setattr("cltools.maths.alignment.features.CHUNK_BYTES", -(-rows // 3) * d * 8)
+    monkeypatch.setattr("cltools.maths.alignment.features.CACHE_BYTES", -(-rows // 3) * d * 8)

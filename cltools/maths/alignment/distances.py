@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cltools.maths.alignment.features import Features, same_images
+from cltools.maths.alignment.features import same_images
 from cltools.maths.alignment.measures import RSA, linear_and_diagonal, measure_of, pearson_product
 from cltools.maths.alignment.moments import Pair, Table, means_of, moments_of
-from cltools.maths.blocks import BLOCK_BYTES, CPU, RowSource, blocks_of, read
+from cltools.maths.blocks import BLOCK_BYTES, CPU, Features, RowSource, blocks_of, read
 
 # ‖K - K'‖² over ‖K‖² + ‖K'‖², from which on the difference of moments keeps nine digits.
 LARGE_GAP = 1e-5

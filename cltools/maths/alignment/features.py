@@ -7,11 +7,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cltools.maths.blocks import CPU, RowSource, as_rows, blocks_of, read
+from cltools.maths.blocks import CACHE_BYTES, CPU, Features, RowSource, as_rows, blocks_of, read
 
 Vector = NDArray[np.float64]
-Features = ArrayLike | Tensor | RowSource  # (N, d) in memory or in a file
-CHUNK_BYTES = 2 << 20  # of rows that are only added up: they stay in a processor's cache
 
 
 def zero_norm_rows(features: Mapping[str, Features]) -> dict[str, int]:
@@ -26,7 +24,7 @@ def zero_norm_rows(features: Mapping[str, Features]) -> dict[str, int]:
 
 def chunks_of(n: int, d: int) -> list[slice]:
     """Slices that together cover n rows of d numbers, for what takes little time for each row."""
-    return blocks_of(n, d, CHUNK_BYTES)
+    return blocks_of(n, d, CACHE_BYTES)
 
 
 def squares(name: str, x: RowSource, device: torch.device = CPU) -> Tensor:

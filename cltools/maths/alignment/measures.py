@@ -21,9 +21,9 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from cltools.maths.alignment.features import Features, Vector, same_images
+from cltools.maths.alignment.features import Vector, same_images
 from cltools.maths.alignment.moments import Pair, Rows, Table, moments_of
-from cltools.maths.blocks import CPU
+from cltools.maths.blocks import CPU, Features
 
 Measure = tuple[str, str]  # (metric, variant)
 RSA: Measure = ("rsa", "pearson_cosine")

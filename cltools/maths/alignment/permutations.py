@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cltools.maths.alignment.features import Features, Vector, class_index, same_images
+from cltools.maths.alignment.features import Vector, class_index, same_images
 from cltools.maths.alignment.measures import (
     MEASURES,
     RSA,
@@ -18,7 +18,7 @@ from cltools.maths.alignment.measures import (
 )
 from cltools.maths.alignment.moments import Moments, Pair, Rows, Table
 from cltools.maths.alignment.samples import Sample, sample_of, sampled_images
-from cltools.maths.blocks import CPU
+from cltools.maths.blocks import CPU, Features
 
 TIE = 1e-12  # values this close count as equal, since the order of a sum changes its last digits
 

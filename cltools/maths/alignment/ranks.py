@@ -8,14 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from cltools.maths.alignment.features import (
-    Features,
     Vector,
     inverse_norms,
     same_images,
     squares,
 )
 from cltools.maths.alignment.moments import Pair
-from cltools.maths.blocks import CPU, RowSource, blocks_of, read, take
+from cltools.maths.blocks import CPU, Features, RowSource, blocks_of, read, take
 
 HELD_BYTES = 256 << 20  # of the rows that are held while all others are read
 PAIR_BYTES = 4 << 20  # of the image pairs whose features are copied at a time

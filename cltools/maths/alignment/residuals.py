@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cltools.maths.alignment.features import Features, class_index, same_images, unit_rows
+from cltools.maths.alignment.features import class_index, same_images, unit_rows
 from cltools.maths.alignment.measures import RSA, Measure, measure_of, pairs_of
 from cltools.maths.alignment.moments import Moments, Pair, moments_of
-from cltools.maths.blocks import CPU
+from cltools.maths.blocks import CPU, Features
 
 # Measure of `residual_alignment` -> measure with the same inner product. Residuals are not scaled.
 _RESIDUAL: dict[Measure, Measure] = {
