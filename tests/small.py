@@ -1,13 +1,15 @@
-"""A small cell of the digits, an experiment of one such cell, and its training."""
+"""A small cell of the digits, an experiment of one such cell, its training; and random colors."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
+from cltools.data.store import write_store
 from cltools.stages import train
 
 SMALL = {
@@ -24,6 +26,14 @@ SMALL = {
 def small_cell(**settings: Any) -> dict[str, Any]:
     """A resolved cell that trains in a moment; `settings` say where it leaves `SMALL`."""
     return resolve_cell({**SMALL, **settings})
+
+
+def colors_store(folder: Path, side: int) -> Path:
+    """A store of 60 random RGB images in five classes, the same in both splits."""
+    images = np.random.default_rng(0).integers(0, 256, (60, side, side, 3), dtype=np.uint8)
+    splits = dict.fromkeys(("train", "test"), (images, np.arange(60) % 5))
+    write_store(folder, "colors", list("abcde"), splits, {})
+    return folder
 
 
 def small_config(**base: Any) -> str:

@@ -13,13 +13,12 @@ import pytest
 import torch
 from fake_gpu import FakeGpu, move
 from PIL import Image
-from small import small_cell
+from small import colors_store, small_cell
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from cltools.data import image_set as images_module
 from cltools.data import views as views_module
 from cltools.data.image_set import image_set, open_store
-from cltools.data.store import write_store
 from cltools.maths import objectives
 from cltools.maths.objectives import OBJECTIVES
 from cltools.stages import prepare
@@ -71,12 +70,7 @@ CELLS = {
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores") / "colors"
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
-    splits = dict.fromkeys(("train", "test"), (images, np.arange(60) % 5))
-    write_store(folder, "colors", list("abcde"), splits, {})
-    return folder
+    return colors_store(tmp_path_factory.mktemp("stores") / "colors", 32)
 
 
 @pytest.fixture(scope="module")

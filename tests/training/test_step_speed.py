@@ -3,16 +3,14 @@
 from contextlib import nullcontext
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from small import small_cell
+from small import colors_store, small_cell
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cltools.config.cells import canonical_cell, cell_id
 from cltools.data.image_set import image_set, open_store
-from cltools.data.store import write_store
 from cltools.runtime.devices import choose_device
 from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches
@@ -36,12 +34,7 @@ cell = partial(
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory):
     """Random RGB images: the recipe `imagenet` on them has every change that a view may have."""
-    folder = tmp_path_factory.mktemp("stores") / "colors"
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (60, 12, 12, 3), dtype=np.uint8)
-    splits = dict.fromkeys(("train", "test"), (images, np.arange(60) % 5))
-    write_store(folder, "colors", list("abcde"), splits, {})
-    return folder
+    return colors_store(tmp_path_factory.mktemp("stores") / "colors", 12)
 
 
 def trainer(settings, store):
