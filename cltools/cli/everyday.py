@@ -11,12 +11,12 @@ import typer
 from cltools.cli.options import (
     CONFIG_HELP,
     Device,
-    Share,
     Workers,
     experiment_of,
     json_object,
     limit_threads,
 )
+from cltools.config.sharing import Share
 from cltools.layout import RESULTS, Results
 from cltools.runtime.errors import InputError
 

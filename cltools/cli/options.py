@@ -25,7 +25,6 @@ EmbeddingPrecision = Annotated[
     Literal["float32", "training"],
     typer.Option(help="Precision of the networks on a GPU, when they make the embeddings."),
 ]
-Share = Literal["auto", "objectives", "batch"]
 FullAt = Literal["last", "all"]
 
 

@@ -14,7 +14,6 @@ from cltools.cli.options import (
     Manifests,
     Reference,
     Settings,
-    Share,
     Store,
     Stores,
     Table,
@@ -28,6 +27,7 @@ from cltools.cli.options import (
     own_gpu,
 )
 from cltools.config.durations import Duration
+from cltools.config.sharing import Share
 from cltools.layout import RESULTS, Embeddings, MeasureSettings
 from cltools.runtime.errors import InputError
 

@@ -42,10 +42,10 @@ SECONDS_PER_STEP = 0.02  # at least, of training: so long does Python take to st
 SHORT, LONG = 300, 3600
 # What `measure` does, as counts: draws of nulls and intervals from a sample of at most so many
 # images, steps of the linear probe and of the few-shot probes, and labeled images of a class that
-# the latter have in all their draws. Features are read so many times.
+# the latter have in all their draws.
 DRAWS, LARGEST_SAMPLE, PROBE_STEPS = 200, 4096, 500
 FEW_SHOT_STEPS, FEW_SHOT_IMAGES = 200, 5 * 2 * 686
-BLOCKWISE_PASSES = 20
+READS_OF_FEATURES, CACHED_BYTES = 20, 2e9  # how often, and bytes a second: files are cached
 MB = 1e6
 NETWORK_MB = 2000  # of networks that `embed` holds at a time
 PREPARING_CPUS = 8
@@ -240,7 +240,7 @@ def measure_needs(work: Work, full_at: str, on_gpu: bool, attempt: int = 1) -> N
 
     def seconds(task: Task) -> float:
         on_cpu = cpu_seconds_of_measuring(task, full_at)
-        read = BLOCKWISE_PASSES * _networks(task) * _numbers(task) * 4 / DISK_BYTES / 10  # cached
+        read = READS_OF_FEATURES * _networks(task) * _numbers(task) * 4 / CACHED_BYTES
         return read + (on_cpu * CPU_FLOPS / GPU_FLOPS_OF_MEASURES if on_gpu else on_cpu)
 
     return _of_cells(work, memory, seconds, attempt, benched=False)
@@ -248,16 +248,23 @@ def measure_needs(work: Work, full_at: str, on_gpu: bool, attempt: int = 1) -> N
 
 def cpu_seconds_of_measuring(task: Task, full_at: str) -> float:
     """About how long one thread measures a cell."""
-    count = _checkpoints(task)
-    full = count if full_at == "all" else 1
-    features, cell = _size(task).features, task.run.cell
-    return (count - full) * measuring_seconds(cell, task.images, features, False) + (
-        full * measuring_seconds(cell, task.images, features, True)
-    )
+    features = _size(task).features
+    return measuring_seconds(task.run.cell, task.images, features, _checkpoints(task), full_at)
 
 
-def measuring_seconds(cell: Mapping[str, Any], images: Images, features: int, full: bool) -> float:
-    """About how long one thread measures a checkpoint with so many features, from its products."""
+def measuring_seconds(
+    cell: Mapping[str, Any], images: Images, features: int, checkpoints: int, full_at: str
+) -> float:
+    """About how long one thread measures so many checkpoints of a cell; h has so many features."""
+    full = checkpoints if full_at == "all" else 1
+    each, in_full = (_seconds_of_products(cell, images, features, f) for f in (False, True))
+    return (checkpoints - full) * each + full * in_full
+
+
+def _seconds_of_products(
+    cell: Mapping[str, Any], images: Images, features: int, full: bool
+) -> float:
+    """What the products of one checkpoint take."""
     objectives, views, dim = len(cell["objectives"]), cell["views"], cell["projector_dim"]
     flops = 0.0
     for n in (images.train, images.test):

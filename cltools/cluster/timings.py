@@ -1,10 +1,13 @@
 """What the reports of `cltools bench` share, whether it measures or predicts. Imports quickly."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from cltools.cluster.estimates import Costs, Run, disk_mb, kind_of, training_seconds
+from cltools.config.experiment import Experiment
+from cltools.runtime.files import canonical_json
 
 
 def time_text(seconds: float) -> str:
@@ -13,6 +16,21 @@ def time_text(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 3600:.3g} h"
+
+
+def by_kind(runs: Iterable[Run]) -> list[list[Run]]:
+    """Cells of the same kind together; kinds in the order of their first cells."""
+    kinds: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        kinds[canonical_json(kind_of(run.cell))].append(run)
+    return list(kinds.values())
+
+
+def kept_bytes(experiment: Experiment) -> int:
+    """Bytes of each number of the embeddings that stay on the disk; 0 if none stay."""
+    if not experiment.setting("keep_embeddings"):
+        return 0
+    return {"float32": 4, "float16": 2}[experiment.setting("embedding_type")]
 
 
 def entry_of(

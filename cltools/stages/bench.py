@@ -19,22 +19,22 @@ import torch
 from PIL import Image
 
 import cltools
-from cltools.cluster.estimates import Costs, Run, describe, kind_of
-from cltools.cluster.timings import entry_of, rounded, time_text, totals
+from cltools.cluster.estimates import Costs, Run, describe
+from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, time_text, totals
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
 from cltools.config.schema import defaults
+from cltools.config.sharing import Share
 from cltools.data.encoded import EncodedSource, write_encoded_store
 from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import EncodedImages, ImageStore, write_store
 from cltools.layout import RESULTS, StoreFolder
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json
 from cltools.runtime.progress import track
 from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
-from cltools.training.distributed import Share, join_ranks
+from cltools.training.distributed import join_ranks
 from cltools.training.trace import PHOTOGRAPH
 from cltools.training.trainer import CoupledTrainer
 
@@ -97,7 +97,7 @@ def bench_cell(
     """Time `steps` training steps of a cell and one save; return a report of one kind.
 
     `_report` says what a report holds; `workers` is described in `image_set`. Processes that
-    torchrun started time the cell together, as they would train it (see `distributed.Share`). The
+    torchrun started time the cell together, as they would train it (see `config.sharing`). The
     report of the first is for all of them; memory is that of one.
 
     Raises InputError for settings that do not fit the data or the processes, and for a missing
@@ -129,17 +129,13 @@ def bench_experiment(
     `stores` is the folder that holds the stores of all data sets. Each kind has its own process, so
     that the memory of one kind does not count for another; with the config key gpus_per_cell, it
     has as many processes, which torchrun starts. Random images are encoded if the config says so of
-    their data set. Raises InputError as `bench_cell` does,
-    and when a process ends without a result.
+    their data set.
+
+    Raises InputError as `bench_cell` does, and when a process ends without a result.
     """
-    kinds: dict[str, list[Run]] = defaultdict(list)
-    for plan in experiment.plans.values():
-        kinds[canonical_json(kind_of(plan.cell))].append(Run(plan.cell, plan.until))
-    embedding_bytes = 0
-    if experiment.setting("keep_embeddings"):
-        embedding_bytes = {"float32": 4, "float16": 2}[experiment.setting("embedding_type")]
+    kinds = by_kind(Run(plan.cell, plan.until) for plan in experiment.plans.values())
     entries, about = [], {}
-    for runs in track(kinds.values(), len(kinds), "benching"):
+    for runs in track(kinds, len(kinds), "benching"):
         cell = runs[0].cell
         encoded = bool(experiment.stores[cell["dataset"]].get("encoded"))
         images = synthetic and replace(synthetic, encoded=synthetic.encoded or encoded)
@@ -150,7 +146,7 @@ def bench_experiment(
         )  # fmt: skip
         (measured,) = about["kinds"]
         costs = Costs(**measured["costs"])
-        entries.append(entry_of(cell, runs, costs, measured["shares"], embedding_bytes))
+        entries.append(entry_of(cell, runs, costs, measured["shares"], kept_bytes(experiment)))
     return {**about, "kinds": entries, "totals": totals(entries)}
 
 

@@ -8,7 +8,6 @@ request time and memory by it.
 import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,15 @@ import numpy as np
 import torch
 
 import cltools
-from cltools.cluster.estimates import COST_FREE, Costs, Run, checkpoint_steps, describe, kind_of
+from cltools.cluster.estimates import (
+    CACHED_BYTES,
+    COST_FREE,
+    READS_OF_FEATURES,
+    Costs,
+    Run,
+    checkpoint_steps,
+    describe,
+)
 from cltools.cluster.roofline import (
     CONTEXT,
     DECODING,
@@ -29,10 +36,11 @@ from cltools.cluster.roofline import (
     measuring_seconds,
     step_on,
 )
-from cltools.cluster.timings import entry_of, rounded, time_text, totals
+from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, time_text, totals
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
 from cltools.config.schema import defaults
+from cltools.config.sharing import Share, splits_batch
 from cltools.data.store import PER_CLASS, ImageStore, select
 from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
@@ -46,7 +54,6 @@ DRAWN = 200  # bytes of an image's parameters of a view, while they are drawn
 DRAWING = 1e-6  # seconds for them
 WRITING = 0.5e9  # bytes a second at which a state is hashed and written
 CLASSES = 1000  # of the cells that are traced
-PASSES, READING = 20, 2e9  # how often measuring reads features, and bytes a second, cached
 # What changes the number of steps, but nothing of a step.
 NOT_TRACED = ("classes", "imbalance", "images_per_class", "test_images_per_class", "dataset")
 
@@ -91,12 +98,11 @@ class Sharing(NamedTuple):
     """The GPUs of a cell, and what they share: config keys gpus_per_cell and share."""
 
     gpus: int = 1
-    what: str = "auto"
+    what: Share = "auto"
 
     def parts(self, objectives: int) -> int:
         """The number of parts that a batch is split into."""
-        by_batch = self.what == "batch" or self.gpus > objectives
-        return self.gpus if by_batch else 1
+        return self.gpus if splits_batch(self.what, self.gpus, objectives) else 1
 
 
 def run(
@@ -118,20 +124,14 @@ def run(
     gpu, bytes_kept, sharing, decoders = gpu_of(on), 0, Sharing(), workers or WORKERS
     if experiment is not None:
         runs = [Run(plan.cell, plan.until) for plan in experiment.plans.values()]
-        sharing = Sharing(
-            experiment.setting("gpus_per_cell"), experiment.config.get("share", "auto")
-        )
-        if experiment.setting("keep_embeddings"):
-            bytes_kept = {"float32": 4, "float16": 2}[experiment.setting("embedding_type")]
+        sharing = Sharing(experiment.setting("gpus_per_cell"), experiment.setting("share"))
+        bytes_kept = kept_bytes(experiment)
     elif cell is not None:
         runs = [Run(cell, Duration.parse(cell["horizon"]))]
     else:
         raise InputError("there is nothing to predict: give an experiment or a cell")
-    kinds: dict[str, list[Run]] = defaultdict(list)
-    for one in runs:
-        kinds[canonical_json(kind_of(one.cell))].append(one)
     entries = []
-    for of_kind in kinds.values():
+    for of_kind in by_kind(runs):
         settings = dict(of_kind[0].cell)
         folder = store / settings["dataset"] if store and experiment else store
         data = data_set(settings["dataset"], folder, given)
@@ -239,7 +239,7 @@ def _entry(
     each, last = measuring_seconds(
         gpu, cell, trace.features, images["train"], images["test"], classes
     )
-    each += PASSES * costs.embedding_mb * MB / READING
+    each += READS_OF_FEATURES * costs.embedding_mb * MB / CACHED_BYTES
     hours = {
         "train": entry["longest_seconds"] / 3600,
         "embed": checkpoints * costs.seconds_per_embedding / 3600,

@@ -22,6 +22,7 @@ from cltools.config.durations import (
     SECONDS_OF_FREQUENT_SAVES,
     Duration,
 )
+from cltools.config.sharing import Share
 from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import ImageStore
 from cltools.layout import VERSIONS, CellFolder, RunFolder
@@ -36,7 +37,7 @@ from cltools.runtime.progress import track
 from cltools.runtime.sealed import write_json
 from cltools.runtime.stopping import StopRequest, stop_requests
 from cltools.runtime.tensors import save_tensors
-from cltools.training.distributed import Ranks, Share, join_ranks
+from cltools.training.distributed import Ranks, join_ranks
 from cltools.training.states import State, States
 from cltools.training.trainer import CoupledTrainer
 

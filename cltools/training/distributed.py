@@ -28,18 +28,17 @@ same file on every rank. Rank 0 writes the states, the log and the manifest.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cltools.config.sharing import Share, splits_batch
 from cltools.runtime.devices import automatic_device, choose_device
 from cltools.runtime.errors import InputError, Stopped
 from cltools.training.batchnorm import share_statistics
 
-# How ranks share a cell. "auto" is by objectives where there are enough of them, else by batch.
-Share = Literal["auto", "objectives", "batch"]
 T = TypeVar("T")
 
 
@@ -291,7 +290,7 @@ def join_ranks(
     """Connect to the other ranks that torchrun started; returns them and this rank's device.
 
     With "auto" or "cuda" every rank takes the GPU whose number is its local rank. `objectives` is
-    how many the cell has, which decides how the ranks share it (see `Share`).
+    how many the cell has, which decides how the ranks share it (see `config.sharing`).
 
     Raises InputError for a device that the machine does not have, or not for every rank, and for
     more ranks than objectives if these are to be shared.
@@ -311,7 +310,7 @@ def join_ranks(
             f"config key share is objectives, but there are {size} ranks for {objectives} "
             "objectives: lower gpus_per_cell, or set share to auto"
         )
-    by_batch = share == "batch" or size > objectives
+    by_batch = splits_batch(share, size, objectives)
     device = _own_device(device_name, size)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -23,8 +23,8 @@ from cltools.cluster.estimates import (
     merge_needs,
     prepare_cpus,
     prepare_needs,
-    theory_seconds,
     theory_needs,
+    theory_seconds,
     train_needs,
 )
 from cltools.cluster.images import images_of_cell, images_of_set
@@ -38,6 +38,7 @@ from cltools.config.experiment import (
     nested_settings,
     read_config,
 )
+from cltools.config.sharing import splits_batch
 from cltools.figures import FIGURES, figures_of
 from cltools.layout import RESULTS, VERSIONS
 from cltools.runtime.errors import InputError
@@ -219,8 +220,8 @@ def train_cpus(wildcards):
     # Where processes train different objectives, each of them decodes all images.
     gpus = GPUS.nodes * GPUS.each
     objectives = len(EXPERIMENT.plans[wildcards.cell].cell["objectives"])
-    apart = EXPERIMENT.setting("share") != "batch" and gpus <= objectives
-    decoding = decoding_cpus_of(wildcards.cell, gpus) * (gpus if apart else 1)
+    split = splits_batch(EXPERIMENT.setting("share"), gpus, objectives)
+    decoding = decoding_cpus_of(wildcards.cell, gpus) * (1 if split else gpus)
     return max(cell_threads(wildcards), decoding // GPUS.nodes)
 
 

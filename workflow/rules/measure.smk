@@ -27,8 +27,7 @@ rule embed:
         unless_measured=(
             ""
             if EXPERIMENT.setting("keep_embeddings")
-            else f"--unless-measured {EXPERIMENT.setting('measure', 'full_at')} "
-            f"--reference {EXPERIMENT.reference}"
+            else f"--unless-measured {FULL_AT} --reference {EXPERIMENT.reference}"
         ),
         keep="--keep" if EXPERIMENT.setting("keep_embeddings") else "",
         workers=workers_option,
@@ -57,7 +56,7 @@ rule measure:
         mem_mb=memory_of(measure_estimate, EXPERIMENT.batches),
         runtime=minutes_of(measure_estimate, EXPERIMENT.batches),
     params:
-        full_at=EXPERIMENT.setting("measure", "full_at"),
+        full_at=FULL_AT,
         reference=EXPERIMENT.reference,
         discard="" if EXPERIMENT.setting("keep_embeddings") else "--discard-embeddings",
         recalibrated=embedding_options("--recalibrated"),
