@@ -11,7 +11,6 @@ compare them with what the GPU can do at most, which is measured first.
 
 import argparse
 import gc
-import inspect
 import os
 import sys
 import tempfile
@@ -223,7 +222,7 @@ def kind(settings: dict[str, Any], setup: Setup) -> Finding:
     stopped = steps(setup.trainer(**settings), 3)
     tensors, about = stopped.state()
     resumed = setup.trainer(**settings)
-    resumed.restore({name: t.detach().cpu().clone() for name, t in tensors.items()}, about)
+    resumed.restore(tensors, about)
     steps(resumed, 3)
     same = all(map(torch.equal, weights(straight), weights(resumed)))
 
@@ -264,7 +263,7 @@ def _after_training(
     curvature = largest_curvature(lambda: network(views)[1][:, 0].square().sum(), weights, 5)
     random = torch.Generator().manual_seed(0)
     z = torch.nn.functional.normalize(torch.randn(2, 500, 32, generator=random), dim=2)
-    losses = whole_set_losses(to_device(z, device), torch.arange(500) % CLASSES, [0.5])[0.5]
+    losses = whole_set_losses(z, torch.arange(500) % CLASSES, [0.5], device=device)[0.5]
     return {
         "variances": float(variances.double().norm()), "curvature": float(curvature),
         "dcl": losses.dcl, "nscl": losses.nscl,
@@ -391,34 +390,25 @@ def measuring(setup: Setup) -> Finding:
     z /= np.linalg.norm(z, axis=2, keepdims=True)
 
     def align(device: torch.device, n: int) -> Any:
-        return alignment({o: x[:n] for o, x in made.items()}, **_on(device, alignment))
+        return alignment({o: x[:n] for o, x in made.items()}, device=device)
 
     def collapse(device: torch.device, n: int) -> Any:
-        return class_statistics(made["dcl"][:n], labels[:n], **_on(device, class_statistics)).means
+        return class_statistics(made["dcl"][:n], labels[:n], device).means
 
     def losses(device: torch.device, n: int) -> Any:
-        given = torch.from_numpy(z[:, :n]).to(device)
-        return whole_set_losses(given, torch.from_numpy(labels[:n]), [0.5, 1.0])
+        own = torch.from_numpy(labels[:n])
+        return whole_set_losses(z[:, :n], own, [0.5, 1.0], device=device)
 
     numbers: dict[str, Any] = {}
     ok = True
-    for call, of, allowed in ((align, alignment, 1e-9), (collapse, class_statistics, 1e-9),
-                              (losses, None, 1e-5)):  # fmt: skip
+    for call, allowed in ((align, 1e-9), (collapse, 1e-9), (losses, 1e-5)):
         name = call.__name__
-        if of and setup.cuda and not _on(setup.device, of):
-            numbers[name] = "on the CPU only"
-            continue
         there, here = (_numbers(call(d, min(images, 2000))) for d in (setup.device, CPU))
         apart = float(np.abs(there - here).max() / np.abs(here).max())
         ok &= apart < allowed
         seconds = setup.seconds(partial(call, setup.device, images), 1, warm_up=0)
         numbers |= {f"{name}_s": seconds, f"{name}_apart": apart}
     return Finding(ok, numbers)
-
-
-def _on(device: torch.device, measure: Callable[..., Any]) -> dict[str, torch.device]:
-    """The argument that sends a measure to a device, if it has one."""
-    return {"device": device} if "device" in inspect.signature(measure).parameters else {}
 
 
 def _numbers(result: Any) -> np.ndarray:
