@@ -24,7 +24,7 @@ VERSIONS = {
     "prepare": 2,
     "train": 1,
     "embed": 3,
-    "measure": 7,
+    "measure": 8,
     "plan": 4,
     "collect": 5,
     "plot": 3,

@@ -115,6 +115,19 @@ def hits(images: Images, v: Tensor, among: Tensor | None = None) -> Tensor:
     return found
 
 
+def losses(images: Images, v: Tensor, among: Tensor | None = None) -> Tensor:
+    """The sum of -log softmax (B, P) of the images' own classes, which must all be known.
+
+    `among` is as for `hits`.
+    """
+    found = torch.zeros(v.shape[:2], dtype=torch.float64, device=v.device)
+    for part, x in images.blocks():
+        place = images.index[part].expand(*v.shape[:2], 1, -1)
+        each = -scores(x, v).log_softmax(2).gather(2, place)[:, :, 0].double()
+        found += (each if among is None else each * among[part]).sum(2)
+    return found
+
+
 def _loss(images: Images, v: Tensor, target: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Mean losses (B, P), and their gradients like v; target (C, n) has the shares, too."""
     loss = torch.zeros(v.shape[:2], dtype=torch.float64, device=v.device)

@@ -19,7 +19,7 @@ from cltools.maths.blocks import (
     read,
     working_bytes,
 )
-from cltools.maths.logistic import Images, fit, hits, in_memory
+from cltools.maths.logistic import Images, fit, hits, in_memory, losses
 
 Labels = NDArray[np.generic]  # of any kind that can be compared: numbers, strings
 
@@ -97,9 +97,10 @@ def linear_probe(
 ) -> Probe:
     """Accuracy of L2-penalized multinomial logistic regression on standardized features.
 
-    The penalty 1/C is chosen on a fifth of each class of the training set; of equally good
-    penalties the strongest is taken. The probe is then fitted again on the whole training set.
-    Test images are used once, at the end. Standardization uses training statistics only.
+    The penalty 1/C is chosen on a fifth of each class of the training set: the one with the highest
+    accuracy and, among equals, the lowest cross-entropy. The probe is then fitted again on the
+    whole training set. Test images are used once, at the end. Standardization uses training
+    statistics only.
 
     The model is that of scikit-learn's `LogisticRegression`. It is fitted in float32 until no entry
     of the gradient is above `TOLERANCE`, a tenth of what scikit-learn stops at. Standardized
@@ -257,8 +258,10 @@ def _chosen(images: Images, seed: int) -> NDArray[np.float64]:
     held_out = held_out.to(images.index.device)
     penalties = torch.tensor(INVERSE_PENALTIES).expand(images.sets, -1)
     v = fit(images, penalties, TOLERANCE_TO_CHOOSE, DTYPE, left_out=held_out)
-    # numpy's argmax is the first of equals.
-    best = hits(images, v, held_out).numpy(force=True).argmax(axis=1)
+    right = hits(images, v, held_out)
+    best_ones = right == right.amax(1, keepdim=True)
+    among_best = losses(images, v, held_out).where(best_ones, torch.inf)
+    best = among_best.numpy(force=True).argmin(axis=1)
     chosen: NDArray[np.float64] = np.array(INVERSE_PENALTIES)[best]
     return chosen
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from test_probes import OnDisk, clusters
 
 from cltools.maths import probes
-from cltools.maths.logistic import fit, hits, in_memory
+from cltools.maths.logistic import fit, hits, in_memory, losses
 from cltools.maths.probes import INVERSE_PENALTIES, linear_probe, linear_probes
 
 
@@ -91,6 +91,22 @@ def test_separable_classes_and_constant_features_have_a_solution():
     )
     assert (nothing[..., :-1] == 0).all()
     assert nothing[0, 0, :, -1].argmax() == 0  # the most frequent class
+
+
+def test_losses_are_the_cross_entropy():
+    x, y = standardized()
+    v = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 2, 5, x.shape[1] + 1)))
+    among = torch.arange(len(y)) % 3 == 0
+    images = in_memory(torch.from_numpy(x)[None], torch.from_numpy(y), 5, block_rows=7)
+    for part in (None, among):
+        chosen = torch.ones_like(among) if part is None else part
+        expected = [
+            torch.nn.functional.cross_entropy(
+                torch.from_numpy(x) @ w[:, :-1].T + w[:, -1], images.index, reduction="none"
+            )[chosen].sum()
+            for w in v[0]
+        ]
+        torch.testing.assert_close(losses(images, v, part)[0], torch.stack(expected))
 
 
 def by_scikit_learn(train, y, test, test_y, c):

@@ -79,6 +79,14 @@ def test_linear_probe_reads_what_centres_cannot():
     assert nccc(*arguments)[1] < 0.7
 
 
+def test_among_equally_accurate_penalties_the_lowest_cross_entropy_decides():
+    train, y, test, test_y = clusters(spread=0.01)  # every penalty is right about every image
+    assert linear_probe(train, y, test, test_y) == (1, 1, max(INVERSE_PENALTIES))
+    train, y, test, test_y = clusters(spread=3.0)
+    y = np.random.default_rng(0).integers(5, size=len(y))  # nothing to learn
+    assert linear_probe(train, y, test, test_y).inverse_penalty < 1
+
+
 def test_linear_probe_never_looks_at_the_test_set_to_choose():
     train, y, test, test_y = clusters()
     _, _, chosen = linear_probe(train, y, test, test_y)
