@@ -20,8 +20,7 @@ def stored(name: str, values: Numbers) -> Tensor | NDArray[Any]:
 
     Raises ValueError for what holds no real numbers.
     """
-    if isinstance(values, list | tuple) and any(isinstance(row, Tensor) for row in values):
-        values = _stacked(name, values)
+    values = _joined(name, values)
     if isinstance(values, Tensor):
         if values.is_complex() or values.dtype == torch.bool:
             raise ValueError(f"{name} must hold real numbers, not {values.dtype}")
@@ -35,9 +34,12 @@ def stored(name: str, values: Numbers) -> Tensor | NDArray[Any]:
     return array
 
 
-def _stacked(name: str, rows: Sequence[Any]) -> Tensor:
+def _joined(name: str, values: Any) -> Any:
+    """A list of tensors as one tensor; everything else as it is."""
+    if not isinstance(values, list | tuple) or not any(isinstance(x, Tensor) for x in values):
+        return values
     try:
-        return torch.stack(list(rows))
+        return torch.stack(list(values))
     except (RuntimeError, TypeError):
         raise ValueError(
             f"the rows of {name} must be tensors of one length, on one device"
@@ -79,6 +81,7 @@ def class_labels(labels: Labels | None) -> NDArray[Any]:
     """The labels as numbers or text; raises ValueError where some or all are missing."""
     if labels is None:
         raise ValueError("labels are missing: give the class of each image")
+    labels = _joined("labels", labels)
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu()
         labels = (labels.double() if labels.is_floating_point() else labels).numpy()

@@ -93,6 +93,7 @@ def curve(
         One row per objective and x: `objective`, x, `mean`, `low` and `high` (the mean minus and
         plus one standard deviation over seeds, as in the figures; null for one seed), `seeds`. If
         cells differ in more than x and the seed, `setting` says in what, and rows are per setting.
+        So they are for several variants, splits, features or references, if these were asked for.
 
     Raises:
         ValueError: a metric or column that `results` lacks, or several variants to choose from.
@@ -121,7 +122,8 @@ def curve(
     table = _one_of_each(tidy.rows(table, **wanted), metric, where)
     table = tidy.with_setting(table, [] if x in CLOCKS else [x])
     differ = ["setting"] if (table["setting"] != "").any() else []
-    by = ["objective", *differ, x]
+    several = [column for column in PREFERRED if table[column].n_unique() > 1]
+    by = ["objective", *several, *differ, x]
     found = tidy.spread(table, by).unique(by, maintain_order=True)
     mean, sd = pl.col("mean"), pl.col("sd")
     return found.select(*by, mean, (mean - sd).alias("low"), (mean + sd).alias("high"), "seeds")

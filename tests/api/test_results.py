@@ -110,6 +110,12 @@ def test_cells_that_differ_are_told_apart():
     assert single["low"].null_count() == len(single) == 3
 
 
+def test_several_splits_are_told_apart():
+    found = cltools.curve(MEASURES, "cka", "nscl", sweep="base", split=["train", "test"])
+    assert found.columns[:3] == ["objective", "split", "epoch"]
+    assert found["seeds"].to_list() == [3] * 6
+
+
 def test_rows_without_split_or_features():
     found = cltools.curve(MEASURES, "weight_gap", sweep="base")
     assert found["objective"].unique().sort().to_list() == ["ce", "nscl", "scl"]
