@@ -82,7 +82,8 @@ def rows(table: pl.DataFrame, **wanted: Any) -> pl.DataFrame:
     """
     for column, value in wanted.items():
         values = value if isinstance(value, list) else [value]
-        table = table.filter(pl.col(column).is_in(values))
+        # Unlike `is_in`, this takes 1 for 1.0.
+        table = table.filter(pl.any_horizontal(False, *(pl.col(column) == one for one in values)))
     table = table.filter(pl.col("value").is_finite())
     if table.is_empty():
         names = ", ".join(f"{column} {value}" for column, value in wanted.items())
