@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "data": {"config", "layout", "maths", "runtime"},
     "training": {"config", "data", "layout", "maths", "runtime"},
     "measurements": {"maths"},
+    "api": {"maths", "runtime", "training"},
     "figures": {"config", "layout", "runtime", "tidy"},
     "claims": {"config", "maths", "runtime", "tidy"},
     "report": {"claims", "config", "figures", "runtime", "tidy"},
