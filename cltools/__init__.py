@@ -18,6 +18,7 @@ _NAMES = {
     "cltools.api.representations": (
         "cka", "rsa", "alignment", "nccc", "linear_probe", "cdnv", "gap_bound",
     ),
+    "cltools.api.training": ("CoupledTrainer", "ViewLoader"),
     "cltools.api.results": ("read_results", "curve"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from cltools.api.representations import rsa as rsa
     from cltools.api.results import curve as curve
     from cltools.api.results import read_results as read_results
+    from cltools.api.training import CoupledTrainer as CoupledTrainer
+    from cltools.api.training import ViewLoader as ViewLoader
 else:  # a type checker that saw these would take any name for a public one
 
     def __getattr__(name: str) -> Any:

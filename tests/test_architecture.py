@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "data": {"config", "layout", "maths", "runtime"},
     "training": {"config", "data", "layout", "maths", "runtime"},
     "measurements": {"maths"},
-    "api": {"config", "layout", "maths", "measurements", "runtime", "tidy"},
+    "api": {"config", "layout", "maths", "measurements", "runtime", "tidy", "training"},
     "figures": {"config", "layout", "runtime", "tidy"},
     "claims": {"config", "maths", "runtime", "tidy"},
     "report": {"claims", "config", "figures", "runtime", "tidy"},

@@ -40,6 +40,7 @@ TWIN = "dcl_twin"  # a second DCL model, to see how far apart two runs of one ob
 OWN_LABELS = ":"  # separates an objective from the labels it is trained with: nscl:shuffled
 # Undefined when the whole batch is of one class: then no anchor has a negative.
 NEED_TWO_CLASSES = ("nscl", "nscl_with_positive")
+NEED_LABELS = (*NEED_TWO_CLASSES, "scl", "ce")
 # How often the positive is in the denominator, for the objectives where it is.
 _POSITIVES = {"nt_xent": 1, "nscl_with_positive": 1, "nt_xent_double_positive": 2}
 

@@ -14,13 +14,18 @@ import torch
 from torch import Tensor, nn
 
 
+def seed_of(*key: str | int) -> int:
+    """The seed of a generator that depends on `key` alone, in [0, 2^63)."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
 def generator(*key: str | int) -> torch.Generator:
     """A generator that depends on `key` alone.
 
     It draws on the CPU, so that training on any device sees the same numbers.
     """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def initialize(model: nn.Module, seed: int, owner: str | None = None) -> None:

@@ -65,7 +65,34 @@ def trouble_with(name: str) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of this name, with settings that make its results repeat bit by bit.
+    """The device as `find_device`, with settings that make its results repeat bit by bit.
+
+    Raises InputError as `find_device` does.
+    """
+    device = find_device(name)
+    _repeat_bit_by_bit()
+    return device
+
+
+@contextmanager
+def repeating() -> Iterator[None]:
+    """Within it, results repeat bit by bit as after `choose_device`; then all is as before it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    memory = torch.utils.deterministic
+    mode = torch.get_deterministic_debug_mode()
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    _repeat_bit_by_bit()
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of this name.
 
     `name` is "auto" (a GPU where torch can use one), "cpu", "cuda" or a numbered device such as
     "cuda:1".
@@ -86,7 +113,10 @@ def choose_device(name: str) -> torch.device:
         raise InputError(
             f"device {name!r} is not available here ({reason}): use --device cpu{remedy}"
         )
-    device = torch.device(name)
+    return torch.device(name)
+
+
+def _repeat_bit_by_bit() -> None:
     # The same as `use_deterministic_algorithms(True)`, which would also import the compiler. That
     # takes 2 seconds in every process.
     torch.set_deterministic_debug_mode("error")
@@ -98,7 +128,6 @@ def choose_device(name: str) -> torch.device:
     # environment variable asks for it, as in NVIDIA's containers.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return device
 
 
 @contextmanager

@@ -39,11 +39,12 @@ from cltools.maths.objectives import (
     similarity_logits,
 )
 from cltools.maths.randomness import initialize
-from cltools.runtime.devices import computing_in, tf32, to_device
+from cltools.runtime.devices import computing_in, to_device
 from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches, batches_of_models, owner
 from cltools.training.compiled import compiled
 from cltools.training.distributed import Ranks
+from cltools.training.gradients import backward, gradient_norm
 from cltools.training.labels import Labels, labels_of_models
 from cltools.training.moco import KeyQueue, key_masks, queued_positions
 from cltools.training.networks import Network, build_network, on_device
@@ -244,8 +245,7 @@ class CoupledTrainer:
         with computing_in(self.cell["precision"], self.device):
             projected = self._project(self.forward[objective], views)
         self.lap("forward")
-        # The backward pass stops here, and goes on through the network in the network's precision.
-        ends = projected.detach().requires_grad_()
+        ends = projected.detach().requires_grad_()  # where `backward` changes the precision
         z = torch.unflatten(ends, 0, (passed, -1))
         own = loss_of(objective)
         if own == "ce":
@@ -260,14 +260,10 @@ class CoupledTrainer:
                 others = {name: value(name) for name in self._defined(objective, batch, but=own)}
             others[own] = loss.detach()
         self.lap("losses")
-        torch.autograd.backward(loss)
-        with tf32(self.device, self.cell["precision"] == "tf32"):
-            torch.autograd.backward(projected, ends.grad)
+        backward(loss, ends, projected, self.cell["precision"])
         self.ranks.sum_gradients(network)
         self.lap("backward")
-        grad_norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in network.parameters() if p.grad is not None]
-        )
+        grad_norm = gradient_norm(network)
         self.lap("logging")
         optimizer.step()
         self.lap("optimizer")

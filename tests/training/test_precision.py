@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cltools.config.cells import cell_id
 from cltools.data.image_set import image_set, open_store
 from cltools.runtime import devices
-from cltools.training import trainer as trainer_module
+from cltools.training import gradients
 from cltools.training.trainer import CoupledTrainer
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def as_on_a_gpu(monkeypatch):
     """TF32 is switched on and off as it would be on a GPU; the numbers are still of the CPU."""
     devices.choose_device("cpu")
     gpu = partial(devices.tf32, torch.device("cuda"))
-    for module in (devices, trainer_module):
+    for module in (devices, gradients):
         monkeypatch.setattr(module, "tf32", lambda device, allowed: gpu(allowed))
 
 
