@@ -60,6 +60,7 @@ FEW_SHOT = [
     for ways in ("all_way", "two_way")
 ]
 LINE = (0.0, 0.5, 1.0)  # of merged networks
+LAYERS = ("stem", "layer1.0", "h", "projector", "z")
 
 
 def cell(**changed: Any) -> dict[str, Any]:
@@ -269,6 +270,34 @@ def merged(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
     return pl.DataFrame(found)
 
 
+def layers(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
+    """The table `layers.parquet` of the base cells among `of`, as `layer_cka` says."""
+    found = []
+    for one in cells() if of is None else of:
+        if "base" not in one["sweeps"]:
+            continue
+        for objective, epoch in product(OBJECTIVES, EPOCHS):
+            at = {"step": epoch * STEPS_PER_EPOCH, "epoch": float(epoch), "split": "test", "n": 360}
+            about = {"objective": objective, "variant": "cosine_debiased"}
+            for other, layer in product(LAYERS, LAYERS):
+                i, j = LAYERS.index(other), LAYERS.index(layer)
+                pair = {"features": layer, "reference_features": other, "depth": j}
+                if i == j:
+                    begun = {"metric": "cka_to_init", "reference": "init"}
+                    found.append(one | at | about | pair | begun | {"value": 1 - progress(epoch)})
+                if (objective == "dcl" and i >= j) or (i != j and epoch != EPOCHS[-1]):
+                    continue
+                value = layer_cka(objective, i, j) * (1 - progress(epoch) / 2)
+                with_dcl = {"metric": "cka", "reference": "dcl", "value": value}
+                found.append(one | at | about | pair | with_dcl)
+    return pl.DataFrame(found)
+
+
+def layer_cka(objective: str, other: int, layer: int) -> float:
+    """The made-up CKA of a layer with another one of DCL, by their numbers."""
+    return 1 - DRIFT.get(objective, 0) * layer / len(LAYERS) - 0.1 * abs(other - layer)
+
+
 def training_log(of: Iterable[dict[str, Any]] | None = None, every: int = 1) -> pl.DataFrame:
     """The table `training_log.parquet` of the base cells among `of`, a row each `every` steps."""
     found = []
@@ -473,6 +502,7 @@ def write(folder: Path, seeds: int = 5) -> dict[str, Path]:
         "minimise": minimise(),
         "regularity": regularity(),
         "project": project(made),
+        "layers": layers(made),
     }
     paths = {name: folder / TABLES[name] for name in found}
     for name, table in found.items():

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
-from cltools.layout import OF_CELLS
+from cltools.layout import COLLECTED, OF_CELLS
 from cltools.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class FigureSpec:
             if self.classes is not None:
                 return any(self.classes in sweeps[name].get("classes", ()) for name in names)
             return bool(names)
-        return not set(self.tables) & set(OF_CELLS) or base_sweep(sweeps) is not None
+        return not set(self.tables) & set(COLLECTED) or base_sweep(sweeps) is not None
 
     def needs(
         self,
@@ -196,6 +196,20 @@ FIGURES: dict[str, FigureSpec] = {
         "objective.",
         "merging",
         stages=("merge",),
+        objectives=(REFERENCE,),
+    ),
+    "layers_training": FigureSpec(
+        "CKA of every layer with the same layer of the reference, and with itself before training, "
+        "against the epoch, as heat maps.",
+        "layers",
+        tables=("layers",),
+        objectives=(REFERENCE,),
+    ),
+    "layers_pairs": FigureSpec(
+        "CKA of every layer of every objective with every layer of the reference at the end of "
+        "training, as heat maps.",
+        "layers",
+        tables=("layers",),
         objectives=(REFERENCE,),
     ),
     "umap_grid": FigureSpec(

@@ -22,6 +22,7 @@ OBJECTIVES_OF = {
     "log": ("model",),
     "theory": ("objective",),
     "project": ("objective",),
+    "layers": ("objective", "reference"),
 }
 
 
@@ -40,6 +41,7 @@ class ExperimentTables:
     minimise: pl.DataFrame | None = None
     regularity: pl.DataFrame | None = None
     project: pl.DataFrame | None = None
+    layers: pl.DataFrame | None = None
     papers: pl.DataFrame = field(default_factory=PAPERS.clone)
     reference: str = "dcl"
 
