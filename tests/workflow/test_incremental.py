@@ -138,6 +138,7 @@ AFTER = {
     "measure": {**SHORT, **TABLES},
     "theory": {"theory": 2, **TABLES},
     "merge": {"merge": 2, **TABLES},
+    "layers": {},  # not in this experiment
     "surrogate": OF_SURROGATE,
     "plan": PLAN,
     "collect": TABLES,

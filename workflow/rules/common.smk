@@ -115,6 +115,7 @@ def experiment_targets():
         OWN.table("theory"),
         OWN.claims,
         *(OWN.table(stage) for stage in EXPERIMENT.without_cells),
+        *([OWN.table("layers")] if WITH_LAYERS else []),
     ]
 
 
