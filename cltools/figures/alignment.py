@@ -197,7 +197,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
         f"CKA of {pair} by number of classes and epoch",
         [],
         f"{tidy.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
-        f"estimator. Means over {_seed_range(plotted)}. White: no checkpoint.",
+        f"estimator. {tables.means_note(plotted)} White: no checkpoint.",
     )
     return figure, tables.with_papers(plotted.drop("panel"), papers)
 
@@ -225,9 +225,3 @@ def _heat_map(ax: Axes, part: pl.DataFrame, clock: str) -> AxesImage:
     for c, time, mean in part.select("classes", clock, "mean").iter_rows():
         field[classes.index(c), times.index(time)] = mean
     return style.heat_map(ax, field, [f"{time:g}" for time in times], [f"{c}" for c in classes])
-
-
-def _seed_range(plotted: pl.DataFrame) -> str:
-    low, high = plotted["seeds"].min(), plotted["seeds"].max()
-    runs = f"{high}" if low == high else f"{low} to {high}"
-    return f"{runs} run{'s' * (high > 1)} (seeds and class draws)"

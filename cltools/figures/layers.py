@@ -58,8 +58,7 @@ def layers_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         figure,
         f"Where in the networks alignment with {start} lives, during training",
         [],
-        f"{tidy.setting(cells)}. {_images(cells)}. {NOTE} "
-        f"{tables.seeds_note(plotted, cells, points=False)}",
+        f"{tidy.setting(cells)}. {_images(cells)}. {NOTE} {tables.means_note(plotted)}",
     )
     return figure, plotted
 
@@ -101,7 +100,7 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         f"Alignment of every layer with every layer of {start}",
         [],
         f"{tidy.setting(cells)}. Each run at its last step. {_images(cells)}. {NOTE} "
-        f"{tables.seeds_note(plotted, cells, points=False)}",
+        f"{tables.means_note(plotted)}",
     )
     return figure, plotted
 

@@ -129,6 +129,13 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([plotted, papers.select(shared)], how="diagonal")
 
 
+def means_note(plotted: pl.DataFrame) -> str:
+    """One sentence on what heat maps show of the result of `tidy.spread`."""
+    low, high = plotted["seeds"].min(), plotted["seeds"].max()
+    runs = f"{high}" if low == high else f"{low} to {high}"
+    return f"Means over {runs} run{'s' * (high > 1)} (seeds and class draws)."
+
+
 def seeds_note(
     plotted: pl.DataFrame, cells: pl.DataFrame, spread_as: str = "bars", points: bool = True
 ) -> str:

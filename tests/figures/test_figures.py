@@ -70,7 +70,7 @@ def test_needs_the_sweep_that_varies_the_factor():
     assert [name for name, spec in FIGURES.items() if spec.needs(sweeps)] == [
         "alignment_temperature"
     ]
-    trained = ["dcl", "nscl:shuffled"]
+    trained = ["dcl", "nscl", "nscl:shuffled"]
     assert all(spec.needs(made_up.SWEEPS, STAGES, trained) for spec in FIGURES.values())
     assert not any(spec.needs({}) for spec in FIGURES.values())
 
@@ -80,7 +80,8 @@ def test_needs_the_stages_whose_work_it_shows():
     of_stages = {"merging", "umap_grid", "surrogate_drift", "collapse_order"}
     of_stages |= {"layers_training", "layers_pairs"}
     of_labels = {"labels_negatives", "label_effect"}
-    assert without == of_stages | of_labels
+    assert without == of_stages | of_labels | {"alignment_pairs"}
+    assert not FIGURES["alignment_pairs"].needs(made_up.SWEEPS, objectives=["dcl", "nscl"])
     trained = ["dcl", "nscl:shuffled"]
     assert all(FIGURES[name].needs(made_up.SWEEPS, objectives=trained) for name in of_labels)
     assert FIGURES["merging"].needs(made_up.SWEEPS, ["merge"])
@@ -372,6 +373,23 @@ def test_merging(drawn):
     assert dict(rows.select("weight", "mean").iter_rows()) == pytest.approx(
         {0.0: 0.8, 0.5: 0.9, 1.0: 0.8}
     )
+
+
+def test_alignment_pairs(drawn):
+    wanted = {"metric": "cka", "variant": "residual_debiased"}
+    rows = numbers(drawn, "alignment_pairs", **wanted)
+    assert len(rows.unique(["objective", "reference"])) == 6  # pairs of four objectives
+    row = rows.filter(objective="ce", reference="scl")
+    assert row["mean"].to_list() == pytest.approx([made_up.pair_cka("scl", "ce") - 0.1] * SEEDS)
+
+
+def test_pairs_that_were_not_trained_together_are_named(inputs, tmp_path):
+    measures = pl.read_parquet(inputs["measures"])
+    apart = ~((pl.col("reference") == "scl") & (pl.col("objective") == "ce"))
+    measures.filter(apart).write_parquet(tmp_path / "m.parquet")
+    with pytest.raises(InputError, match="no cell with both scl and ce"):
+        plot("alignment_pairs", {"measures": tmp_path / "m.parquet"}, made_up.SWEEPS,
+             tmp_path / "x", {})  # fmt: skip
 
 
 def test_layers(drawn):
