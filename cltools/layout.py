@@ -31,6 +31,7 @@ VERSIONS = {
     "surrogate": 2,
     "theory": 4,
     "merge": 4,
+    "layers": 1,
     "project": 3,
     "minimise": 2,
     "regularity": 3,
@@ -39,7 +40,8 @@ VERSIONS = {
 }
 
 # Name -> file name of the tables that figures are drawn from. Every experiment has the first three.
-# Each of the others is written by the stage of its name, if the config asks for that stage.
+# Each of the others is there if the config asks for the stage of its name, which writes it. Only
+# `layers` works cell by cell, and `collect` joins its tables, as it makes the first three.
 TABLES = {
     "measures": "measures.parquet",
     "log": "training_log.parquet",
@@ -48,11 +50,14 @@ TABLES = {
     "minimise": "minimise.parquet",
     "regularity": "regularity.parquet",
     "project": "project.parquet",
+    "layers": "layers.parquet",
 }
 OF_CELLS = ("measures", "log", "theory")
+COLLECTED = (*OF_CELLS, "layers")
 
 # Stages whose jobs process batches of cells -> folder of the lists that these jobs write.
-LISTS = {"embed": "embedded", "measure": "measured", "theory": "theory", "merge": "merged"}
+LISTS = {"embed": "embedded", "measure": "measured", "theory": "theory", "merge": "merged",
+         "layers": "layers"}  # fmt: skip
 # Stage -> what names its jobs. Jobs of all other stages are named by the experiment.
 JOBS = {
     "prepare": "{store}",
@@ -360,6 +365,15 @@ def merge_table(manifest: Path, settings: Mapping[str, Any], reference: str) -> 
     return _table(manifest, "merge", [sha256_file(manifest), chosen, VERSIONS["merge"]])
 
 
+def layers_table(
+    manifest: Path, settings: Mapping[str, Any], reference: str, recalibrated: bool
+) -> Path:
+    """The table of `cltools layers`, given its settings and the objective it compares with."""
+    chosen = {"at": settings["at"], "split": settings["split"], "reference": reference}
+    depends_on = [sha256_file(manifest), chosen, recalibrated, VERSIONS["layers"]]
+    return _table(manifest, "layers", depends_on)
+
+
 def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
     """Stage -> its table for the cell of this manifest, with the settings of the config."""
     made = Embeddings(
@@ -374,6 +388,10 @@ def tables_of(experiment: "Experiment", manifest: Path) -> dict[str, Path]:
     if "merge" in experiment.config:
         tables["merge"] = merge_table(
             manifest, experiment.settings_of("merge"), experiment.reference
+        )
+    if "layers" in experiment.config:
+        tables["layers"] = layers_table(
+            manifest, experiment.settings_of("layers"), experiment.reference, made.recalibrated
         )
     return tables
 

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from cltools.config.sweeps import RUNS
-from cltools.layout import OF_CELLS, of_experiment
+from cltools.layout import COLLECTED, of_experiment
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import read_any_table, read_json
 
@@ -52,7 +52,7 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 def made_by(table: str) -> str:
     """The command that makes a table of an experiment."""
-    return "collect" if table in OF_CELLS else table
+    return "collect" if table in COLLECTED else table
 
 
 def read_experiment(path: Path, table: str, plan: Path) -> pl.DataFrame:
@@ -62,7 +62,7 @@ def read_experiment(path: Path, table: str, plan: Path) -> pl.DataFrame:
     missing, damaged, another table or of another plan.
     """
     of = {"table": table}
-    if table in (*OF_CELLS, "claims"):
+    if table in (*COLLECTED, "claims"):
         of = of_experiment(table, plan)
     return read_any_table(path, f"cltools {made_by(table)}", of)
 

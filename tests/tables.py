@@ -60,6 +60,7 @@ FEW_SHOT = [
     for ways in ("all_way", "two_way")
 ]
 LINE = (0.0, 0.5, 1.0)  # of merged networks
+LAYERS = ("stem", "layer1.0", "h", "projector", "z")
 
 
 def cell(**changed: Any) -> dict[str, Any]:
@@ -194,6 +195,7 @@ def _at_epoch(one: dict[str, Any], epoch: float, off: float) -> Iterable[dict[st
                     ("cosine_biased", 0),
                     ("cosine_debiased", 0.02),
                     ("residual_biased", 0.1),
+                    ("residual_debiased", 0.12),
                 ):
                     value = cka - less * done
                     yield to | {"metric": "cka", "variant": variant, "value": value}
@@ -245,6 +247,26 @@ def controls(of: Iterable[dict[str, Any]], epochs: Sequence[float] = EPOCHS) -> 
     return pl.DataFrame(found)
 
 
+def pairs(of: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """Rows of `measures.parquet`: the last alignment of objectives other than DCL, `pair_cka`."""
+    found = []
+    for one, (a, b) in product(of, combinations(OBJECTIVES[1:], 2)):
+        at = {"step": one["total_steps"], "epoch": float(EPOCHS[-1]), "split": "test", "n": 360}
+        about = {"objective": b, "reference": a, "features": "h"}
+        for metric, variant, less in (
+            ("cka", "cosine_debiased", 0), ("cka", "residual_debiased", 0.1),
+            ("rsa", "pearson_cosine", 0.2),
+        ):  # fmt: skip
+            value = pair_cka(a, b) - less
+            found.append(one | at | about | {"metric": metric, "variant": variant, "value": value})
+    return pl.DataFrame(found)
+
+
+def pair_cka(a: str, b: str) -> float:
+    """The made-up CKA of two objectives, neither of them DCL."""
+    return 1 - abs(DRIFT[a] - DRIFT[b])
+
+
 def merged(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
     """Rows of `measures.parquet` that stage `merge` makes of the base cells among `of`.
 
@@ -267,6 +289,34 @@ def merged(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
             for metric, value in values.items():
                 found.append(one | at | about | {"metric": metric, "value": value, "n": 360})
     return pl.DataFrame(found)
+
+
+def layers(of: Iterable[dict[str, Any]] | None = None) -> pl.DataFrame:
+    """The table `layers.parquet` of the base cells among `of`, as `layer_cka` says."""
+    found = []
+    for one in cells() if of is None else of:
+        if "base" not in one["sweeps"]:
+            continue
+        for objective, epoch in product(OBJECTIVES, EPOCHS):
+            at = {"step": epoch * STEPS_PER_EPOCH, "epoch": float(epoch), "split": "test", "n": 360}
+            about = {"objective": objective, "variant": "cosine_debiased"}
+            for other, layer in product(LAYERS, LAYERS):
+                i, j = LAYERS.index(other), LAYERS.index(layer)
+                pair = {"features": layer, "reference_features": other, "depth": j}
+                if i == j:
+                    begun = {"metric": "cka_to_init", "reference": "init"}
+                    found.append(one | at | about | pair | begun | {"value": 1 - progress(epoch)})
+                if (objective == "dcl" and i >= j) or (i != j and epoch != EPOCHS[-1]):
+                    continue
+                value = layer_cka(objective, i, j) * (1 - progress(epoch) / 2)
+                with_dcl = {"metric": "cka", "reference": "dcl", "value": value}
+                found.append(one | at | about | pair | with_dcl)
+    return pl.DataFrame(found)
+
+
+def layer_cka(objective: str, other: int, layer: int) -> float:
+    """The made-up CKA of a layer with another one of DCL, by their numbers."""
+    return 1 - DRIFT.get(objective, 0) * layer / len(LAYERS) - 0.1 * abs(other - layer)
 
 
 def training_log(of: Iterable[dict[str, Any]] | None = None, every: int = 1) -> pl.DataFrame:
@@ -466,13 +516,16 @@ def write(folder: Path, seeds: int = 5) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = cells(seeds)
     found = {
-        "measures": pl.concat([measures(made), merged(made), controls(made)], how="diagonal"),
+        "measures": pl.concat(
+            [measures(made), merged(made), controls(made), pairs(made)], how="diagonal"
+        ),
         "log": training_log(made),
         "theory": theory(made),
         "surrogate": surrogate(),
         "minimise": minimise(),
         "regularity": regularity(),
         "project": project(made),
+        "layers": layers(made),
     }
     paths = {name: folder / TABLES[name] for name in found}
     for name, table in found.items():

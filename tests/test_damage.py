@@ -39,6 +39,7 @@ CONFIG = {
     "cells_per_job": 1,
     "theory": {"power_iterations": 2},
     "merge": {"sweeps": ["base"], "points": 2},
+    "layers": {"sweeps": ["base"]},
     "project": {"classes": 3, "images_per_class": 4},
     "surrogate": {"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
     "minimise": {"seeds": [0], "classes": [2], "taus": [1.0], "objectives": ["nscl"]},
@@ -52,9 +53,10 @@ MADE = {
     "measure": ["measures"],
     "theory": ["theory"],
     "merge": ["merge"],
+    "layers": ["layers"],
 }
 # Options that name what a command writes.
-WRITTEN = {"collect": ["--measures", "--log", "--theory"], "prepare": ["--store"]}
+WRITTEN = {"collect": ["--measures", "--log", "--theory", "--layers"], "prepare": ["--store"]}
 TOUCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate")  # audit events
 KILLS, FLIPS = 3, 1  # of each command, and of each kind of file under a command
 # Commands that read nothing below `results`.

@@ -44,6 +44,9 @@ Reference = Annotated[
     str,
     typer.Option(callback=_objective, help="The objective that all others are compared with."),
 ]
+Recalibrate = Annotated[
+    bool, typer.Option("--recalibrate", help="Compute batch statistics again from training images.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     int | None,

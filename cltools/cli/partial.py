@@ -7,15 +7,15 @@ and figures of all cells at the end.
 from collections.abc import Iterator
 from pathlib import Path
 
-from cltools.config.experiment import Experiment
+from cltools.config.experiment import OF_SOME_SWEEPS, Experiment
 from cltools.figures import FIGURES
-from cltools.layout import OF_CELLS, ExperimentFolder, Results, tables_of
+from cltools.layout import COLLECTED, OF_CELLS, ExperimentFolder, Results, tables_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import write_json
 from cltools.stages import collect, plan, plot
 from cltools.training.manifests import read_manifest
 
-LISTED = ("measure", "theory", "merge")
+LISTED = ("measure", "theory", *OF_SOME_SWEEPS)
 
 
 def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iterator[str]:
@@ -26,7 +26,10 @@ def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iter
     """
     planned = plan.summary(experiment)
     tables: dict[str, dict[str, str]] = {stage: {} for stage in LISTED}
-    merged = {cell for cells in experiment.merge_batches.values() for cell in cells}
+    wanted = {
+        stage: {cell for cells in experiment.batches_of(stage).values() for cell in cells}
+        for stage in LISTED
+    }
     done = {}
     for identity, planned_cell in experiment.plans.items():
         manifest = Results(results).cell(identity).manifest(planned_cell.until.slug)
@@ -38,7 +41,7 @@ def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iter
         if "measure" in there and "theory" in there:
             done[identity] = planned["cells"][identity]
             for stage, path in there.items():
-                if stage != "merge" or identity in merged:
+                if identity in wanted[stage]:
                     tables[stage][str(manifest)] = str(path)
     if not done:
         raise InputError(
@@ -50,10 +53,12 @@ def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iter
     lists = [made.partial_list(stage) for stage in LISTED]
     for stage, path in zip(LISTED, lists, strict=True):
         write_json(path, {"stage": stage, "tables": tables[stage]})
-    tables_made = {name: made.table(name) for name in OF_CELLS}
+    names = COLLECTED if tables["layers"] else OF_CELLS
+    tables_made = {name: made.table(name) for name in names}
     collect.run(plan=made.plan, lists=lists, **tables_made)
+    further = ["layers"] if tables["layers"] else []
     for name, spec in FIGURES.items():
-        if not spec.needs(experiment.sweeps):
+        if not spec.needs(experiment.sweeps, further):
             continue
         try:
             plot.run(

@@ -12,6 +12,7 @@ from cltools.cli.options import (
     EmbeddingType,
     FullAt,
     Manifests,
+    Recalibrate,
     Reference,
     Settings,
     Store,
@@ -128,10 +129,7 @@ def embed(
         Path, typer.Option(help="File to write at the end: the list of the embeddings.")
     ],
     dtype: Annotated[EmbeddingType, typer.Option(help="How numbers are stored.")] = "float32",
-    recalibrate: Annotated[
-        bool,
-        typer.Option("--recalibrate", help="Compute batch statistics again from training images."),
-    ] = False,
+    recalibrate: Recalibrate = False,
     unless_measured: Annotated[
         FullAt | None,
         typer.Option(help="Leave out cells that were already measured with this --full-at."),
@@ -257,15 +255,43 @@ def merge(
         )
 
 
+def layers(
+    manifests: Manifests,
+    store: Stores,
+    done: Tables,
+    settings: Settings = "{}",
+    reference: Reference = "dcl",
+    recalibrate: Recalibrate = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+    workers: Workers = None,
+) -> None:
+    """Compare every layer of the networks with those of the reference, and with its start."""
+    limit_threads(threads)
+    own_gpu(device)
+    from cltools.stages import layers as stage
+
+    chosen = json_object(settings, "--settings")
+    with memory_remedy("use --device cpu, or give the job more"):
+        stage.run(
+            manifests=manifests,
+            stores=store,
+            done=done,
+            settings=chosen,
+            reference=reference,
+            recalibrate=recalibrate,
+            device=device,
+            threads=threads,
+            workers=workers,
+        )
+
+
 def project(
     manifest: Annotated[Path, typer.Argument(help="Training manifest (trained-*.json).")],
     store: Store,
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",
-    recalibrate: Annotated[
-        bool,
-        typer.Option("--recalibrate", help="Compute batch statistics again from training images."),
-    ] = False,
+    recalibrate: Recalibrate = False,
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
@@ -305,17 +331,19 @@ def compare(
 def collect(
     plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
     lists: Annotated[
-        list[Path], typer.Argument(help="Lists written by `cltools measure`, `merge` and `theory`.")
+        list[Path],
+        typer.Argument(help="Lists written by `cltools measure`, `merge`, `theory` and `layers`."),
     ],
     measures: Annotated[Path, typer.Option(help="Tidy table of all measures to write.")],
     log: Annotated[Path, typer.Option(help="Table of all training logs to write.")],
     theory: Annotated[Path | None, typer.Option(help="Table of all bounds to write.")] = None,
+    layers: Annotated[Path | None, typer.Option(help="Table of all layers to write.")] = None,
 ) -> None:
     """Join the tables of an experiment's cells."""
     limit_threads(1)
     from cltools.stages import collect as stage
 
-    stage.run(plan=plan, lists=lists, measures=measures, log=log, theory=theory)
+    stage.run(plan=plan, lists=lists, measures=measures, log=log, theory=theory, layers=layers)
 
 
 def plot(
@@ -329,6 +357,7 @@ def plot(
     minimise: Table = None,
     regularity: Table = None,
     project: Table = None,
+    layers: Table = None,
     papers: Annotated[
         list[Path] | None, typer.Option(help="The papers' numbers to draw as well (CSV).")
     ] = None,
@@ -346,6 +375,7 @@ def plot(
         "minimise": minimise,
         "regularity": regularity,
         "project": project,
+        "layers": layers,
     }
     tables = {table: path for table, path in given.items() if path is not None}
     stage.run(

@@ -21,11 +21,13 @@ class NetworkSize(NamedTuple):
 
     flops: of the forward pass of one image, a multiplication and an addition counting as two.
     parameters: their number. features: of h.
+    widths: of what the stem and the blocks put out, as `training.layers` takes it.
     """
 
     flops: float
     parameters: float
     features: int
+    widths: tuple[int, ...]
 
 
 def network_size(cell: Mapping[str, Any], side: int, channels: int = 3) -> NetworkSize:
@@ -51,7 +53,7 @@ def _resnet(
     kernel = 7 if large else 3
     side = -(-side // 2) if large else side
     # (inputs, outputs, kernel, side of the output) of every convolution
-    layers = [(channels, inputs, kernel, side)]
+    layers, widths = [(channels, inputs, kernel, side)], [inputs]
     side = -(-side // 2) if large else side
     expansion = 4 if architecture.bottleneck else 1
     for stage, count in enumerate(architecture.blocks):
@@ -66,9 +68,10 @@ def _resnet(
             if before != side or inputs != width * expansion:
                 layers.append((inputs, width * expansion, 1, side))
             inputs = width * expansion
+            widths.append(inputs)
     weights = [i * o * k * k for i, o, k, _ in layers]
     flops = sum(2 * w * s * s for w, (_, _, _, s) in zip(weights, layers, strict=True))
-    return NetworkSize(flops, sum(weights), inputs)
+    return NetworkSize(flops, sum(weights), inputs, tuple(widths))
 
 
 def _transformer(sizes: Transformer, patch: int, side: int, channels: int) -> NetworkSize:
@@ -80,4 +83,5 @@ def _transformer(sizes: Transformer, patch: int, side: int, channels: int) -> Ne
         flops=2 * tokens * (first + weights) + attention,
         parameters=first + weights + tokens * d,
         features=d,
+        widths=(d,) * (sizes.layers + 1),
     )

@@ -44,6 +44,7 @@ SHORT, LONG = 300, 3600
 # images, steps of the linear probe and of the few-shot probes, and labeled images of a class that
 # the latter have in all their draws.
 DRAWS, LARGEST_SAMPLE, PROBE_STEPS = 200, 4096, 500
+LARGEST_SUMS = 4 << 30  # bytes of products that `layers` sums up in one pass
 FEW_SHOT_STEPS, FEW_SHOT_IMAGES = 200, 5 * 2 * 686
 READS_OF_FEATURES, CACHED_BYTES = 20, 2e9  # how often, and bytes a second: files are cached
 MB = 1e6
@@ -338,6 +339,39 @@ def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Ne
         return float(points * (network + probe / CPU_FLOPS))
 
     return _of_cells(work, memory, seconds, attempt)
+
+
+def layers_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
+    """What a job that compares the layers of these cells requests; `settings` are the config's.
+
+    Images pass through all networks, and the products of layers are summed up on a GPU: of the same
+    layers at each checkpoint, of every two layers at the last one.
+    """
+
+    def images(task: Task) -> int:
+        return task.images.test if settings["split"] == "test" else task.images.train
+
+    def widths(task: Task) -> list[int]:
+        cell = task.run.cell
+        return [*_size(task).widths, cell["projector_hidden"], cell["projector_dim"]]
+
+    def memory(task: Task) -> float:
+        sums = min(LARGEST_SUMS, 8 * sum(widths(task)) ** 2)
+        held = _images_mb(task.images) if task.costs is None else task.costs.memory_mb
+        return held + sums / MB
+
+    def seconds(task: Task) -> float:
+        checkpoints = _checkpoints(task) if settings["at"] == "all" else 2
+        networks = checkpoints * len(task.run.cell["objectives"])
+        each = _size(task).flops / GPU_FLOPS["float32"]
+        forward = networks * images(task) * each
+        decoded = checkpoints * images(task) * _seconds_to_decode(task.images, 0)
+        same = 3 * 2 * networks * sum(w**2 for w in widths(task))
+        every = 2 * 2 * len(task.run.cell["objectives"]) * sum(widths(task)) ** 2
+        read = 2 * 4 * networks * images(task) * sum(widths(task)) / DISK_BYTES
+        return forward + decoded + read + images(task) * (same + every) / GPU_FLOPS_OF_MEASURES
+
+    return _of_cells(work, memory, seconds, attempt, benched=False)
 
 
 def prepare_needs(images: Images, attempt: int = 1) -> Needs:

@@ -19,6 +19,8 @@ from cltools.runtime.yaml_text import parse_yaml, read_yaml
 
 STOP_KEYS = ("epochs", "steps")
 MOST_CELLS = 20_000  # of all sweeps together; to work them out takes some 30 seconds
+# Stages that work on the cells of the sweeps that their config key `sweeps` names.
+OF_SOME_SWEEPS = ("merge", "layers")
 # What a data set's definition says that does not decide which images it holds.
 NOT_IDENTITY = ("path", "root", "download", "recipe")
 
@@ -90,8 +92,10 @@ class Experiment:
     @cached_property
     def further_stages(self) -> list[str]:
         """The stages that not every experiment has, and whose work figures show."""
-        merged = base_sweep(self.sweeps) in self.setting("merge").get("sweeps", ())
-        others = {"merge": merged, "project": "project" in self.config}
+        base = base_sweep(self.sweeps)
+        others = {
+            stage: base in self.setting(stage).get("sweeps", ()) for stage in OF_SOME_SWEEPS
+        } | {"project": "project" in self.config}
         return [*self.without_cells, *(stage for stage, there in others.items() if there)]
 
     @cached_property
@@ -99,10 +103,11 @@ class Experiment:
         """Cell ids by job of the short stages (`cells_per_job`); a batch of one is its cell."""
         return self._in_batches(list(self.plans))
 
-    @cached_property
-    def merge_batches(self) -> dict[str, list[str]]:
-        """The same of the cells whose weights are merged."""
-        chosen = set(self.setting("merge").get("sweeps", ()))
+    def batches_of(self, stage: str) -> dict[str, list[str]]:
+        """The batches of a stage: those of all cells or, of `OF_SOME_SWEEPS`, of these sweeps'."""
+        if stage not in OF_SOME_SWEEPS:
+            return self.batches
+        chosen = set(self.setting(stage).get("sweeps", ()))
         return self._in_batches([c for c, plan in self.plans.items() if chosen & set(plan.sweeps)])
 
     @cached_property
@@ -187,9 +192,10 @@ def load_experiment(config: Mapping[str, Any]) -> Experiment:
         _check_told_apart(cells, factors, f"sweeps.{name}")
         numbers = {cell["classes"] for cell in cells}
         sweeps[name]["classes"] = sorted(n for n in numbers if isinstance(n, int))
-    unknown = sorted(set(config.get("merge", {}).get("sweeps", ())) - set(sweeps))
-    if unknown:
-        raise InputError(unknown_key(f"merge.sweeps.{unknown[0]}", sweeps))
+    for stage in OF_SOME_SWEEPS:
+        unknown = sorted(set(config.get(stage, {}).get("sweeps", ())) - set(sweeps))
+        if unknown:
+            raise InputError(unknown_key(f"{stage}.sweeps.{unknown[0]}", sweeps))
     reference = config.get("reference")
     if reference and not any(reference in plan.cell["objectives"] for plan in plans.values()):
         raise InputError(

@@ -19,7 +19,7 @@ from cltools.config.schema import schema
 Rule = Mapping[str, Any]
 Row = tuple[str, str, str, str]  # key, meaning, allowed values, default; all Markdown
 
-STAGES = ("theory", "merge", "project", "surrogate", "minimise", "regularity")
+STAGES = ("theory", "merge", "layers", "project", "surrogate", "minimise", "regularity")
 # Table -> the definitions of the schema whose keys it lists.
 TABLES: dict[str, tuple[str, ...]] = {
     "experiment": (),  # the top level of a config

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
-from cltools.layout import OF_CELLS
+from cltools.layout import COLLECTED, OF_CELLS
 from cltools.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class FigureSpec:
         of the same data set.
     objectives: some cell must train each of these; "reference" stands for the one that the
         experiment compares all others with.
+    fewest: so many different objectives must be trained.
     own_labels: whether it shows objectives that have labels of their own, too.
     """
 
@@ -50,6 +51,7 @@ class FigureSpec:
     optional: tuple[str, ...] = ()
     papers: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ("dcl",)
+    fewest: int = 1
     own_labels: bool = False
 
     def swept(self, sweeps: Sweeps) -> bool:
@@ -59,7 +61,7 @@ class FigureSpec:
             if self.classes is not None:
                 return any(self.classes in sweeps[name].get("classes", ()) for name in names)
             return bool(names)
-        return not set(self.tables) & set(OF_CELLS) or base_sweep(sweeps) is not None
+        return not set(self.tables) & set(COLLECTED) or base_sweep(sweeps) is not None
 
     def needs(
         self,
@@ -71,7 +73,9 @@ class FigureSpec:
         """Whether an experiment with these sweeps, further stages and objectives can draw it."""
         further = {*self.stages, *self.tables} - set(OF_CELLS)
         wanted = {reference if name == REFERENCE else name for name in self.objectives}
-        return further <= set(stages) and wanted <= set(objectives) and self.swept(sweeps)
+        trained = set(objectives)
+        enough = wanted <= trained and len(trained) >= self.fewest
+        return further <= set(stages) and enough and self.swept(sweeps)
 
     def tables_of(self, stages: Collection[str]) -> list[str]:
         """The tables from which it is drawn in an experiment with these further stages."""
@@ -129,6 +133,13 @@ FIGURES: dict[str, FigureSpec] = {
         "alone.",
         "residual",
         objectives=(REFERENCE,),
+    ),
+    "alignment_pairs": FigureSpec(
+        "Alignment of all pairs of objectives at the end of training, and how they group.",
+        "pairs",
+        objectives=(),
+        fewest=3,
+        own_labels=True,
     ),
     "labels_negatives": FigureSpec(
         "Alignment with DCL against the share of negatives that labels drop: of whole classes, and "
@@ -196,6 +207,20 @@ FIGURES: dict[str, FigureSpec] = {
         "objective.",
         "merging",
         stages=("merge",),
+        objectives=(REFERENCE,),
+    ),
+    "layers_training": FigureSpec(
+        "CKA of every layer with the same layer of the reference, and with itself before training, "
+        "against the epoch, as heat maps.",
+        "layers",
+        tables=("layers",),
+        objectives=(REFERENCE,),
+    ),
+    "layers_pairs": FigureSpec(
+        "CKA of every layer of every objective with every layer of the reference at the end of "
+        "training, as heat maps.",
+        "layers",
+        tables=("layers",),
         objectives=(REFERENCE,),
     ),
     "umap_grid": FigureSpec(

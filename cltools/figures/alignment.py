@@ -197,7 +197,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
         f"CKA of {pair} by number of classes and epoch",
         [],
         f"{tidy.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
-        f"estimator. Means over {_seed_range(plotted)}. White: no checkpoint.",
+        f"estimator. {tables.means_note(plotted)} White: no checkpoint.",
     )
     return figure, tables.with_papers(plotted.drop("panel"), papers)
 
@@ -224,19 +224,4 @@ def _heat_map(ax: Axes, part: pl.DataFrame, clock: str) -> AxesImage:
     field = np.full((len(classes), len(times)), np.nan)
     for c, time, mean in part.select("classes", clock, "mean").iter_rows():
         field[classes.index(c), times.index(time)] = mean
-    image = ax.imshow(field, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
-    for (y, x), mean in np.ndenumerate(field):
-        if np.isfinite(mean):
-            color = "white" if mean < 0.6 else "black"
-            ax.text(x, y, f"{mean:.2f}", ha="center", va="center", color=color, fontsize="x-small")
-    ax.set_xticks(range(len(times)), [f"{time:g}" for time in times])
-    ax.set_yticks(range(len(classes)), classes)
-    ax.grid(visible=False)
-    ax.tick_params(length=0)
-    return image
-
-
-def _seed_range(plotted: pl.DataFrame) -> str:
-    low, high = plotted["seeds"].min(), plotted["seeds"].max()
-    runs = f"{high}" if low == high else f"{low} to {high}"
-    return f"{runs} run{'s' * (high > 1)} (seeds and class draws)"
+    return style.heat_map(ax, field, [f"{time:g}" for time in times], [f"{c}" for c in classes])

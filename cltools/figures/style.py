@@ -17,6 +17,7 @@ from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
     FixedFormatter,
@@ -255,6 +256,25 @@ def log_axis(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def heat_map(
+    ax: Axes, field: np.ndarray, columns: Sequence[str], rows: Sequence[str], numbers: bool = True
+) -> AxesImage:
+    """Similarities (rows, columns) in [0, 1] as colors, and as numbers if asked for; NaN is white.
+
+    The first row is the lowest.
+    """
+    image = ax.imshow(field, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
+    for (y, x), value in np.ndenumerate(field):
+        if numbers and np.isfinite(value):
+            color = "white" if value < 0.6 else "black"
+            ax.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize="x-small")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    return image
 
 
 def alignment_axis(ax: Axes, values: pl.Series) -> None:

@@ -22,6 +22,7 @@ OBJECTIVES_OF = {
     "log": ("model",),
     "theory": ("objective",),
     "project": ("objective",),
+    "layers": ("objective", "reference"),
 }
 
 
@@ -40,6 +41,7 @@ class ExperimentTables:
     minimise: pl.DataFrame | None = None
     regularity: pl.DataFrame | None = None
     project: pl.DataFrame | None = None
+    layers: pl.DataFrame | None = None
     papers: pl.DataFrame = field(default_factory=PAPERS.clone)
     reference: str = "dcl"
 
@@ -125,6 +127,13 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
         return plotted
     shared = [column for column in ("figure", *plotted.columns) if column in papers.columns]
     return pl.concat([plotted, papers.select(shared)], how="diagonal")
+
+
+def means_note(plotted: pl.DataFrame) -> str:
+    """One sentence on what heat maps show of the result of `tidy.spread`."""
+    low, high = plotted["seeds"].min(), plotted["seeds"].max()
+    runs = f"{high}" if low == high else f"{low} to {high}"
+    return f"Means over {runs} run{'s' * (high > 1)} (seeds and class draws)."
 
 
 def seeds_note(

@@ -15,6 +15,7 @@ from cltools.measurements.alignment import (
 )
 from cltools.measurements.downstream import downstream_rows
 from cltools.measurements.geometry import geometry_rows, head_rows, view_rows
+from cltools.measurements.layers import LayerOutputs, layer_rows, tidy_layers
 from cltools.measurements.losses import (
     batch_loss_rows,
     dropped_rows,
@@ -28,6 +29,7 @@ from cltools.measurements.weights import weight_rows
 __all__ = [
     "REFERENCE",
     "SCHEMA",
+    "LayerOutputs",
     "Representations",
     "Row",
     "add_intervals",
@@ -40,10 +42,12 @@ __all__ = [
     "geometry_rows",
     "head_rows",
     "labelling_rows",
+    "layer_rows",
     "loss_rows",
     "null_rows",
     "rank_rows",
     "tidy",
+    "tidy_layers",
     "view_rows",
     "weight_rows",
 ]

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cltools.config.experiment import Experiment, Plan
+from cltools.config.experiment import OF_SOME_SWEEPS, Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 from cltools.runtime.errors import InputError
@@ -108,8 +108,9 @@ def _stages(
     yield "train", train
     tables = tables_of(experiment, manifest) if train.state == "done" else {}
     stages = ["measure", "theory"]
-    if any(identity in batch for batch in experiment.merge_batches.values()):
-        stages.append("merge")
+    for stage in OF_SOME_SWEEPS:
+        if any(identity in batch for batch in experiment.batches_of(stage).values()):
+            stages.append(stage)
     for stage in stages:
         yield stage, _short_stage(stage, experiment, identity, manifest, tables.get(stage), results)
 
@@ -145,7 +146,7 @@ def _short_stage(
     results: Results,
 ) -> StageStatus:
     """The status of a stage that works in batches; `table` is None before training is done."""
-    batches = experiment.merge_batches if stage == "merge" else experiment.batches
+    batches = experiment.batches_of(stage)
     batch = next(name for name, cells in batches.items() if identity in cells)
     made = _cached_json(results.experiment(experiment.name).list_of(stage, batch)) or {}
     if table is not None and table.exists():

@@ -130,6 +130,15 @@ class ResNet(nn.Module):
             x = self.get_submodule(f"layer{stage + 1}")(x)
         return x.mean(dim=(2, 3))
 
+    def layers(self) -> dict[str, nn.Module]:
+        """Name -> module of the stem and of every residual block but the last, which h is of."""
+        blocks = {
+            f"layer{stage + 1}.{number}": block
+            for stage in range(self.stages)
+            for number, block in enumerate(self.get_submodule(f"layer{stage + 1}").children())
+        }
+        return {"stem": self.maxpool, **dict(list(blocks.items())[:-1])}
+
 
 class VisionTransformer(nn.Module):
     """Images (n, c, h, w) to features h (n, features), the class token after the last LayerNorm.
@@ -152,6 +161,11 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.vit(x)
         return features
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Name -> module of the embedded patches and of every transformer block."""
+        blocks = {f"block{number}": block for number, block in enumerate(self.vit.blocks)}
+        return {"stem": self.vit.norm_pre, **blocks}
 
 
 def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
@@ -188,6 +202,10 @@ class Projector(nn.Sequential):
             nn.BatchNorm1d(outputs),
         )
         self[4].bias.requires_grad_(False)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Name -> module of what lies between h and z: the hidden units after the ReLU."""
+        return {"projector": self[2]}
 
 
 class Network(nn.Module):

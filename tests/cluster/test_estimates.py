@@ -15,6 +15,7 @@ from cltools.cluster.estimates import (
     decoding_cpus,
     embed_needs,
     embedding_cpus,
+    layers_needs,
     measure_needs,
     merge_needs,
     prepare_cpus,
@@ -33,6 +34,7 @@ CIFAR = KNOWN["CIFAR10"]
 IMAGENET = Images(1_281_167, 50_000, 224, classes=1000, encoded=True)
 THEORY = {"curvature_at": "ends", "curvature_images": 128, "power_iterations": 10, "delta": 0.05}
 MERGE = {"with": ["nscl", "scl"], "points": 11, "sweeps": []}
+LAYERS = {"at": "all", "split": "train", "sweeps": []}
 CELL = {"dataset": "x", "recipe": "cifar", "horizon": 300, "batch_size": 1024,
         "architecture": "resnet50", "checkpoints": list(range(0, 300, 5))}  # fmt: skip
 NEEDS = {
@@ -41,6 +43,7 @@ NEEDS = {
     "measure": partial(measure_needs, full_at="last", on_gpu=False),
     "theory": partial(theory_needs, settings={**THEORY, "power_iterations": 10_000}),
     "merge": partial(merge_needs, settings={**MERGE, "points": 1000}),
+    "layers": partial(layers_needs, settings=LAYERS),
 }
 
 
@@ -68,7 +71,7 @@ def test_more_work_takes_longer(stage):
         larger["objectives"] = task(objectives=["dcl", "nscl", "scl", "ce"])
         more = CIFAR._replace(train=10 * CIFAR.train, test=10 * CIFAR.test)
         larger["images"] = task(more, objectives=["dcl", "nscl"])
-    if stage in ("embed", "measure"):
+    if stage in ("embed", "measure", "layers"):
         larger["checkpoints"] = task(checkpoints=list(range(300)), objectives=["dcl", "nscl"])
     if stage == "measure":
         del larger["side"]

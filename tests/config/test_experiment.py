@@ -131,12 +131,14 @@ def test_coupling_can_be_swept():
     assert [len(plan.cell["objectives"]) for plan in plans] == [3, 3, 3]
 
 
-def test_merge_batches_are_of_the_named_sweeps():
-    experiment = load_experiment(changed(merge={"sweeps": ["base"]}))
-    chosen = [cell for cells in experiment.merge_batches.values() for cell in cells]
+@pytest.mark.parametrize("stage", ["merge", "layers"])
+def test_some_stages_work_on_the_named_sweeps(stage):
+    experiment = load_experiment(changed(**{stage: {"sweeps": ["base"]}}))
+    chosen = [cell for cells in experiment.batches_of(stage).values() for cell in cells]
     assert chosen == [c for c, plan in experiment.plans.items() if "base" in plan.sweeps]
     assert 0 < len(chosen) < len(experiment.plans)
-    assert load_experiment(CONFIG).merge_batches == {}
+    assert experiment.batches_of("measure") == experiment.batches
+    assert load_experiment(CONFIG).batches_of(stage) == {}
 
 
 def test_regularity_has_a_cell_of_its_own():
@@ -177,6 +179,7 @@ def test_defaults_are_valid():
         ({"base__views": 2.0}, r"base\.views is 2\.0, but must be of type integer"),
         ({"theory": {"delta": 0}}, r"theory\.delta is 0"),
         ({"merge": {"sweeps": ["bas"]}}, r"merge\.sweeps\.bas is unknown: did you mean base"),
+        ({"layers": {"sweeps": ["bas"]}}, r"layers\.sweeps\.bas is unknown: did you mean base"),
         (
             {"merge": {"with": ["dcl"]}},
             r"merge\.with names the reference, at which all lines begin",

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from cltools.cli.options import json_object
 from cltools.config.cells import resolve_cell
-from cltools.config.experiment import load_experiment
+from cltools.config.experiment import OF_SOME_SWEEPS, load_experiment
 from cltools.config.schema import schema, with_defaults
 from cltools.runtime.errors import InputError
 
 DEFS = schema()["$defs"]
-STAGES = ("theory", "merge", "project", "surrogate", "minimise", "regularity")
+STAGES = ("theory", "merge", "layers", "project", "surrogate", "minimise", "regularity")
 CELL = {"dataset": "digits", "recipe": {"family": "digits"}, "horizon": 20}
 CONFIG = {
     "experiment": "demo",
@@ -182,14 +182,14 @@ def resolve(config):
     experiment = load_experiment(config)
     for stage in (
         "theory",
-        "merge",
+        *OF_SOME_SWEEPS,
         *experiment.without_cells,
         *(["project"] if "project" in config else []),
     ):
         experiment.settings_of(stage)
     json.dumps(experiment.summary(), ensure_ascii=False).encode()
     assert experiment.batches
-    assert experiment.merge_batches is not None
+    assert all(experiment.batches_of(stage) is not None for stage in OF_SOME_SWEEPS)
     assert experiment.further_stages is not None
 
 

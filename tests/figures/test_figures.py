@@ -26,7 +26,7 @@ from cltools.stages.plot import read_papers
 from cltools.tidy import evenly
 
 SEEDS = 3
-STAGES = ("merge", "project", "surrogate", "minimise", "regularity")
+STAGES = ("merge", "layers", "project", "surrogate", "minimise", "regularity")
 SUFFIXES = ("pdf", "png", "csv")
 
 
@@ -70,7 +70,7 @@ def test_needs_the_sweep_that_varies_the_factor():
     assert [name for name, spec in FIGURES.items() if spec.needs(sweeps)] == [
         "alignment_temperature"
     ]
-    trained = ["dcl", "nscl:shuffled"]
+    trained = ["dcl", "nscl", "nscl:shuffled"]
     assert all(spec.needs(made_up.SWEEPS, STAGES, trained) for spec in FIGURES.values())
     assert not any(spec.needs({}) for spec in FIGURES.values())
 
@@ -78,8 +78,10 @@ def test_needs_the_sweep_that_varies_the_factor():
 def test_needs_the_stages_whose_work_it_shows():
     without = {name for name, spec in FIGURES.items() if not spec.needs(made_up.SWEEPS)}
     of_stages = {"merging", "umap_grid", "surrogate_drift", "collapse_order"}
+    of_stages |= {"layers_training", "layers_pairs"}
     of_labels = {"labels_negatives", "label_effect"}
-    assert without == of_stages | of_labels
+    assert without == of_stages | of_labels | {"alignment_pairs"}
+    assert not FIGURES["alignment_pairs"].needs(made_up.SWEEPS, objectives=["dcl", "nscl"])
     trained = ["dcl", "nscl:shuffled"]
     assert all(FIGURES[name].needs(made_up.SWEEPS, objectives=trained) for name in of_labels)
     assert FIGURES["merging"].needs(made_up.SWEEPS, ["merge"])
@@ -106,7 +108,12 @@ def test_another_reference_takes_the_place_of_dcl(name, inputs, drawn, tmp_path)
         pl.col("objective", "reference").replace("dcl", "nt_xent")
     )
     other.write_parquet(tmp_path / "measures.parquet")
-    tables = {**inputs, "measures": tmp_path / "measures.parquet"}
+    layers = pl.read_parquet(inputs["layers"]).with_columns(
+        pl.col("objective", "reference").replace("dcl", "nt_xent")
+    )
+    layers.write_parquet(tmp_path / "layers.parquet")
+    tables = {**inputs, "measures": tmp_path / "measures.parquet",
+              "layers": tmp_path / "layers.parquet"}  # fmt: skip
     plot(name, tables, made_up.SWEEPS, tmp_path / name, {"dpi": 60}, reference="nt_xent")
     text = (tmp_path / f"{name}.pdf").read_bytes()
     assert text
@@ -366,6 +373,37 @@ def test_merging(drawn):
     assert dict(rows.select("weight", "mean").iter_rows()) == pytest.approx(
         {0.0: 0.8, 0.5: 0.9, 1.0: 0.8}
     )
+
+
+def test_alignment_pairs(drawn):
+    wanted = {"metric": "cka", "variant": "residual_debiased"}
+    rows = numbers(drawn, "alignment_pairs", **wanted)
+    assert len(rows.unique(["objective", "reference"])) == 6  # pairs of four objectives
+    row = rows.filter(objective="ce", reference="scl")
+    assert row["mean"].to_list() == pytest.approx([made_up.pair_cka("scl", "ce") - 0.1] * SEEDS)
+
+
+def test_pairs_that_were_not_trained_together_are_named(inputs, tmp_path):
+    measures = pl.read_parquet(inputs["measures"])
+    apart = ~((pl.col("reference") == "scl") & (pl.col("objective") == "ce"))
+    measures.filter(apart).write_parquet(tmp_path / "m.parquet")
+    with pytest.raises(InputError, match="no cell with both scl and ce"):
+        plot("alignment_pairs", {"measures": tmp_path / "m.parquet"}, made_up.SWEEPS,
+             tmp_path / "x", {})  # fmt: skip
+
+
+def test_layers(drawn):
+    last = made_up.EPOCHS[-1]
+    for layer, expected in ((0, 1.0), (4, made_up.layer_cka("nscl", 4, 4))):
+        named = made_up.LAYERS[layer]
+        rows = numbers(drawn, "layers_training", metric="cka", objective="nscl", features=named)
+        assert rows.filter(epoch=last)["mean"].to_list() == pytest.approx([expected / 2] * SEEDS)
+        pair = {"features": "z", "reference_features": named}
+        found = numbers(drawn, "layers_pairs", objective="nscl", **pair)
+        value = made_up.layer_cka("nscl", layer, 4) / 2
+        assert found["mean"].to_list() == pytest.approx([value] * SEEDS)
+    start = numbers(drawn, "layers_training", metric="cka_to_init", objective="dcl")
+    assert start.filter(epoch=0)["mean"].unique().to_list() == [1]
 
 
 def test_nothing_merged_is_said(inputs, tmp_path):

@@ -23,6 +23,7 @@ from cltools.cluster.estimates import (
     disk_mb,
     embed_needs,
     kind_of,
+    layers_needs,
     measure_needs,
     merge_needs,
     prepare_needs,
@@ -253,8 +254,9 @@ MERGE = {"with": ["nscl", "scl"], "points": 11, "sweeps": []}
     "needs",
     [train_of_one, embed_needs, partial(measure_needs, full_at="last", on_gpu=False),
      partial(theory_needs, settings=THEORY),
-     partial(merge_needs, settings=MERGE)],
-    ids=["train", "embed", "measure", "theory", "merge"],
+     partial(merge_needs, settings=MERGE),
+     partial(layers_needs, settings={"at": "all", "split": "test"})],
+    ids=["train", "embed", "measure", "theory", "merge", "layers"],
 )  # fmt: skip
 @pytest.mark.parametrize("costs", [COSTS, None], ids=["benched", "not benched"])
 def test_every_attempt_asks_for_more(needs, costs):

@@ -103,6 +103,7 @@ OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
         ({"keep_embeddings": True}, {**SHORT, **TABLES}),
         ({"theory": {"delta": 0.1}}, {"theory": 2, **TABLES}),
         ({"merge": {"sweeps": ["temperature"], "points": 3}}, {"merge": 2, **TABLES}),
+        ({"layers": {"sweeps": ["temperature"]}}, {"layers": 2, **TABLES}),
         ({"surrogate": CONFIG["surrogate"] | {"steps": 4}}, OF_SURROGATE),
         ({"minimise": {"seeds": [0]}}, OF_MINIMISE),
         ({"regularity": {"steps": 2}}, OF_REGULARITY),
@@ -137,6 +138,7 @@ AFTER = {
     "measure": {**SHORT, **TABLES},
     "theory": {"theory": 2, **TABLES},
     "merge": {"merge": 2, **TABLES},
+    "layers": {},  # not in this experiment
     "surrogate": OF_SURROGATE,
     "plan": PLAN,
     "collect": TABLES,

@@ -19,6 +19,7 @@ from cltools.cluster.estimates import (
     embed_needs,
     embedding_cpus,
     grows,
+    layers_needs,
     measure_needs,
     merge_needs,
     prepare_cpus,
@@ -58,6 +59,9 @@ try:
     BENCH = Bench(EXPERIMENT.config.get("bench"))
     THEORY = EXPERIMENT.settings_of("theory")
     MERGE = EXPERIMENT.settings_of("merge")
+    LAYERS = EXPERIMENT.settings_of("layers")
+    MERGED = EXPERIMENT.batches_of("merge")
+    WITH_LAYERS = EXPERIMENT.batches_of("layers")
     WORKERS = EXPERIMENT.config.get("workers")
     FULL_AT = EXPERIMENT.setting("measure", "full_at")
     SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
@@ -111,6 +115,7 @@ def experiment_targets():
         OWN.table("theory"),
         OWN.claims,
         *(OWN.table(stage) for stage in EXPERIMENT.without_cells),
+        *([OWN.table("layers")] if WITH_LAYERS else []),
     ]
 
 
@@ -321,6 +326,10 @@ def theory_estimate(work, attempt):
 
 def merge_estimate(work, attempt):
     return merge_needs(work, MERGE, attempt)
+
+
+def layers_estimate(work, attempt):
+    return layers_needs(work, LAYERS, attempt)
 
 
 def work_in(batches, wildcards):

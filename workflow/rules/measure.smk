@@ -98,8 +98,8 @@ rule theory:
 
 rule merge:
     input:
-        manifests=manifests_in(EXPERIMENT.merge_batches),
-        stores=stores_in(EXPERIMENT.merge_batches),
+        manifests=manifests_in(MERGED),
+        stores=stores_in(MERGED),
     output:
         HERE.list_of("merge", "{batch}"),
     log:
@@ -108,11 +108,11 @@ rule merge:
         RESULTS.benchmark("merge")
     resources:
         **SITE.resources("gpu", gpus=1),
-        mem_mb=memory_of(merge_estimate, EXPERIMENT.merge_batches),
-        runtime=minutes_of(merge_estimate, EXPERIMENT.merge_batches),
-        cpus_per_task=cpus_for(EXPERIMENT.merge_batches),
+        mem_mb=memory_of(merge_estimate, MERGED),
+        runtime=minutes_of(merge_estimate, MERGED),
+        cpus_per_task=cpus_for(MERGED),
     params:
-        stores=store_options_in(EXPERIMENT.merge_batches),
+        stores=store_options_in(MERGED),
         settings=stage_settings("merge", without=("sweeps",)),
         reference=EXPERIMENT.reference,
         version=VERSIONS["merge"],
@@ -120,6 +120,37 @@ rule merge:
         "logged {log:q} "
         "cltools merge {input.manifests:q} {params.stores:q} --settings {params.settings:q} "
         "--reference {params.reference:q} --done {output:q} --threads {threads} "
+
+
+rule layers:
+    input:
+        manifests=manifests_in(WITH_LAYERS),
+        stores=stores_in(WITH_LAYERS),
+    output:
+        HERE.list_of("layers", "{batch}"),
+    log:
+        RESULTS.log("layers"),
+    benchmark:
+        RESULTS.benchmark("layers")
+    resources:
+        **SITE.resources("gpu", gpus=1),
+        mem_mb=memory_of(layers_estimate, WITH_LAYERS),
+        runtime=minutes_of(layers_estimate, WITH_LAYERS),
+        cpus_per_task=cpus_for(WITH_LAYERS),
+    params:
+        stores=store_options_in(WITH_LAYERS),
+        settings=stage_settings("layers", without=("sweeps",)),
+        reference=EXPERIMENT.reference,
+        recalibrate=(
+            "--recalibrate" if EXPERIMENT.setting("recalibrate_batchnorm") else ""
+        ),
+        workers=workers_option,
+        version=VERSIONS["layers"],
+    shell:
+        "logged {log:q} "
+        "cltools layers {input.manifests:q} {params.stores:q} --settings {params.settings:q} "
+        "--reference {params.reference:q} {params.recalibrate} --done {output:q} "
+        "--threads {threads} {params.workers} "
 
 
 rule project:
@@ -172,9 +203,11 @@ rule collect:
         plan=HERE.plan,
         manifests=[manifest_of(cell) for cell in EXPERIMENT.plans],
         measured=[OWN.list_of("measure", batch) for batch in EXPERIMENT.batches],
-        merged=[OWN.list_of("merge", batch) for batch in EXPERIMENT.merge_batches],
+        merged=[OWN.list_of("merge", batch) for batch in MERGED],
         theory=[OWN.list_of("theory", batch) for batch in EXPERIMENT.batches],
+        layers=[OWN.list_of("layers", batch) for batch in WITH_LAYERS],
     output:
+        **({"layers": HERE.table("layers")} if WITH_LAYERS else {}),
         measures=HERE.table("measures"),
         log=HERE.table("log"),
         theory=HERE.table("theory"),
@@ -187,8 +220,12 @@ rule collect:
         mem_mb=grows(4000),
         runtime=grows(30),
     params:
+        layers=lambda wildcards, output: (
+            options([("layers", output.layers)]) if WITH_LAYERS else []
+        ),
         version=VERSIONS["collect"],
     shell:
         "logged {log:q} "
-        "cltools collect {input.measured:q} {input.merged:q} {input.theory:q} --plan {input.plan:q} "
-        "--measures {output.measures:q} --log {output.log:q} --theory {output.theory:q} "
+        "cltools collect {input.measured:q} {input.merged:q} {input.theory:q} {input.layers:q} "
+        "--plan {input.plan:q} --measures {output.measures:q} --log {output.log:q} "
+        "--theory {output.theory:q} {params.layers:q} "
