@@ -60,6 +60,7 @@ def test_all_is_there(finished):
         "alignment_training", "alignment_temperature", "losses_training",
         "weights_representations", "bound_tightness", "downstream", "residual_alignment",
         "nscl_losses", "cdnv_training", "few_shot", "few_shot_z", "collapse_geometry",
+        "alignment_pairs",
     }  # fmt: skip
     for name in names:
         assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))
@@ -92,7 +93,7 @@ def test_a_dropped_temperature_trains_nothing(finished):
 
 def test_a_figure_style_replots_only(finished):
     jobs = planned(finished, changed(figures={"dpi": 60}))
-    assert jobs == {"plot": 12, "report": 1}
+    assert jobs == {"plot": 13, "report": 1}
 
 
 def test_the_order_of_keys_changes_nothing(finished):
@@ -113,25 +114,27 @@ def test_other_settings_of_the_theory_train_and_measure_nothing(finished):
 def test_merging_and_simulations_are_added_to_what_is_there(finished, tmp_path):
     more = changed(
         merge={"sweeps": ["base"], "points": 2},
+        layers={"sweeps": ["base"]},
         project={"images_per_class": 5},
         surrogate={"seeds": [0], "steps": 3, "classes": [2], "images": 20, "batch_sizes": [8]},
         minimise={"seeds": [0], "classes": [2], "taus": [1.0], "objectives": ["nscl"]},
         regularity={"set": {"batch_size": 16}, "steps": 2, "reference_images": 16},
     )
     there = shutil.copytree(finished, tmp_path / "a copy")
-    new = {"merge": 1, "project": 1, "surrogate": 1, "minimise": 1, "regularity": 1, "collect": 1}
-    drawn = {"plot": 16, "claims": 1, "report": 1}
+    new = {"merge": 1, "layers": 1, "project": 1, "surrogate": 1, "minimise": 1, "regularity": 1,
+           "collect": 1}  # fmt: skip
+    drawn = {"plot": 19, "claims": 1, "report": 1}
     assert planned(there, more) == new | drawn
     figures = [f"results/tiny/figures/{name}.pdf" for name in
-               ("merging", "umap_grid", "surrogate_drift", "collapse_order")]  # fmt: skip
+               ("merging", "umap_grid", "surrogate_drift", "collapse_order", "layers_pairs")]  # fmt: skip
     snakemake(there, *figures, config=more)
     folder = there / "results/tiny"
-    for stage in ("surrogate", "minimise", "regularity", "theory"):
+    for stage in ("surrogate", "minimise", "regularity", "theory", "layers"):
         assert pl.read_parquet(folder / f"{stage}.parquet").height > 0
     merged = pl.read_parquet(folder / "measures.parquet").filter(metric="merged_nccc")
     assert set(merged["variant"]) == {"lambda_0.00", "lambda_1.00"}
     # Two of the others are of the log and of the theory, which did not change.
-    assert planned(there, more) == drawn | {"plot": 16 - len(figures) - 2}
+    assert planned(there, more) == drawn | {"plot": 19 - len(figures) - 2}
     # Without them again, what the cells need is there.
     assert planned(there, CONFIG).keys() == {"collect", "plot", "claims", "report"}
 
@@ -335,8 +338,9 @@ def printed_commands(folder, *arguments):
 
 
 EVERY_STAGE = changed(
-    merge={"sweeps": ["base"]}, project={}, surrogate={}, minimise={}, regularity={}
-)
+    merge={"sweeps": ["base"]}, layers={"sweeps": ["base"]}, project={}, surrogate={},
+    minimise={}, regularity={},
+)  # fmt: skip
 
 
 def test_paths_are_single_words(tmp_path, nasty):
