@@ -2,8 +2,9 @@
 
 What a file with several arrays holds:
 
-- `features` (or `h`), (N, d), is the representation of the N images. Where it is missing, every
-  array of floats (N, d) is a representation of its own. `FILE:NAME` names one of them;
+- `features` (or `h`), (N, d), is the representation of the N images, and `features:LAYER` are those
+  of layers, each with a d of its own. Without such names, every array of floats (N, d) is a
+  representation. `FILE:NAME` or `FILE:LAYER` names one of them;
 - `labels` (or `label`) are the N classes and `ids` (or `sample_id`) name the N images.
 
 In CSV and Parquet files, the columns of numbers are the dimensions of `features`; a column of lists
@@ -11,7 +12,7 @@ is an array (N, d). Nothing is ever unpickled.
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
+FEATURES = "features"
 NAMES = {"features": ("features", "h"), "labels": ("labels", "label"), "ids": ("ids", "sample_id")}
 INDEX = ("", "Unnamed: 0", "__index_level_0__")  # columns that pandas writes for the names of rows
 Array = NDArray[Any]
@@ -34,9 +36,12 @@ Opened = tuple[list[str], Callable[[str], Array]]  # names of all arrays, and wh
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a file holds: features (N, d) by name, and labels and ids (N,) or None. Text is str."""
+    """What a file holds: features (N, d) by name, and labels and ids (N,) or None. Text is str.
 
-    features: dict[str, Array]
+    The name of features that need none is "".
+    """
+
+    features: Mapping[str, Array]
     labels: Array | None = None
     ids: Array | None = None
 
@@ -46,9 +51,12 @@ class Arrays:
 
 def split_name(given: Path) -> tuple[Path, str | None]:
     """FILE:NAME in its two parts; None for a path without the name of an array."""
-    file, colon, name = str(given).rpartition(":")
-    if colon and Path(file).suffix in _READERS and not given.exists():
-        return Path(file), name
+    if not given.exists():
+        parts = str(given).split(":")
+        for end in range(1, len(parts)):
+            file = Path(":".join(parts[:end]))
+            if file.suffix in _READERS:
+                return file, ":".join(parts[end:])
     return given, None
 
 
@@ -63,13 +71,8 @@ def read_arrays(path: Path, chosen: str | None = None) -> Arrays:
         features = _features(path, names, known, read, chosen)
         others = {kind: as_text(read(known[kind])) for kind in ("labels", "ids") if kind in known}
     found = Arrays(features, **others)
-    for name, array in features.items():
-        if len(array) != len(found):
-            raise InputError(
-                f"{path} has {len(found)} images in one array, but {len(array)} in {name!r}: name "
-                f"one array, as in {path}:{name}"
-            )
-    for kind, values in others.items():
+    layers = ((f"{FEATURES} of {name}", array[:, 0]) for name, array in features.items())
+    for kind, values in (*others.items(), *layers):
         if values.shape != (len(found),):
             raise InputError(
                 f"{path} has {len(found)} images but {kind} of shape {values.shape}: "
@@ -108,20 +111,29 @@ def _features(
     read: Callable[[str], Array],
     chosen: str | None,
 ) -> dict[str, Array]:
-    name = chosen or known.get("features")
-    if name is not None:
-        if name not in names:
+    layers = {name.partition(":")[2]: name for name in names if name.startswith(f"{FEATURES}:")}
+    if chosen is not None:
+        if chosen not in {*names, *layers}:
             raise InputError(
-                f"{path} holds no array {name!r} (it has {', '.join(names)}): name one of these"
+                f"{path} holds no array {chosen!r} (it has {', '.join(names)}): name one of these"
             )
-        array = read(name)
+        wanted = {chosen: layers.get(chosen, chosen)}
+    else:
+        wanted = ({"": known["features"]} if "features" in known else {}) | layers
+    if not wanted:
+        return _every_array(path, {n: read(n) for n in names if n not in known.values()})
+    features = {name: read(stored) for name, stored in wanted.items()}
+    for array in features.values():
         if array.ndim != 2 or array.dtype.kind not in "fiu":
             raise InputError(
                 f"the features in {path} are of shape {array.shape} and type {array.dtype}: "
                 "give numbers of shape (images, dimensions)"
             )
-        return {name: array}
-    arrays = {name: read(name) for name in names if name not in known.values()}
+    return features
+
+
+def _every_array(path: Path, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Those of a file that are representations, none of which has a name that is known."""
     found = {name: a for name, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"}
     if not found:
         told = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items()) or "none"
@@ -129,6 +141,9 @@ def _features(
             f"{path} holds no array of floats (images, dimensions), but {told}: add it as "
             "'features'"
         )
+    if len(found) == 1:
+        (array,) = found.values()
+        return {"": array}
     return found
 
 

@@ -48,8 +48,8 @@ def run(
     """Measure the representations in `files` against the first one, and alignment of all pairs.
 
     Representations are named like their files; of files with the same name in several folders, as
-    much of the path is added as tells them apart. One of several arrays in a file, or one that
-    FILE:NAME asks for, has its own name too. Images whose label is NaN are left out. Measured
+    much of the path is added as tells them apart. A layer, one of several arrays in a file, and one
+    that FILE:NAME asks for are called `file:name`. Images whose label is NaN are left out. Measured
     as h in `cltools measure`: alignment (all pairs, with intervals), residual alignment, rank
     correlation, permutation tests, corollaries and collapse. Labels come from `labels_file` or from
     the files themselves; without any, what needs labels is left out, and said.
@@ -134,10 +134,9 @@ def _by_name(loaded: Loaded) -> dict[str, Array]:
     stems = dict(zip(files, _names(files), strict=True))
     named = {}
     for path, found in loaded.items():
-        file, chosen = split_name(path)
-        alone = chosen is None and len(found.features) == 1
-        for array, features in found.features.items():
-            named[stems[file] if alone else f"{stems[file]}:{array}"] = features
+        file, _ = split_name(path)
+        for name, features in found.features.items():
+            named[f"{stems[file]}:{name}" if name else stems[file]] = features
     if len(named) < 2:
         raise InputError("give at least two files, or a file with two arrays, to be compared")
     return named

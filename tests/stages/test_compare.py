@@ -151,8 +151,13 @@ def test_every_array_of_floats_is_a_representation(folder):
     assert value(table, "layers:second", "rsa", "pearson_cosine", "layers:first") == approx
     table = run(folder, "a.npy", "layers.npz:second")
     assert value(table, "layers:second", "rsa", "pearson_cosine") == approx
+    np.savez(folder / "net.npz", **{"features:1": A, "features:2.a": B, "other": A})
+    for files in (("net.npz",), ("net.npz:1", "net.npz:features:2.a")):
+        found = compare.run(files=[folder / name for name in files])
+        assert list(found.widths) == ["net:1", "net:2.a"] or files[1:]
+        assert found.cells(("rsa", "pearson_cosine"))[tuple(found.widths)][0] == approx
     np.savez(folder / "odd.npz", first=A, second=B[1:])
-    with pytest.raises(InputError, match=r"60 images in one array, but 59 in 'second'"):
+    with pytest.raises(InputError, match="60 images but features of second of shape"):
         run(folder, "odd.npz")
 
 
