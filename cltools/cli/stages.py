@@ -315,17 +315,30 @@ def project(
 
 def compare(
     files: Annotated[
-        list[Path], typer.Argument(help="Two or more files: .npy, .npz, .safetensors, .nc.")
+        list[Path],
+        typer.Argument(
+            help="Embeddings of the same images: .npy, .npz, .safetensors, .pt, .nc, .csv, "
+            ".parquet; FILE:NAME is one array of a file."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Tidy table to write: .parquet or .csv.")],
-    labels: Annotated[Path | None, typer.Option(help="Classes of the images (.npy).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Tidy table of all measures to write: .parquet or .csv.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Classes of the images, if no file of these holds them.")
+    ] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="CKA and RSA of all pairs to draw: .png, .pdf or .svg.")
+    ] = None,
     threads: Threads = 1,
 ) -> None:
-    """Measure embeddings that other software made, compared with the first file."""
+    """Compare embeddings that any software made: CKA, RSA and more, with intervals."""
     limit_threads(threads)
+    from cltools.runtime.text_table import write
     from cltools.stages import compare as stage
 
-    stage.run(files=files, output=output, labels_file=labels)
+    comparison = stage.run(files=files, output=output, labels_file=labels, heatmap=heatmap)
+    write(stage.report(comparison))
 
 
 def collect(

@@ -33,6 +33,12 @@ KNOWN = {
     "FashionMNIST": Images(60_000, 10_000, 28, channels=1),
     "digits": Images(1_438, 359, 8, channels=1),
 }
+# The same by their names on the Hugging Face hub.
+ON_HUB = {
+    "uoft-cs/cifar10": "CIFAR10",
+    "uoft-cs/cifar100": "CIFAR100",
+    "zalando-datasets/fashion_mnist": "FashionMNIST",
+}
 SVHN_EXTRA = 531_131
 # Of a data set of which nothing is known before it is prepared: as Tiny-ImageNet.
 UNKNOWN = Images(100_000, 10_000, 64, classes=200)
@@ -66,7 +72,8 @@ def images_of_set(definition: Mapping[str, Any], store: Path) -> Images:
     encoded = bool(definition.get("encoded"))
     if (prepared := _prepared(store)) is not None:
         return prepared._replace(encoded=encoded)
-    known = KNOWN.get(definition.get("dataset", definition["source"]))
+    name = definition.get("dataset") or ON_HUB.get(definition.get("repo", ""))
+    known = KNOWN.get(name or definition["source"])
     if known is not None:
         more = SVHN_EXTRA if definition.get("extra") else 0
         return known._replace(train=known.train + more, side=side or known.side)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from matplotlib import rcParams
+from matplotlib import rc_context, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,6 +34,12 @@ from cltools.config.cells import in_order, parts_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file, whole_file
 
+# What matplotlib is told to leave out of a file, as it says when and by what it was made.
+NO_METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Creator": None, "Date": None},
+}
 ABOUT, NUMBERS = "cltools", "sha256 of the numbers"  # what a PNG says of its CSV file
 
 
@@ -324,9 +330,15 @@ def save(figure: Figure, table: pl.DataFrame, stem: Path) -> None:
             for suffix in ("pdf", "png", "csv")
         )
         table.write_csv(csv)
-        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        figure.savefig(pdf, metadata=NO_METADATA[".pdf"])
         about = canonical_json({NUMBERS: sha256_file(csv)})
-        figure.savefig(png, metadata={"Software": None, ABOUT: about})
+        figure.savefig(png, metadata={**NO_METADATA[".png"], ABOUT: about})
+
+
+def save_as(figure: Figure, path: Path) -> None:
+    """Write one PNG, PDF or SVG file, by its ending. The same figure gives the same bytes."""
+    with whole_file(path) as scratch, rc_context({"svg.hashsalt": "cltools"}):
+        figure.savefig(scratch, metadata=NO_METADATA[path.suffix])
 
 
 def saved(stem: Path) -> tuple[bytes, bytes]:

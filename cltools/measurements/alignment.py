@@ -1,13 +1,13 @@
 """Alignment of representations: CKA, RSA, residuals, ranks, angles, and what the theory says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from cltools.maths.alignment import MEASURES, zero_norm_rows
 from cltools.maths.alignment.distances import gap_of
 from cltools.maths.alignment.measures import RSA, Measure, measure_of, takes_cosines
-from cltools.maths.alignment.moments import Table
+from cltools.maths.alignment.moments import Pair, Table
 from cltools.maths.alignment.permutations import null_mean, null_of
 from cltools.maths.alignment.ranks import spearman_of
 from cltools.maths.alignment.residuals import residual_measures
@@ -24,7 +24,7 @@ RANKED_PAIRS = 200_000
 
 
 def alignment_rows(of: Representations, features: str = "h") -> Iterator[Row]:
-    """CKA and RSA of all pairs, plain and after class means are removed; counts of zero rows.
+    """CKA and RSA of all pairs, with labels also without class means; counts of zero rows.
 
     In a pair with the reference, this is the row's reference, else the objective that comes first.
     If there are starts, every objective is also compared with its own (`cka_to_init`).
@@ -34,7 +34,7 @@ def alignment_rows(of: Representations, features: str = "h") -> Iterator[Row]:
     for pair in of.pairs:
         initial = pair[0] in of.begun.values()
         values = {m: measure_of(m, pair, _whole(of, m)) for m in MEASURES}
-        if not initial:
+        if not initial and of.labels is not None:
             values |= residual_measures(pair, of.cosine)
         for (metric, variant), value in values.items():
             yield {
@@ -93,7 +93,8 @@ def null_rows(of: Representations) -> Iterator[Row]:
 
     `cka_null` and `rsa_null` are the mean values after images are shuffled within their classes:
     the alignment that class means alone give. `…_null_p` is the p-value: how often a
-    shuffle reaches the measured value. `rsa_mantel_p` is the p-value when all images are shuffled.
+    shuffle reaches the measured value. `rsa_mantel_p` is the p-value when all images are shuffled,
+    and the only row where there are no labels.
 
     The p-values are of the images of `of.sample`, whose number is the `n` of their rows. The mean
     values are over the same shuffles or, if these are not all images, over all possible shuffles of
@@ -104,16 +105,22 @@ def null_rows(of: Representations) -> Iterator[Row]:
     for name in of.others:
         pair = of.reference, name
         about = {"objective": name, "reference": of.reference, "features": "h"}
-        tests = null_of(of.sample, pair, of.index[images], NULL_DRAWS, 0, list(PAPERS_MEASURES))
-        means = {m: test.mean for m, test in tests.items()}
-        if len(images) < len(of):
-            means = null_mean(pair, of.cosine, of.index, PAPERS_MEASURES)
+        if of.labels is not None:
+            yield from _within_class_rows(of, pair, about)
         mantel = null_of(of.sample, pair, one_class, NULL_DRAWS, 0, [RSA])[RSA]
-        for (metric, variant), test in tests.items():
-            yield from rows_of({(f"{metric}_null", variant): means[metric, variant]}, **about)
-            tail = {(f"{metric}_null_p", variant): test.p}
-            yield from rows_of(tail, n=len(images), **about)
         yield from rows_of({("rsa_mantel_p", RSA[1]): mantel.p}, n=len(images), **about)
+
+
+def _within_class_rows(of: Representations, pair: Pair, about: Row) -> Iterator[Row]:
+    images = of.sample.images
+    tests = null_of(of.sample, pair, of.index[images], NULL_DRAWS, 0, list(PAPERS_MEASURES))
+    means = {m: test.mean for m, test in tests.items()}
+    if len(images) < len(of):
+        means = null_mean(pair, of.cosine, of.index, PAPERS_MEASURES)
+    for (metric, variant), test in tests.items():
+        yield from rows_of({(f"{metric}_null", variant): means[metric, variant]}, **about)
+        tail = {(f"{metric}_null_p", variant): test.p}
+        yield from rows_of(tail, n=len(images), **about)
 
 
 def rank_rows(of: Representations) -> Iterator[Row]:
@@ -127,12 +134,15 @@ def rank_rows(of: Representations) -> Iterator[Row]:
         yield from rows_of(values, objective=name, reference=of.reference, features="h")
 
 
-def add_intervals(rows: list[Row], of: Representations) -> None:
-    """Add 90 % intervals over images to the papers' measures of h against the reference.
+def add_intervals(
+    rows: list[Row], of: Representations, pairs: Sequence[Pair] | None = None
+) -> None:
+    """Add 90 % intervals over images to the papers' measures of h, of these pairs.
 
-    None are added for fewer than four images, which are too few to draw subsamples from.
+    By default, these are the pairs with the reference. None are added for fewer than four images,
+    which are too few to draw subsamples from.
     """
-    pairs = [(of.reference, name) for name in of.others]
+    pairs = [(of.reference, name) for name in of.others] if pairs is None else pairs
     if not pairs or len(of) < FEWEST_IMAGES:
         return
     values = {

@@ -29,11 +29,14 @@ WITH_INTERVAL = {
 def geometry_rows(
     of: Representations, features: str = "h", intervals: bool = False
 ) -> Iterator[Row]:
-    """Collapse to class means and a simplex, and the effective rank.
+    """Collapse to class means and a simplex, and the effective rank; without labels only the rank.
 
     `class_mean_cosine` is the cosine of one pair of centered class means; classes are numbered as
     in the cell. With `intervals`, the measures of `WITH_INTERVAL` get 90 % intervals over images.
     """
+    if of.labels is None:
+        yield from _rank_rows(of, features)
+        return
     for name, array in of.features.items():
         within = of.raw.within[name]
         s = collapse.class_statistics(array, of.labels, of.device, within)
@@ -61,6 +64,14 @@ def geometry_rows(
         limits = _intervals(array, of, values) if intervals else {}
         for row in rows_of(values, objective=name, features=features):
             yield row | limits.get((row["metric"], row["variant"]), {})
+
+
+def _rank_rows(of: Representations, features: str) -> Iterator[Row]:
+    for name in of.features:
+        constant = of.raw.whole.rows[name].constant
+        rank = np.nan if constant else collapse.effective_rank(of.raw.within[name])
+        yield from rows_of({("effective_rank", "covariance"): rank}, objective=name,
+                           features=features)  # fmt: skip
 
 
 def view_rows(z_views: ViewSources, device: torch.device = CPU) -> Iterator[Row]:
@@ -108,7 +119,7 @@ def _intervals(
     if len(of) < FEWEST_IMAGES:
         return {}
     images = sampled_images(len(of))
-    rows, labels = take(array, images, of.device), of.labels[images]
+    rows, labels = take(array, images, of.device), of.index[images]
 
     def drawn(places: np.ndarray) -> list[float]:
         if len(np.unique(labels[places])) < 2:

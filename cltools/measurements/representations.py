@@ -22,7 +22,8 @@ class Representations:
 
     Args:
         features: name -> (n, d), in memory or in a file (`cltools.maths.blocks`).
-        labels: (n,) classes of the images.
+        labels: (n,) classes of the images, None if there are none: then measures that need them
+            have no rows, and all images count as one class.
         starts: name -> (n, d) before training, of all names. Objectives with the same start may
             share one object, which is then read once.
         reference: the name that others are compared with where not all pairs are.
@@ -35,14 +36,16 @@ class Representations:
     def __init__(
         self,
         features: Mapping[str, RowSource],
-        labels: np.ndarray,
+        labels: np.ndarray | None,
         starts: Mapping[str, RowSource] | None = None,
         reference: str = REFERENCE,
         device: torch.device = CPU,
     ) -> None:
         self.features = same_images(features)
         self.labels, self.reference, self.device = labels, reference, device
-        self.index, _ = class_index(labels, len(self))
+        self.index = np.zeros(len(self), dtype=np.intp)
+        if labels is not None:
+            self.index, _ = class_index(labels, len(self))
         # One entry for each distinct start, however many models share it.
         self.begun = {name: f"init {id(starts[name])}" for name in features} if starts else {}
         self._starts = {start: starts[name] for name, start in self.begun.items()} if starts else {}

@@ -118,7 +118,7 @@ def test_held_out_leaves_each_class_in_both_splits():
 @pytest.mark.parametrize(
     ("definition", "words"),
     [
-        ({"source": "mnist"}, ["'mnist'", "digits, folder, parquet, torchvision"]),
+        ({"source": "mnist"}, ["'mnist'", "digits, folder, huggingface, parquet, torchvision"]),
         ({}, ["None", "digits"]),
         ({"source": "digits", "path": "x"}, ["path", "seed, size, test_fraction"]),
         ({"source": "parquet"}, ["needs", "path"]),

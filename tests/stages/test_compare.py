@@ -64,12 +64,16 @@ def test_every_format_gives_the_same_numbers(folder):
 
 def test_labels_may_come_by_themselves(folder):
     np.save(folder / "e.npy", B)
+    np.savez(folder / "two.npz", features=B, h=LABELS)
+    assert run(folder, "a.npy", "e.npy", labels="two.npz:h").equals(
+        run(folder, "a.npy", "e.npy", labels="labels.npy")
+    )
     apart = run(folder, "a.npy", "e.npy", labels="labels.npy")
     within = run(folder, "a.npy", "b.npz")
     for metric, variant in (("cka", "residual_biased"), ("rsa_null", "pearson_cosine")):
         assert value(apart, "e", metric, variant) == value(within, "b", metric, variant)
-    with pytest.raises(InputError, match="no file holds labels: give them with --labels"):
-        run(folder, "a.npy", "e.npy")
+    with pytest.raises(InputError, match=r"has no array 'labels' .*it has features, h"):
+        run(folder, "a.npy", "e.npy", labels="two.npz")
 
 
 def test_mismatches_are_refused(folder):
@@ -83,8 +87,9 @@ def test_mismatches_are_refused(folder):
     refused("differ in their labels", "b.npz", "other.npz")
     np.save(folder / "short.npy", A[:-1])
     refused("different numbers of images", "b.npz", "short.npy")
-    np.savez(folder / "none.npz", x=A)
-    refused("holds no array 'features'", "b.npz", "none.npz")
+    np.savez(folder / "none.npz", x=A[0], y=LABELS[:, None])
+    refused(r"none\.npz holds no array of floats .* x float64 \(5,\)", "b.npz", "none.npz")
+    refused(r"b\.npz holds no array 'z' \(it has features, labels, ids\)", "b.npz:z", "a.npy")
     np.save(folder / "cube.npy", np.zeros((60, 2, 2)))
     refused(r"shape \(60, 2, 2\)", "b.npz", "cube.npy")
     broken = A.copy()
@@ -96,10 +101,129 @@ def test_mismatches_are_refused(folder):
     np.save(folder / "object.npy", np.array([{}, {}]), allow_pickle=True)
     refused(r"object\.npy cannot be read", "b.npz", "object.npy")
     refused("does not exist", "b.npz", "absent.npy")
-    (folder / "x.csv").write_text("1,2")
-    refused("an unknown type", "b.npz", "x.csv")
+    (folder / "x.tsv").write_text("1,2")
+    refused("an unknown type", "b.npz", "x.tsv")
+    (folder / "x.csv").write_text("1.5,2,file\n3,4,b.png")
+    refused("column 'file' of .* is not of numbers", "b.npz", "x.csv")
+    (folder / "x.csv").write_text("x,width\n1.5,2\n3.0,4")
+    refused("column 'width' of .* is of whole numbers", "b.npz", "x.csv")
+    torch.save({"features": A, "made": Path}, folder / "x.pt")
+    refused(r"x\.pt holds more than tensors", "b.npz", "x.pt")
     refused("at least two files", "b.npz")
     refused("one label for each image", "a.npy", "b.npz", labels="short.npy")
+
+
+def csv(array, head="", column=None):
+    """A table as text, with numbers that read back as they were."""
+    rows = [",".join(map(repr, row.tolist())) for row in array]
+    if column is not None:
+        rows = [f"{value},{row}" for value, row in zip(column, rows, strict=True)]
+    return "\n".join([*([head] if head else []), *rows])
+
+
+def test_tables_and_torch_files_give_the_same_numbers(folder):
+    names = ",".join(f"x{i}" for i in range(B.shape[1]))
+    (folder / "bare.csv").write_text(csv(B))
+    (folder / "pandas.csv").write_text(csv(B, f",{names}", IDS))
+    (folder / "labeled.csv").write_text(csv(B, f"Label,{names}", LABELS))
+    columns = {f"x{i}": x for i, x in enumerate(B.T)}
+    pl.DataFrame({"ids": IDS, **columns}).write_parquet(folder / "wide.parquet")
+    nested = {"features": B.tolist(), "label": LABELS, "epoch": LABELS * 0.5}
+    pl.DataFrame(nested).write_parquet(folder / "nested.parquet")
+    tensor = torch.tensor(B, requires_grad=True)
+    torch.save(tensor, folder / "tensor.pt")
+    torch.save({"h": tensor, "label": LABELS.tolist(), "step": 7}, folder / "mapping.pth")
+    files = ["bare.csv", "pandas.csv", "labeled.csv", "wide.parquet", "nested.parquet", "tensor.pt",
+             "mapping.pth"]  # fmt: skip
+    table = run(folder, "b.npz", *files)
+    similar = table.filter(reference="b", metric="cka", variant="raw_debiased")["value"]
+    assert similar.to_list() == pytest.approx([1] * len(files), abs=1e-12)
+    (folder / "pandas.csv").write_text(csv(B, f",{names}", IDS[::-1]))
+    with pytest.raises(InputError, match="differ in their ids"):
+        run(folder, "b.npz", "pandas.csv")
+
+
+def test_every_array_of_floats_is_a_representation(folder):
+    np.savez(folder / "layers.npz", first=A, second=B, labels=LABELS, shape=np.arange(60)[:, None])
+    table = run(folder, "layers.npz")
+    expected = alignment({"a": A, "b": B})["a", "b"]["rsa", "pearson_cosine"]
+    approx = pytest.approx(expected, abs=1e-14)
+    assert value(table, "layers:second", "rsa", "pearson_cosine", "layers:first") == approx
+    table = run(folder, "a.npy", "layers.npz:second")
+    assert value(table, "layers:second", "rsa", "pearson_cosine") == approx
+    np.savez(folder / "net.npz", **{"features:1": A, "features:2.a": B, "other": A})
+    for files in (("net.npz",), ("net.npz:1", "net.npz:features:2.a")):
+        found = compare.run(files=[folder / name for name in files])
+        assert list(found.widths) == ["net:1", "net:2.a"] or files[1:]
+        assert found.cells(("rsa", "pearson_cosine"))[tuple(found.widths)][0] == approx
+    np.savez(folder / "odd.npz", first=A, second=B[1:])
+    with pytest.raises(InputError, match="60 images but features of second of shape"):
+        run(folder, "odd.npz")
+
+
+def test_without_labels_all_that_needs_none_is_the_same(folder, caplog):
+    caplog.set_level("INFO", "cltools")
+    np.savez(folder / "bare.npz", features=B)
+    bare = run(folder, "a.npy", "bare.npz")
+    (told,) = caplog.messages
+    assert told.startswith("no labels: without --labels, alignment within classes")
+    of_labels = ("residual", "null", "cdnv", "nc1", "nc2", "etf", "class", "within")
+    full = run(folder, "a.npy", "bare.npz", labels="labels.npy").filter(
+        ~pl.concat_str("metric", "variant").str.contains_any(of_labels)
+    )
+    keys = ["objective", "reference", "metric", "variant"]
+    assert bare.select(keys).rows() == full.select(keys).rows()
+    for column in ("value", "ci_low", "ci_high"):
+        np.testing.assert_allclose(bare[column], full[column], rtol=1e-12)
+    assert {"effective_rank", "rsa_mantel_p", "cka_lower_bound"} <= set(bare["metric"])
+
+
+def test_all_pairs_have_intervals_and_those_of_the_first_stay_the_same(folder):
+    table = run(folder, "a.npy", "b.npz", "c.safetensors", labels="labels.npy")
+    two = run(folder, "a.npy", "b.npz", labels="labels.npy")
+    both = two.filter(pl.col("reference") == "a")
+    keys = ["objective", "reference", "metric", "variant"]
+    assert table.join(both, on=keys, how="semi").equals(both)
+    pair = table.filter(objective="c", reference="b", variant="cosine_debiased", metric="cka")
+    assert pair.select("ci_low", "ci_high").null_count().row(0) == (0, 0)
+
+
+def test_people_are_told_what_to_cite(folder):
+    np.save(folder / "noise.npy", RNG.standard_normal((60, 40)))
+    told = cltools("compare", folder / "a.npy", folder / "noise.npy")
+    table = run(folder, "a.npy", "noise.npy")
+    row = table.filter(metric="cka", variant="cosine_debiased").row(0, named=True)
+    low, number, high = (f"{row[key]:.3f}" for key in ("ci_low", "value", "ci_high"))
+    assert f"Cite the debiased CKA with its interval, {number} ({low} to {high}); " in told
+    biased = value(table, "noise", "cka", "cosine_biased")
+    assert f"the biased one is {biased - row['value']:.3f} larger, because" in told
+    assert "CKA within classes" not in told
+    assert "CKA within classes" in cltools("compare", folder / "a.npy", folder / "b.npz")
+
+
+def test_three_and_more_are_a_matrix_and_a_picture(folder):
+    names = [f"{letter}.npy" for letter in "fghij"]
+    for name in names:
+        np.save(folder / name, A @ RNG.standard_normal((5, 7)) + RNG.standard_normal((60, 7)))
+    files = [folder / name for name in names]
+    found = compare.run(files=files, heatmap=folder / "pairs.svg")
+    again = compare.run(files=files, heatmap=folder / "again.svg")
+    drawn = (folder / "pairs.svg").read_bytes()
+    assert drawn == (folder / "again.svg").read_bytes()
+    first, cka, rsa, advice = compare.report(found)
+    assert [len(table.rows) for table in (first, cka, rsa)] == [4, 5, 5]
+    features = {name.removesuffix(".npy"): np.load(folder / name) for name in names}
+    for table, measure in ((cka, ("cka", "cosine_debiased")), (rsa, ("rsa", "pearson_cosine"))):
+        expected = alignment(features)["g", "j"][measure]
+        assert table.rows[4][2] == table.rows[1][5] == f"{expected:.3f}"
+        assert table.rows[1][2] == "–"
+    assert advice == found.advice() == again.advice()
+    assert "up to" in advice
+    for ending, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        compare.run(files=files[:2], heatmap=folder / f"x{ending}")
+        assert (folder / f"x{ending}").read_bytes().startswith(magic)
+    with pytest.raises(InputError, match=r"--heatmap .*x\.gif must end in \.png or \.pdf"):
+        compare.run(files=files, heatmap=folder / "x.gif")
 
 
 def test_bfloat16_and_both_kinds_of_netcdf_are_read(folder):
@@ -126,7 +250,7 @@ def test_files_of_one_name_in_two_folders_are_a_pair(folder):
     found = value(table, "run2/features", "cka", "cosine_biased", reference="run1/features")
     expected = alignment({"a": A, "b": B})["a", "b"]["cka", "cosine_biased"]
     assert found == pytest.approx(expected, abs=1e-14)
-    with pytest.raises(InputError, match="each of them once"):
+    with pytest.raises(InputError, match="give each file, or each array of a file, once"):
         run(folder, "b.npz", "b.npz")
 
 

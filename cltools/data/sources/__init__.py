@@ -1,4 +1,4 @@
-"""Sources of images: built-in digits, Hugging Face parquet, image folders, torchvision archives.
+"""Sources of images: built-in digits, the Hugging Face hub, parquet, folders, torchvision archives.
 
 `read_source` is the one entry. A source is described by a flat dict, {"source": KIND, **options};
 the options of a kind are the keyword arguments of its reader. What a reader does not know
@@ -17,6 +17,7 @@ from typing import Any
 from cltools.data.encoded import EncodedSource
 from cltools.data.sources.digits import read_digits
 from cltools.data.sources.folder import read_folder
+from cltools.data.sources.huggingface import read_huggingface
 from cltools.data.sources.parquet import read_parquet
 from cltools.data.sources.source import Source, in_words
 from cltools.data.sources.torchvision import read_torchvision
@@ -27,6 +28,7 @@ READERS: dict[str, Callable[..., Source | EncodedSource]]
 READERS = {
     "digits": read_digits,
     "parquet": read_parquet,
+    "huggingface": read_huggingface,
     "folder": read_folder,
     "torchvision": read_torchvision,
 }
@@ -79,4 +81,4 @@ def _check_sizes(options: dict[str, Any]) -> None:
 
 
 def _described(options: dict[str, Any]) -> str:
-    return str(options.get("path", options.get("root", "")))
+    return str(next((options[key] for key in ("path", "root", "repo") if key in options), ""))

@@ -46,6 +46,7 @@ ENDINGS = (".parquet", ".pq")
 SPLIT = re.compile(
     r"(?<![a-z])(?:(train)(?:ing|set)?|(test)(?:ing|set|s)?|(val)(?:id|idation|set)?)(?![a-z])"
 )
+PARTIAL = re.compile(r"(?<![a-z])partial(?![a-z])")
 SAID = ("train", "test", "validation")  # the splits by the groups of SPLIT
 READ = (
     "what is read are files .parquet or .pq with train in their names, or in those of their "
@@ -168,8 +169,7 @@ def _parquet_files(path: str | list[str]) -> tuple[Path | None, dict[str, list[P
         every = [
             (file, file.relative_to(root).parts)
             for file in sorted(root.rglob("*"))
-            if file.suffix.lower() in ENDINGS
-            and not any(_hidden(part) for part in file.relative_to(root).parts)
+            if file.suffix.lower() in ENDINGS and not any(map(hidden, file.relative_to(root).parts))
         ]
     else:
         given = sorted(set(map(Path, [path] if isinstance(path, str | Path) else path)))
@@ -182,9 +182,11 @@ def _parquet_files(path: str | list[str]) -> tuple[Path | None, dict[str, list[P
     found: dict[str, list[Path]] = {}
     unknown: list[str] = []
     for file, parts in every:
-        if (split := _split_of(file, parts)) is None:
+        if (split := split_of(file, parts)) is None:
             unknown.append(shown("/".join(parts)))
         else:
+            if any(PARTIAL.search(part.lower()) for part in parts):
+                log.info("%s holds a part of the data set, by its name", shown(file))
             found.setdefault(split, []).append(file)
     if "train" not in found:
         _refuse_without_train(path, found, unknown)
@@ -195,12 +197,16 @@ def _parquet_files(path: str | list[str]) -> tuple[Path | None, dict[str, list[P
     return root, found
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether files and folders of this name are no part of a data set."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _split_of(file: Path, parts: tuple[str, ...]) -> str | None:
-    """The split that a file belongs to, by its name, or else by its folders'."""
+def split_of(file: Path, parts: tuple[str, ...]) -> str | None:
+    """The split that a file belongs to, by its name, or else by its folders'.
+
+    parts: names of its folders and its own. Raises InputError for a name that says several splits.
+    """
     for part in reversed(parts):
         said = {split for match in SPLIT.finditer(part.lower())
                 for split, word in zip(SAID, match.groups(), strict=True) if word}  # fmt: skip
@@ -210,8 +216,6 @@ def _split_of(file: Path, parts: tuple[str, ...]) -> str | None:
                 "split"
             )
         if said:
-            if re.search(r"(?<![a-z])partial(?![a-z])", part.lower()):
-                log.info("%s holds a part of the data set, by its name", shown(file))
             return said.pop()
     return None
 
