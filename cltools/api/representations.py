@@ -101,24 +101,25 @@ def alignment(
 ) -> pl.DataFrame:
     """CKA and RSA of every two representations of the same images, as `cltools measure` has them.
 
-    The first representation is the reference: pairs with it have intervals and controls. These take
-    some hundred subsamples and shuffles; for one number, `cka` and `rsa` are much faster.
+    Every pair has intervals. The first representation is the reference: pairs with it have controls
+    too. Both take some hundred subsamples and shuffles; for one number, `cka` and `rsa` are much
+    faster.
 
     Args:
         a: (N, d) features, or a mapping from names to features.
         b: (N, d') features, unless `a` is a mapping. The two are named "a" and "b".
         labels: (N,) classes of the images. With labels there are also rows of alignment within
             classes: after class means are removed (variants `residual_…`), and after images are
-            shuffled within their classes (`cka_null`, `rsa_null`, and p-values `…_null_p`,
-            `rsa_mantel_p`). Clusters of classes alone make CKA and RSA high; these rows say how
-            high.
+            shuffled within their classes (`cka_null`, `rsa_null`, and p-values `…_null_p`).
+            Clusters of classes alone make CKA and RSA high; these rows say how high.
 
     Returns:
         One row per pair and measure, with the columns of `measures.parquet`: objective, reference,
         metric, variant (`cosine_debiased`, …), value, ci_low and ci_high, n. The limits are of a
         90 % interval over images, by subsamples without replacement, and null for measures that
         have none or for fewer than four images. It says how the value would vary with other images,
-        not with other seeds of training. `rsa_error` is the sampling error of Spearman's RSA.
+        not with other seeds of training. `rsa_error` is the sampling error of Spearman's RSA, and
+        `rsa_mantel_p` the p-value of Pearson's when all images are shuffled.
 
     Raises:
         ValueError: as `cka`; fewer than two representations, labels that do not fit.
@@ -145,17 +146,17 @@ def alignment(
     sources = same_images(arrays)
     first = next(iter(sources))
     n = sources[first].shape[0]
-    classes = np.zeros(n) if labels is None else class_labels(labels)
+    classes = None if labels is None else class_labels(labels)
     of = measurements.Representations(
         sources, classes, reference=first, device=device_of(*arrays.values())
     )
     with np.errstate(invalid="ignore", divide="ignore"):  # of what is NaN, as said above
-        rows = [*measurements.alignment_rows(of), *measurements.rank_rows(of)]
-        if labels is None:  # all images as one class say nothing about classes
-            rows = [row for row in rows if not row["variant"].startswith("residual")]
-        else:
-            rows += measurements.null_rows(of)
-        measurements.add_intervals(rows, of)
+        rows = [
+            *measurements.alignment_rows(of),
+            *measurements.rank_rows(of),
+            *measurements.null_rows(of),
+        ]
+        measurements.add_intervals(rows, of, of.pairs)
     return measurements.tidy({"n": n, **row} for row in rows).select(COLUMNS)
 
 

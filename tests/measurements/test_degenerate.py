@@ -94,6 +94,12 @@ def of_z(e: Embedded) -> measurements.Representations:
     return measurements.Representations(e.z, e.labels)
 
 
+def layers(e: Embedded) -> measurements.LayerOutputs:
+    found = {objective: {"h": h, "z": e.z[objective]} for objective, h in e.h.items()}
+    starts = {objective: {"h": h, "z": e.z[objective]} for objective, h in e.start.items()}
+    return measurements.LayerOutputs(found, starts, e.labels, "dcl")
+
+
 def unit(x: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
@@ -127,6 +133,7 @@ WITHOUT_CLASSES = {
     "null_rows": lambda e, rows: m.null_rows(of_h(e)),
     "weight_rows": lambda e, rows: m.weight_rows(weights(e), weights(e)["dcl"]),
     "dropped_rows": lambda e, rows: m.dropped_rows(e.h, e.labels, {}),
+    "layer_rows": lambda e, rows: m.layer_rows(layers(e), every_pair=True),
 }  # fmt: skip
 OF_CLASSES = {
     "geometry_rows": lambda e, rows: m.geometry_rows(of_h(e), intervals=True),
