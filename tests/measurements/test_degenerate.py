@@ -205,7 +205,8 @@ def test_degenerate_features_are_measured(kind, labels):
     e = embedded(kind, labels)
     rows = measured(e, [*WITHOUT_CLASSES.values(), *OF_CLASSES.values()])
     check_values(rows, kind)
-    check_bounds(bounded(e, rows))
+    # Pairs of different layers are no values of the bounds.
+    check_bounds(bounded(e, [row for row in rows if "reference_features" not in row]))
 
 
 @pytest.mark.parametrize("labels", ONE_CLASS.values(), ids=ONE_CLASS)
