@@ -5,6 +5,7 @@ It is fast: it imports neither torch nor polars, and reads only the first bytes 
 
 import fcntl
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -14,12 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cltools.config.durations import Duration
 from cltools.config.experiment import OF_SOME_SWEEPS, Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.locks import open_lock
+from cltools.runtime.progress import time_text
 from cltools.runtime.sealed import read_json
+from cltools.training import live
 
 # done: made by the present version of the stage.
 # stale: made by another version of the stage, from other images or with other settings.
@@ -30,8 +34,21 @@ from cltools.runtime.sealed import read_json
 # waiting: there is nothing yet.
 STATES = ("done", "running", "begun", "failed", "stale", "waiting")
 TAIL = 4096  # bytes that are read at the beginning and at the end of a log
-_STEPS = re.compile(r"^(?:training: (\d+) of (\d+)|resumed at step (\d+) of (\d+))$", re.M)
+_STEPS = re.compile(r"^(?:training: (\d+) of (\d+)(?:,.*)?|resumed at step (\d+) of (\d+))$", re.M)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*|Killed.*")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a cell that is not done trains, from its live rows; None where it is unknown.
+
+    losses: model -> its own loss. gap: that of DCL's network. seconds_left: until training is done.
+    """
+
+    losses: dict[str, float | None]
+    gap: float | None
+    steps_per_second: float | None
+    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -43,14 +60,16 @@ class StageStatus:
     error: str | None = None
     step: int | None = None
     steps: int | None = None
+    live: Speed | None = None
 
 
 def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
     """The report on an experiment, ready for JSON.
 
-    `cells`: id -> stage -> state (one of `STATES`), log, error, step and steps. `counts`: stage ->
-    state -> number of cells. `tables`: file names of the experiment's tables that exist. `figures`:
-    name -> whether it is drawn. `snakemake --dry-run` shows whether they are up to date.
+    `cells`: id -> stage -> state (one of `STATES`), log, error, step, steps and, of training that
+    is not done, `live` (see `Speed`). `counts`: stage -> state -> number of cells. `tables`: file
+    names of the experiment's tables that exist. `figures`: name -> whether it is drawn.
+    `snakemake --dry-run` shows whether they are up to date.
     """
     _cached_json.cache_clear()
     everything = Results(results)
@@ -96,7 +115,20 @@ def _words(found: Mapping[str, Any]) -> str:
     if found["step"] is None or state == "done":
         return state
     of = f" of {found['steps']}" if found["steps"] else ""
-    return f"{state} at step {found['step']}{of}"
+    return f"{state} at step {found['step']}{of}{_live_words(found['live'])}"
+
+
+def _live_words(speed: Mapping[str, Any] | None) -> str:
+    """Last losses and time left, in parentheses."""
+    if speed is None:
+        return ""
+    losses = [f"{model} {loss:.4g}" for model, loss in speed["losses"].items() if loss is not None]
+    said = [f"loss of {', '.join(losses)}"] if losses else []
+    if speed["gap"] is not None:
+        said.append(f"gap {speed['gap']:.3g}")
+    if speed["seconds_left"] is not None:
+        said.append(f"{time_text(speed['seconds_left'])} left")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _stages(
@@ -128,13 +160,37 @@ def _training(identity: str, plan: Plan, manifest: Path, results: Results) -> St
         return StageStatus(state, named, step=made["steps"], steps=made["steps"])
     text = _end_of(log)
     step, steps = _progress(f"{_beginning_of(log)}\n{text}", folder)
+    rows = live.latest(
+        live.read_live(live.run_until(folder, plan.until.slug), live.TAIL), plan.cell["objectives"]
+    )
+    if rows:
+        step = max(step or 0, *(row.step for row in rows.values()))
+        steps = steps or _stop(plan.until, next(iter(rows.values())))
+    speed = _speed(rows, steps) if rows else None
     error = _last_error(text)
     if _locked(folder.lock):
-        return StageStatus("running", named, None, step, steps)
+        return StageStatus("running", named, None, step, steps, speed)
     if error:
-        return StageStatus("failed", named, error, step, steps)
+        return StageStatus("failed", named, error, step, steps, speed)
     state = "begun" if named or step is not None else "waiting"
-    return StageStatus(state, named, None, step, steps)
+    return StageStatus(state, named, None, step, steps, speed)
+
+
+def _stop(until: Duration, row: live.LiveRow) -> int | None:
+    """The step where training stops, as far as a row of it tells."""
+    return until.in_steps(round(row.step / row.epoch)) if row.epoch > 0 else None
+
+
+def _speed(rows: Mapping[str, live.LiveRow], steps: int | None) -> Speed:
+    def known(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return Speed(
+        losses={model: known(row.loss) for model, row in rows.items()},
+        gap=known(live.gap_of(rows)),
+        steps_per_second=known(min(row.steps_per_second for row in rows.values())),
+        seconds_left=None if steps is None else known(live.seconds_left(rows, steps)),
+    )
 
 
 def _short_stage(
