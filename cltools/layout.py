@@ -227,6 +227,10 @@ class RunFolder:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
+    def told(self, tracker: str) -> Path:
+        """The number of the last step that a tracker was told."""
+        return self.path / f"told-{tracker}"
+
     def apart(self, until: str) -> "RunFolder":
         """The folder for the states of a run that stops earlier than a previous one."""
         return RunFolder(self.path / f"until-{until}")

@@ -40,7 +40,12 @@ from cltools.runtime.stopping import StopRequest, stop_requests
 from cltools.runtime.tensors import save_tensors
 from cltools.training.distributed import Ranks, join_ranks
 from cltools.training.live import TAIL, Follower, in_words, latest, read_live, settle
-from cltools.training.observers import LiveLog, Tracking
+from cltools.training.observers import (
+    SECONDS_AT_THE_END,
+    SECONDS_IN_A_HURRY,
+    LiveLog,
+    Tracking,
+)
 from cltools.training.states import State, States
 from cltools.training.trackers import Tracked, check_installed
 from cltools.training.trainer import CoupledTrainer
@@ -203,14 +208,22 @@ def _observed(trainer: CoupledTrainer, live: RunFolder, tracker: Tracker | None)
     if trainer.ranks.writes_weights:
         trainer.observers.append(LiveLog(trainer, live))
     if trainer.ranks.first and tracker is not None:
-        tracked = Tracked(cell_id(trainer.cell), trainer.cell, trainer.step, live.tensorboard)
+        tracked = Tracked(
+            id=cell_id(trainer.cell),
+            cell=trainer.cell,
+            step=trainer.step,
+            folder=live.tensorboard,
+            told=live.told(tracker),
+        )
         tracking = Tracking(tracker, tracked, Follower(live, trainer.models))
         trainer.observers.append(tracking)
+    patience = SECONDS_IN_A_HURRY
     try:
         yield
+        patience = SECONDS_AT_THE_END
     finally:
         if tracking is not None:
-            tracking.close()
+            tracking.close(patience)
     if trainer.ranks.first:
         settle(live, trainer.step)
 

@@ -17,8 +17,9 @@ from cltools.training.live import HEADER, Follower, LiveRow, going_on_without
 from cltools.training.trackers import Tracked, begin, values_of
 from cltools.training.trainer import CoupledTrainer
 
-# How long the end of training waits for a tracker. Slurm gives a job 30 seconds after SIGTERM.
-SECONDS_FOR_TRACKER = 20.0
+# How long training waits at its end until a tracker has sent everything, and after a signal or an
+# error: Slurm gives a job 30 seconds after SIGTERM.
+SECONDS_AT_THE_END, SECONDS_IN_A_HURRY = 120.0, 15.0
 log = logging.getLogger("cltools")
 
 
@@ -86,11 +87,11 @@ class Tracking:
         """
         self._hand_on()
 
-    def close(self) -> None:
-        """Hand on the last rows, and end the tracker's run. It has `SECONDS_FOR_TRACKER` for it."""
+    def close(self, seconds: float) -> None:
+        """Hand on the last rows, and end the tracker's run, which may take so many seconds."""
         self._hand_on()
         self._steps.put(None)
-        self._thread.join(SECONDS_FOR_TRACKER)
+        self._thread.join(seconds)
         if self._thread.is_alive():
             log.warning("%s has not sent everything: training ends without it", self.name)
 
@@ -102,9 +103,11 @@ class Tracking:
     def _work(self) -> None:
         try:
             tracker = begin(self.name, self._tracked)
+            last = self._tracked.step if tracker.forgets else self._tracked.told_step
             while (rows := self._steps.get()) is not None:
-                if rows[0].step > tracker.last_step:
-                    tracker.log(rows[0].step, values_of(rows))
+                if (step := rows[0].step) > last:
+                    tracker.log(step, values_of(rows))
+                    self._tracked.told.write_text(str(step))
             tracker.close()
         except Exception as error:  # of any kind: trackers have many, and none is worth the run
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,9 +1,8 @@
 """Programs that draw curves of many runs: what each of them is told of a cell.
 
-Each has the same three parts. Its run bears the id of the cell, so that a job that was killed and
-started again goes on with the same run. Steps that are trained again after the last saved state
-stand there once: `last_step` says up to which step the tracker has them. Where its data goes, to
-which server and under which account, are settings of each program, mostly environment variables.
+A run of theirs bears the id of the cell, so that a job that was killed and started again goes on
+with the same run. Where data goes, to which server and under which account, are settings of each
+program, mostly environment variables.
 """
 
 import importlib
@@ -25,9 +24,13 @@ TAG = "cltools.cell"  # of mlflow's runs, whose ids are its own
 
 
 class Tracker(Protocol):
-    """A run of a tracker, which has all that it needs of the steps up to `last_step`."""
+    """A run of a tracker.
 
-    last_step: int
+    forgets: whether it drops what it was told of the steps after the one where training goes on.
+    Others would show such a step twice, if it were told again.
+    """
+
+    forgets: bool
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of a step."""
@@ -37,12 +40,24 @@ class Tracker(Protocol):
 
 
 class Tracked(NamedTuple):
-    """The cell whose training begins or goes on after `step`; `folder` is for files of its own."""
+    """The cell whose training begins or goes on after `step`.
+
+    folder: for the files of a tracker. told: the file that says up to which step it was told.
+    """
 
     id: str
     cell: Mapping[str, Any]
     step: int
     folder: Path
+    told: Path
+
+    @property
+    def told_step(self) -> int:
+        """The last step that the tracker was told, by this process or an earlier one."""
+        try:
+            return int(self.told.read_text())
+        except (OSError, ValueError):  # there is no such file, or it was being written
+            return 0
 
 
 def values_of(rows: Iterable[LiveRow]) -> dict[str, float]:
@@ -80,8 +95,9 @@ def _project(variable: str) -> str:
 class _TensorBoard:
     """Files in a folder of the cell: `tensorboard --logdir results/cells` shows all of them."""
 
+    forgets = True
+
     def __init__(self, library: Any, tracked: Tracked) -> None:
-        self.last_step = tracked.step
         # Readers drop what an earlier process wrote of the steps from this one on.
         self._writer = library.SummaryWriter(str(tracked.folder), purge_step=tracked.step + 1)
 
@@ -95,12 +111,13 @@ class _TensorBoard:
 
 
 class _Wandb:
+    forgets = False
+
     def __init__(self, library: Any, tracked: Tracked) -> None:
         self._run = library.init(
             project=_project("WANDB_PROJECT"), id=tracked.id, name=tracked.id, resume="allow",
             config=dict(tracked.cell),
         )  # fmt: skip
-        self.last_step: int = self._run.step - 1  # wandb counts the next one
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step, commit=True)
@@ -110,13 +127,13 @@ class _Wandb:
 
 
 class _Trackio:
+    forgets = False
+
     def __init__(self, library: Any, tracked: Tracked) -> None:
         self._run = library.init(
             project=_project("TRACKIO_PROJECT"), name=tracked.id, resume="allow",
             config=dict(tracked.cell), embed=False,
         )  # fmt: skip
-        # Trackio keeps doubled steps, and says in no other way up to which step it has them.
-        self.last_step: int = getattr(self._run, "_next_step", 0) - 1
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -126,6 +143,8 @@ class _Trackio:
 
 
 class _MLflow:
+    forgets = False
+
     def __init__(self, library: Any, tracked: Tracked) -> None:
         self._metric, self._client = library.entities.Metric, library.MlflowClient()
         experiment = library.set_experiment(_project("MLFLOW_EXPERIMENT_NAME")).experiment_id
@@ -138,8 +157,6 @@ class _MLflow:
             self._id = made.info.run_id
             for key, value in tracked.cell.items():
                 self._client.log_param(self._id, key, json.dumps(value))
-        known = self._client.get_metric_history(self._id, "lr")
-        self.last_step: int = max((metric.step for metric in known), default=0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)

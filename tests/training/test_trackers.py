@@ -37,8 +37,6 @@ class Run:
     def __init__(self, options):
         self.told = json.loads(TOLD.read_text()) if TOLD.exists() else {{"begun": [], "steps": []}}
         self.told["begun"].append(options)
-        steps = self.told["steps"]
-        self.{next} = steps[-1][0] + 1 if steps else 0
 
     def log(self, values, step, **options):
         self.told["steps"].append([step, values])
@@ -82,9 +80,6 @@ class MlflowClient:
     def log_param(self, run, key, value):
         self.told.setdefault("parameters", {{}})[key] = value
 
-    def get_metric_history(self, run, key):
-        return [Metric(key, values[key], 0, step) for step, values in self.told["steps"]]
-
     def log_batch(self, run, metrics):
         assert run == "7"
         (step,) = {{metric.step for metric in metrics}}
@@ -94,8 +89,8 @@ class MlflowClient:
         TOLD.write_text(json.dumps(self.told))
 """
 FAKES = {
-    "wandb": WANDB.replace("{next}", "step"),
-    "trackio": WANDB.replace("{next}", "_next_step"),
+    "wandb": WANDB,
+    "trackio": WANDB,
     "mlflow": MLFLOW,
 }
 
@@ -205,7 +200,7 @@ BROKEN = {
     "as it begins": "def init(**options):\n    raise ConnectionError('no network\\nand more')",
     "on the way": WANDB.replace(
         'self.told["steps"].append([step, values])', "raise TimeoutError('no network')"
-    ).replace("{next}", "step"),
+    ),
 }
 
 
@@ -223,4 +218,5 @@ def test_a_tracker_that_fails_is_one_warning(digits, alone, tmp_path, fake, capl
     with caplog.at_level(logging.WARNING, "cltools"):
         run(CELL, digits, tmp_path / "cell", tracker="wandb")
     assert caplog.messages == ["wandb fails (no network): training goes on without it"]
-    assert files(tmp_path / "cell") == alone
+    made = files(tmp_path / "cell")
+    assert {name: made[name] for name in made if "told" not in name} == alone
