@@ -5,7 +5,6 @@ It is fast: it imports neither torch nor polars, and reads only the first bytes 
 
 import fcntl
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -21,9 +20,8 @@ from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.locks import open_lock
-from cltools.runtime.progress import time_text
 from cltools.runtime.sealed import read_json
-from cltools.training import live
+from cltools.training.live import TAIL, LastValues, LiveRow, latest, read_live, run_until
 
 # done: made by the present version of the stage.
 # stale: made by another version of the stage, from other images or with other settings.
@@ -33,22 +31,9 @@ from cltools.training import live
 #     have no lock: those that are begun are running or were killed.
 # waiting: there is nothing yet.
 STATES = ("done", "running", "begun", "failed", "stale", "waiting")
-TAIL = 4096  # bytes that are read at the beginning and at the end of a log
+OF_LOG = 4096  # bytes that are read at the beginning and at the end of a log
 _STEPS = re.compile(r"^(?:training: (\d+) of (\d+)(?:,.*)?|resumed at step (\d+) of (\d+))$", re.M)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*|Killed.*")
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How a cell that is not done trains, from its live rows; None where it is unknown.
-
-    losses: model -> its own loss. gap: that of DCL's network. seconds_left: until training is done.
-    """
-
-    losses: dict[str, float | None]
-    gap: float | None
-    steps_per_second: float | None
-    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -60,15 +45,15 @@ class StageStatus:
     error: str | None = None
     step: int | None = None
     steps: int | None = None
-    live: Speed | None = None
+    live: LastValues | None = None
 
 
 def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
     """The report on an experiment, ready for JSON.
 
     `cells`: id -> stage -> state (one of `STATES`), log, error, step, steps and, of training that
-    is not done, `live` (see `Speed`). `counts`: stage -> state -> number of cells. `tables`: file
-    names of the experiment's tables that exist. `figures`: name -> whether it is drawn.
+    is not done, `live` (see `LastValues`). `counts`: stage -> state -> number of cells. `tables`:
+    file names of the experiment's tables that exist. `figures`: name -> whether it is drawn.
     `snakemake --dry-run` shows whether they are up to date.
     """
     _cached_json.cache_clear()
@@ -115,20 +100,8 @@ def _words(found: Mapping[str, Any]) -> str:
     if found["step"] is None or state == "done":
         return state
     of = f" of {found['steps']}" if found["steps"] else ""
-    return f"{state} at step {found['step']}{of}{_live_words(found['live'])}"
-
-
-def _live_words(speed: Mapping[str, Any] | None) -> str:
-    """Last losses and time left, in parentheses."""
-    if speed is None:
-        return ""
-    losses = [f"{model} {loss:.4g}" for model, loss in speed["losses"].items() if loss is not None]
-    said = [f"loss of {', '.join(losses)}"] if losses else []
-    if speed["gap"] is not None:
-        said.append(f"gap {speed['gap']:.3g}")
-    if speed["seconds_left"] is not None:
-        said.append(f"{time_text(speed['seconds_left'])} left")
-    return f" ({'; '.join(said)})" if said else ""
+    said = f" ({LastValues(**found['live']).words()})" if found["live"] else ""
+    return f"{state} at step {found['step']}{of}{said}"
 
 
 def _stages(
@@ -160,37 +133,28 @@ def _training(identity: str, plan: Plan, manifest: Path, results: Results) -> St
         return StageStatus(state, named, step=made["steps"], steps=made["steps"])
     text = _end_of(log)
     step, steps = _progress(f"{_beginning_of(log)}\n{text}", folder)
-    rows = live.latest(
-        live.read_live(live.run_until(folder, plan.until.slug), live.TAIL), plan.cell["objectives"]
-    )
+    rows = _last_rows(folder, plan)
     if rows:
         step = max(step or 0, *(row.step for row in rows.values()))
         steps = steps or _stop(plan.until, next(iter(rows.values())))
-    speed = _speed(rows, steps) if rows else None
+    last = LastValues.of(rows, steps) if rows else None
     error = _last_error(text)
     if _locked(folder.lock):
-        return StageStatus("running", named, None, step, steps, speed)
+        return StageStatus("running", named, None, step, steps, last)
     if error:
-        return StageStatus("failed", named, error, step, steps, speed)
+        return StageStatus("failed", named, error, step, steps, last)
     state = "begun" if named or step is not None else "waiting"
-    return StageStatus(state, named, None, step, steps, speed)
+    return StageStatus(state, named, None, step, steps, last)
 
 
-def _stop(until: Duration, row: live.LiveRow) -> int | None:
+def _last_rows(folder: RunFolder, plan: Plan) -> dict[str, LiveRow]:
+    rows = read_live(run_until(folder, plan.until.slug), TAIL)
+    return latest(rows, plan.cell["objectives"])
+
+
+def _stop(until: Duration, row: LiveRow) -> int | None:
     """The step where training stops, as far as a row of it tells."""
     return until.in_steps(round(row.step / row.epoch)) if row.epoch > 0 else None
-
-
-def _speed(rows: Mapping[str, live.LiveRow], steps: int | None) -> Speed:
-    def known(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return Speed(
-        losses={model: known(row.loss) for model, row in rows.items()},
-        gap=known(live.gap_of(rows)),
-        steps_per_second=known(min(row.steps_per_second for row in rows.values())),
-        seconds_left=None if steps is None else known(live.seconds_left(rows, steps)),
-    )
 
 
 def _short_stage(
@@ -264,7 +228,7 @@ def _beginning_of(log: Path) -> str:
     """The start of a training log, which says at what step training resumed."""
     try:
         with open(log, "rb") as file:
-            return file.read(TAIL).decode(errors="replace")
+            return file.read(OF_LOG).decode(errors="replace")
     except OSError:
         return ""
 
@@ -272,7 +236,7 @@ def _beginning_of(log: Path) -> str:
 def _end_of(log: Path) -> str:
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL))
+            file.seek(max(0, log.stat().st_size - OF_LOG))
             return file.read().decode(errors="replace")
     except OSError:
         return ""

@@ -39,7 +39,7 @@ from cltools.runtime.sealed import write_json
 from cltools.runtime.stopping import StopRequest, stop_requests
 from cltools.runtime.tensors import save_tensors
 from cltools.training.distributed import Ranks, join_ranks
-from cltools.training.live import TAIL, Follower, in_words, latest, read_live, settle
+from cltools.training.live import TAIL, Follower, LastValues, latest, read_live, settle
 from cltools.training.observers import (
     SECONDS_AT_THE_END,
     SECONDS_IN_A_HURRY,
@@ -285,13 +285,8 @@ def _train(
     stopped_by, overdue = 0, False
     steps_left: Iterable[int] = range(trainer.step, stop)
     if ranks.first:  # it alone shows how far they all are
-        live = progress.states.run
-        steps_left = track(
-            steps_left,
-            stop - trainer.step,
-            "training",
-            note=lambda: in_words(latest(read_live(live, TAIL), trainer.models), stop),
-        )
+        note = partial(_last_values, progress.states.run, trainer.models, stop)
+        steps_left = track(steps_left, stop - trainer.step, "training", note)
     for step in steps_left:
         if step in checkpoints:
             progress.save_weights(trainer)
@@ -318,6 +313,14 @@ def _train(
         if ranks.first:
             progress.states.drop_previous()
     trainer.merge_logs()
+
+
+def _last_values(live: RunFolder, models: list[str], stop: int) -> str:
+    """What the last rows of all ranks say, for a line of the log."""
+    rows = latest(read_live(live, TAIL), models)
+    if not rows:
+        return ""
+    return f"at step {max(row.step for row in rows.values())}: {LastValues.of(rows, stop).words()}"
 
 
 def _write_manifest(

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,28 +162,44 @@ def latest(rows: Iterable[LiveRow], models: Iterable[str]) -> dict[str, LiveRow]
     return {model: last[model] for model in models if model in last}
 
 
-def gap_of(rows: Mapping[str, LiveRow]) -> float:
-    """The gap of the first model that has one, which is DCL's unless it is not trained."""
-    first = sorted(rows.values(), key=lambda row: row.model != "dcl")
-    return next((row.gap for row in first if math.isfinite(row.gap)), math.nan)
+@dataclass(frozen=True)
+class LastValues:
+    """What the last rows of a run say of it, ready for JSON: None where it is unknown.
+
+    losses: model -> its own loss. gap: that of DCL's network, or of the first that has one.
+    seconds_left: until the run stops, at the speed of the slowest rank.
+    """
+
+    losses: dict[str, float | None]
+    gap: float | None
+    steps_per_second: float | None
+    seconds_left: float | None
+
+    @classmethod
+    def of(cls, rows: Mapping[str, LiveRow], stop: int | None) -> "LastValues":
+        """From model -> last row, of a run that stops at step `stop`."""
+        dcl_first = sorted(rows.values(), key=lambda row: row.model != "dcl")
+        speed = min((row.steps_per_second for row in rows.values()), default=0.0)
+        steps = 0 if stop is None else max((stop - row.step for row in rows.values()), default=0)
+        return cls(
+            losses={model: _finite(row.loss) for model, row in rows.items()},
+            gap=next((row.gap for row in dcl_first if math.isfinite(row.gap)), None),
+            steps_per_second=_finite(speed),
+            seconds_left=max(0, steps) / speed if stop is not None and speed > 0 else None,
+        )
+
+    def words(self) -> str:
+        """The same in one line."""
+        losses = [f"{model} {loss:.4g}" for model, loss in self.losses.items() if loss is not None]
+        said = [f"loss of {', '.join(losses)}"] if losses else []
+        if self.gap is not None:
+            said.append(f"gap {self.gap:.3g}")
+        if self.steps_per_second is not None:
+            said.append(f"{self.steps_per_second:.3g} steps/s")
+        if self.seconds_left is not None:
+            said.append(f"{time_text(self.seconds_left)} left")
+        return "; ".join(said)
 
 
-def seconds_left(rows: Mapping[str, LiveRow], stop: int) -> float:
-    """Seconds from the last rows to step `stop`, at the speed of the slowest rank; inf for none."""
-    left = [max(0, stop - row.step) / row.steps_per_second for row in rows.values()
-            if row.steps_per_second > 0]  # fmt: skip
-    return max(left, default=math.inf)
-
-
-def in_words(rows: Mapping[str, LiveRow], stop: int) -> str:
-    """The last rows for a line of a log; empty where there are none."""
-    if not rows:
-        return ""
-    row = next(iter(rows.values()))
-    said = [", ".join(f"{model} {row.loss:.4g}" for model, row in rows.items())]
-    if math.isfinite(gap := gap_of(rows)):
-        said.append(f"gap {gap:.3g}")
-    said.append(f"{row.steps_per_second:.3g} steps/s")
-    if math.isfinite(left := seconds_left(rows, stop)):
-        said.append(f"{time_text(left)} left")
-    return f"at step {row.step}: loss of {'; '.join(said)}"
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -45,25 +45,25 @@ class LiveLog:
     def _rows(self, rows: Tensor) -> list[LiveRow]:
         now, trainer = time.monotonic(), self.trainer
         speed, self._last = len(rows) / max(now - self._last, 1e-9), now
-        lr = trainer.lr_at(trainer.step - 1)
-        made = []
-        for means, objective in zip(rows.double().nanmean(dim=0).tolist(), self._own, strict=True):
-            dcl, nscl, grad_norm = (means[column] for column in self._columns)
-            made.append(
-                LiveRow(
-                    step=trainer.step,
-                    epoch=trainer.step / trainer.steps_per_epoch,
-                    model=objective,
-                    loss=means[self._own[objective]],
-                    dcl=dcl,
-                    nscl=nscl,
-                    gap=dcl - nscl,
-                    grad_norm=grad_norm,
-                    lr=lr,
-                    steps_per_second=speed,
-                )
+        values = rows.double()
+        dcl, nscl, grad_norm = self._columns
+        gaps = (values[..., dcl] - values[..., nscl]).nanmean(dim=0).tolist()
+        means = values.nanmean(dim=0).tolist()
+        return [
+            LiveRow(
+                step=trainer.step,
+                epoch=trainer.step / trainer.steps_per_epoch,
+                model=objective,
+                loss=mean[own],
+                dcl=mean[dcl],
+                nscl=mean[nscl],
+                gap=gap,
+                grad_norm=mean[grad_norm],
+                lr=trainer.lr_at(trainer.step - 1),
+                steps_per_second=speed,
             )
-        return made
+            for (objective, own), mean, gap in zip(self._own.items(), means, gaps, strict=True)
+        ]
 
     def _append(self, text: str) -> None:
         with open(self.path, "a") as file:
@@ -103,11 +103,9 @@ class Tracking:
     def _work(self) -> None:
         try:
             tracker = begin(self.name, self._tracked)
-            last = self._tracked.step if tracker.forgets else self._tracked.told_step
             while (rows := self._steps.get()) is not None:
-                if (step := rows[0].step) > last:
-                    tracker.log(step, values_of(rows))
-                    self._tracked.told.write_text(str(step))
+                if rows[0].step > tracker.last_step:
+                    tracker.log(rows[0].step, values_of(rows))
             tracker.close()
         except Exception as error:  # of any kind: trackers have many, and none is worth the run
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from cltools.config import tracking
+from cltools.config.tracking import Tracker
 from cltools.runtime.errors import InputError
 from cltools.training.live import LiveRow
 
@@ -23,14 +23,13 @@ PROJECT = "cltools"  # where the environment names none
 TAG = "cltools.cell"  # of mlflow's runs, whose ids are its own
 
 
-class Tracker(Protocol):
+class TrackerRun(Protocol):
     """A run of a tracker.
 
-    forgets: whether it drops what it was told of the steps after the one where training goes on.
-    Others would show such a step twice, if it were told again.
+    last_step: it is not told again of steps up to this one, which training may go through again.
     """
 
-    forgets: bool
+    last_step: int
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of a step."""
@@ -42,7 +41,8 @@ class Tracker(Protocol):
 class Tracked(NamedTuple):
     """The cell whose training begins or goes on after `step`.
 
-    folder: for the files of a tracker. told: the file that says up to which step it was told.
+    folder: for the files of a tracker. told: the file with the last step that it was told, for
+    those that do not say it themselves.
     """
 
     id: str
@@ -51,13 +51,15 @@ class Tracked(NamedTuple):
     folder: Path
     told: Path
 
-    @property
-    def told_step(self) -> int:
-        """The last step that the tracker was told, by this process or an earlier one."""
+    def last_told(self) -> int:
+        """The last step of `note`, in this process or an earlier one."""
         try:
             return int(self.told.read_text())
         except (OSError, ValueError):  # there is no such file, or it was being written
             return 0
+
+    def note(self, step: int) -> None:
+        self.told.write_text(str(step))
 
 
 def values_of(rows: Iterable[LiveRow]) -> dict[str, float]:
@@ -73,7 +75,7 @@ def values_of(rows: Iterable[LiveRow]) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def check_installed(name: tracking.Tracker) -> None:
+def check_installed(name: Tracker) -> None:
     """Raises InputError where the tracker's package is not installed. It is not imported yet."""
     if find_spec(name) is None:
         raise InputError(
@@ -82,7 +84,7 @@ def check_installed(name: tracking.Tracker) -> None:
         )
 
 
-def begin(name: tracking.Tracker, tracked: Tracked) -> Tracker:
+def begin(name: Tracker, tracked: Tracked) -> TrackerRun:
     """Begin the run of a cell, or go on with it. This may wait for a network."""
     module, kind = _TRACKERS[name]
     return kind(importlib.import_module(module), tracked)
@@ -95,9 +97,8 @@ def _project(variable: str) -> str:
 class _TensorBoard:
     """Files in a folder of the cell: `tensorboard --logdir results/cells` shows all of them."""
 
-    forgets = True
-
     def __init__(self, library: Any, tracked: Tracked) -> None:
+        self.last_step = tracked.step
         # Readers drop what an earlier process wrote of the steps from this one on.
         self._writer = library.SummaryWriter(str(tracked.folder), purge_step=tracked.step + 1)
 
@@ -111,13 +112,14 @@ class _TensorBoard:
 
 
 class _Wandb:
-    forgets = False
-
     def __init__(self, library: Any, tracked: Tracked) -> None:
         self._run = library.init(
             project=_project("WANDB_PROJECT"), id=tracked.id, name=tracked.id, resume="allow",
             config=dict(tracked.cell),
         )  # fmt: skip
+        # The step that wandb expects next, as far as it has the earlier run at hand. When runs of
+        # nodes without a network are put together, it drops steps that it has.
+        self.last_step: int = self._run.step - 1
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step, commit=True)
@@ -127,26 +129,25 @@ class _Wandb:
 
 
 class _Trackio:
-    forgets = False
-
     def __init__(self, library: Any, tracked: Tracked) -> None:
         self._run = library.init(
             project=_project("TRACKIO_PROJECT"), name=tracked.id, resume="allow",
             config=dict(tracked.cell), embed=False,
         )  # fmt: skip
+        self._tracked, self.last_step = tracked, tracked.last_told()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+        self._tracked.note(step)
 
     def close(self) -> None:
         self._run.finish()
 
 
 class _MLflow:
-    forgets = False
-
     def __init__(self, library: Any, tracked: Tracked) -> None:
         self._metric, self._client = library.entities.Metric, library.MlflowClient()
+        self._tracked, self.last_step = tracked, tracked.last_told()
         experiment = library.set_experiment(_project("MLFLOW_EXPERIMENT_NAME")).experiment_id
         found = self._client.search_runs([experiment], f"tags.`{TAG}` = '{tracked.id}'")
         if found:
@@ -162,13 +163,14 @@ class _MLflow:
         now = int(time.time() * 1000)
         metrics = [self._metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
+        self._tracked.note(step)
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
 
 
-# Name -> the module that is imported, and what makes the tracker with it.
-_TRACKERS: dict[str, tuple[str, Callable[[Any, Tracked], Tracker]]] = {
+# Name -> the module that is imported, and what begins a run with it.
+_TRACKERS: dict[str, tuple[str, Callable[[Any, Tracked], TrackerRun]]] = {
     "tensorboard": ("torch.utils.tensorboard", _TensorBoard),
     "wandb": ("wandb", _Wandb),
     "trackio": ("trackio", _Trackio),

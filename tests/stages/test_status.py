@@ -139,7 +139,9 @@ def test_live_rows_say_how_it_trains(results, log):
     json.dumps(found, allow_nan=False)
     lines = list(status_lines(status.run(experiment=EXPERIMENT, results=results)))
     left = "0 ms" if log is None else "4 s"
-    said = f"begun at step 4 of {stop} (loss of dcl 4.5, nscl 4; gap 0.25; {left} left)"
+    said = (
+        f"begun at step 4 of {stop} (loss of dcl 4.5, nscl 4; gap 0.25; 0.5 steps/s; {left} left)"
+    )
     assert any(said in line for line in lines)
 
 

@@ -1,6 +1,7 @@
 """Rows for watching a run: what they say, and that they are whole after whatever happens."""
 
 import logging
+import math
 
 import polars as pl
 import pytest
@@ -16,8 +17,8 @@ from cltools.training.live import (
     HEADER,
     TAIL,
     Follower,
+    LastValues,
     LiveRow,
-    in_words,
     latest,
     read_live,
     settle,
@@ -180,16 +181,19 @@ def test_training_goes_on_where_rows_cannot_be_written(digits, whole, tmp_path, 
     assert files(tmp_path) == files(whole)
 
 
-def test_words():
+def test_last_values():
     rows = [row(50, loss=4.5123, gap=0.25), row(50, "nscl", loss=4.25, gap=0.125),
-            row(100, "dcl", loss=4.0, gap=0.5, steps_per_second=2.0)]  # fmt: skip
+            row(100, loss=4.0, gap=0.5, steps_per_second=2.0)]  # fmt: skip
     last = latest(rows, ["nscl", "dcl"])
     assert list(last) == ["nscl", "dcl"]
     # NSCL's rank is at step 50 and does one step a second.
-    assert in_words(last, 110) == (
-        "at step 50: loss of nscl 4.25, dcl 4; gap 0.5; 1 steps/s; 60 s left"
+    assert LastValues.of(last, 110) == LastValues({"nscl": 4.25, "dcl": 4.0}, 0.5, 1.0, 60.0)
+    assert (
+        LastValues.of(last, 110).words()
+        == "loss of nscl 4.25, dcl 4; gap 0.5; 1 steps/s; 60 s left"
     )
-    assert in_words({}, 110) == ""
+    lost = {"ce": row(50, "ce", loss=math.nan, gap=math.nan, steps_per_second=0.0)}
+    assert LastValues.of(lost, None) == LastValues({"ce": None}, None, 0.0, None)
 
 
 def test_the_log_says_them(monkeypatch, caplog):
