@@ -182,14 +182,14 @@ def disturbed(
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """All results by name, without logs, benchmarks and the report, which contains timings."""
+    """All results by name, without those that contain timings."""
     results = folder / "results"
     return {
         str(path.relative_to(results)): path.read_bytes()
         for path in sorted(results.rglob("*"))
         if path.is_file()
         and path.relative_to(results).parts[0] not in ("logs", "benchmarks")
-        and path.name != "report.html"
+        and path.name not in ("report.html", "live.csv")
     }
 
 

@@ -214,9 +214,31 @@ class RunFolder:
     def previous_state(self) -> Path:
         return self.path / "resume-previous.safetensors"
 
+    def live(self, rank: int = 0) -> Path:
+        """Rows for watching a run (`cltools.training.live`): the first rank's, or another's."""
+        return self.path / (f"live-{rank}.csv" if rank else "live.csv")
+
+    @property
+    def all_live(self) -> list[Path]:
+        """The live rows of all ranks, those of the first one first."""
+        return [path for path in sorted(self.path.glob("live*.csv"), key=_rank) if path.is_file()]
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def told(self, tracker: str) -> Path:
+        """The number of the last step that a tracker was told."""
+        return self.path / f"told-{tracker}"
+
     def apart(self, until: str) -> "RunFolder":
         """The folder for the states of a run that stops earlier than a previous one."""
         return RunFolder(self.path / f"until-{until}")
+
+
+def _rank(live: Path) -> int:
+    digits = re.sub(r"\D", "", live.stem)
+    return int(digits or 0)
 
 
 @dataclass(frozen=True)

@@ -66,15 +66,6 @@ def _as_rank(rank, size, port, answers, work):
         answers.put((rank, None, traceback.format_exc()))
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """The bytes of all files below a folder, by name."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def command(
     settings: dict[str, Any], store: Path, folder: Path, size: int, *options: Any
 ) -> list[str]:

@@ -47,6 +47,15 @@ def small_config(**base: Any) -> str:
     return yaml.safe_dump(config)
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files below a folder, by name; live rows differ, and are left out."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.match("live*.csv")
+    }
+
+
 def train_rank(
     cell: dict[str, Any], store: Path, folder: Path, until: str | None = None, **options: Any
 ) -> None:

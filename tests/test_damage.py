@@ -62,7 +62,7 @@ KILLS, FLIPS = 3, 1  # of each command, and of each kind of file under a command
 # Commands that read nothing below `results`.
 OF_NO_RESULTS = {"surrogate", "minimise", "bench", "compare"}
 # Differ from run to run, or say how the run went.
-OWN = re.compile(r"results/(logs|benchmarks)/|/lock$|^config.yaml$|^tmp/|\.snakemake")
+OWN = re.compile(r"results/(logs|benchmarks)/|/lock$|/live\.csv$|^config.yaml$|^tmp/|\.snakemake")
 
 
 class Case(NamedTuple):
@@ -90,6 +90,7 @@ def commands(finished: Path) -> dict[str, list[str]]:
             name = " ".join(command[: 1 + (command[0] == "plot")])
             found.setdefault(name, command)
     found["status"] = ["status", "config.yaml"]
+    found["watch"] = ["watch", "config.yaml", "--once"]
     found["partial"] = ["partial", "config.yaml", "--output", "results/tiny/partial"]
     step = sorted(
         str(p.relative_to(finished)) for p in finished.glob("results/cells/*/embeddings/*.nc")
@@ -273,7 +274,7 @@ def test_damaged_files(finished, commands, tmp_path, name):
 
 @pytest.mark.damage
 @pytest.mark.parametrize(
-    "name", [name for name in names() if name not in ("status", "bench", "compare")]
+    "name", [name for name in names() if name not in ("status", "watch", "bench", "compare")]
 )
 def test_killed_commands(finished, commands, tmp_path, name):
     """Killed at random moments: the second start gives the bytes of a run that was not killed."""

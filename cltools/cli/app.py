@@ -14,10 +14,10 @@ from cltools.runtime.faults import disk_fault, memory_fault
 
 SECONDS_FOR_RANK_0 = 20.0
 COMMANDS = (
-    stages.plan, everyday.status, everyday.partial, stages.prepare, stages.train, stages.embed,
-    stages.measure, stages.theory, stages.merge, stages.layers, stages.project, stages.compare,
-    stages.collect, stages.plot, stages.claims, stages.report, stages.surrogate, stages.minimise,
-    stages.regularity, everyday.bench,
+    stages.plan, everyday.status, everyday.watch, everyday.partial, stages.prepare, stages.train,
+    stages.embed, stages.measure, stages.theory, stages.merge, stages.layers, stages.project,
+    stages.compare, stages.collect, stages.plot, stages.claims, stages.report, stages.surrogate,
+    stages.minimise, stages.regularity, everyday.bench,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from cltools.config.sharing import Share
 from cltools.layout import RESULTS, Results
 from cltools.runtime.errors import InputError
 
+PLAIN_WIDTH = 200  # characters of the view of `cltools watch` in a file or a pipe
 Channels = Annotated[int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")]
 Encoded = Annotated[
     bool, typer.Option("--encoded", help="Random images are photographs, decoded in training.")
@@ -40,6 +43,23 @@ def status(
     report = stage.run(experiment=experiment_of(config), results=results)
     for line in [json.dumps(report, indent=1)] if as_json else stage.status_lines(report):
         typer.echo(line)
+
+
+def watch(
+    config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
+    results: Annotated[Path, typer.Option(help="Folder of all results.")] = RESULTS.path,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the state once, and end.")] = False,
+) -> None:
+    """Watch an experiment on the terminal: cells in numbers, losses, speed, time left, errors."""
+    from rich.console import Console
+
+    from cltools.cli.watch import watch as show
+
+    # Without a terminal there is no width to keep to.
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    with suppress(KeyboardInterrupt):
+        show(experiment_of(config), results, seconds, once, console)
 
 
 def partial(

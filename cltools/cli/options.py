@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,8 @@ from cltools.config.schema import check, schema
 from cltools.runtime.errors import InputError
 from cltools.runtime.faults import memory_fault
 
-CONFIG_HELP = "Config file (YAML), or its content as JSON."
+CONFIG_HELP = "Config file (YAML), its content as JSON, or the name of an experiment in config/."
+CONFIGS = Path("config")  # where experiments are looked up by name
 Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
 Stores = Annotated[list[Path], typer.Option(help="Image store; repeat it for each data set.")]
 Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
@@ -111,10 +113,32 @@ def json_object(text: str, what: str) -> Any:
 
 
 def experiment_of(config: str) -> Any:
-    """The experiment of a config file, or of its content as JSON. Raises InputError."""
+    """The experiment of a config file, of its content as JSON, or of a name. Raises InputError."""
     from cltools.config.experiment import load_experiment, read_config
 
-    inline = config.lstrip().startswith("{")
-    return load_experiment(
-        json_object(config, "the config") if inline else read_config(Path(config))
-    )
+    if config.lstrip().startswith("{"):
+        return load_experiment(json_object(config, "the config"))
+    path = Path(config)
+    if re.fullmatch(r"[A-Za-z][\w-]*", config) and not path.exists():
+        path = _config_named(config)
+    return load_experiment(read_config(path))
+
+
+def _config_named(experiment: str) -> Path:
+    """The config file below `CONFIGS` of the experiment with this name. Raises InputError."""
+    from cltools.config.experiment import read_config
+
+    found = []
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        with suppress(InputError):  # another file that is no config
+            if read_config(path).get("experiment") == experiment:
+                found.append(path)
+    if not found:
+        raise InputError(
+            f"{experiment} is neither a file nor the experiment of a config in {CONFIGS}/: "
+            "give the path of a config file"
+        )
+    if len(found) > 1:
+        them = " and ".join(map(str, found))
+        raise InputError(f"{them} are configs of the experiment {experiment}: give one of them")
+    return found[0]

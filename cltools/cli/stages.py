@@ -29,6 +29,7 @@ from cltools.cli.options import (
 )
 from cltools.config.durations import Duration
 from cltools.config.sharing import Share
+from cltools.config.tracking import Tracker
 from cltools.layout import RESULTS, Embeddings, MeasureSettings
 from cltools.runtime.errors import InputError
 
@@ -92,6 +93,9 @@ def train(
     cells_per_gpu: Annotated[
         int, typer.Option(min=1, help="Cells that may train on one GPU at the same time.")
     ] = 1,
+    tracker: Annotated[
+        Tracker | None, typer.Option(help="Program to send losses to while training.")
+    ] = None,
 ) -> None:
     """Train the objectives of one cell together; continue an earlier run if there is one."""
     from cltools.config.cells import resolve_cell
@@ -119,6 +123,7 @@ def train(
             saves=stage.Saves(save_every_seconds, save_every_steps),
             workers=workers,
             share=share,
+            tracker=tracker,
         )
 
 

@@ -46,5 +46,6 @@ def training_options(setting: Setting) -> str:
         ("--share", setting("share"), "auto"),
         ("--cells-per-gpu", setting("cells_per_gpu"), 1),
         ("--save-every-seconds", setting("save_every_seconds"), None),
+        ("--tracker", setting("tracker"), "none"),
     ]
     return " ".join(f"{name} {value}" for name, value, default in options if value != default)

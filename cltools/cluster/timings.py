@@ -10,14 +10,6 @@ from cltools.config.experiment import Experiment
 from cltools.runtime.files import canonical_json
 
 
-def time_text(seconds: float) -> str:
-    """Seconds as text, in a unit that keeps the number short."""
-    for limit, unit, size in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
-
-
 def by_kind(runs: Iterable[Run]) -> list[list[Run]]:
     """Cells of the same kind together; kinds in the order of their first cells."""
     kinds: dict[str, list[Run]] = defaultdict(list)

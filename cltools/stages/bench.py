@@ -20,7 +20,7 @@ from PIL import Image
 
 import cltools
 from cltools.cluster.estimates import Costs, Run, describe
-from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, time_text, totals
+from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, totals
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
@@ -31,7 +31,7 @@ from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import EncodedImages, ImageStore, write_store
 from cltools.layout import RESULTS, StoreFolder
 from cltools.runtime.errors import InputError
-from cltools.runtime.progress import track
+from cltools.runtime.progress import time_text, track
 from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
 from cltools.training.distributed import join_ranks

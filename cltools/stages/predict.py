@@ -36,7 +36,7 @@ from cltools.cluster.roofline import (
     measuring_seconds,
     step_on,
 )
-from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, time_text, totals
+from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, totals
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
 from cltools.config.schema import defaults
@@ -45,6 +45,7 @@ from cltools.data.store import PER_CLASS, ImageStore, select
 from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
+from cltools.runtime.progress import time_text
 from cltools.training.trace import Extent, Trace, trace_step
 
 MB = 1e6

@@ -14,12 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cltools.config.durations import Duration
 from cltools.config.experiment import OF_SOME_SWEEPS, Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.locks import open_lock
 from cltools.runtime.sealed import read_json
+from cltools.training.live import TAIL, LastValues, LiveRow, latest, read_live, run_until
 
 # done: made by the present version of the stage.
 # stale: made by another version of the stage, from other images or with other settings.
@@ -29,8 +31,8 @@ from cltools.runtime.sealed import read_json
 #     have no lock: those that are begun are running or were killed.
 # waiting: there is nothing yet.
 STATES = ("done", "running", "begun", "failed", "stale", "waiting")
-TAIL = 4096  # bytes that are read at the beginning and at the end of a log
-_STEPS = re.compile(r"^(?:training: (\d+) of (\d+)|resumed at step (\d+) of (\d+))$", re.M)
+OF_LOG = 4096  # bytes that are read at the beginning and at the end of a log
+_STEPS = re.compile(r"^(?:training: (\d+) of (\d+)(?:,.*)?|resumed at step (\d+) of (\d+))$", re.M)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*|Killed.*")
 
 
@@ -43,14 +45,16 @@ class StageStatus:
     error: str | None = None
     step: int | None = None
     steps: int | None = None
+    live: LastValues | None = None
 
 
 def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
     """The report on an experiment, ready for JSON.
 
-    `cells`: id -> stage -> state (one of `STATES`), log, error, step and steps. `counts`: stage ->
-    state -> number of cells. `tables`: file names of the experiment's tables that exist. `figures`:
-    name -> whether it is drawn. `snakemake --dry-run` shows whether they are up to date.
+    `cells`: id -> stage -> state (one of `STATES`), log, error, step, steps and, of training that
+    is not done, `live` (see `LastValues`). `counts`: stage -> state -> number of cells. `tables`:
+    file names of the experiment's tables that exist. `figures`: name -> whether it is drawn.
+    `snakemake --dry-run` shows whether they are up to date.
     """
     _cached_json.cache_clear()
     everything = Results(results)
@@ -96,7 +100,8 @@ def _words(found: Mapping[str, Any]) -> str:
     if found["step"] is None or state == "done":
         return state
     of = f" of {found['steps']}" if found["steps"] else ""
-    return f"{state} at step {found['step']}{of}"
+    said = f" ({LastValues(**found['live']).words()})" if found["live"] else ""
+    return f"{state} at step {found['step']}{of}{said}"
 
 
 def _stages(
@@ -128,13 +133,28 @@ def _training(identity: str, plan: Plan, manifest: Path, results: Results) -> St
         return StageStatus(state, named, step=made["steps"], steps=made["steps"])
     text = _end_of(log)
     step, steps = _progress(f"{_beginning_of(log)}\n{text}", folder)
+    rows = _last_rows(folder, plan)
+    if rows:
+        step = max(step or 0, *(row.step for row in rows.values()))
+        steps = steps or _stop(plan.until, next(iter(rows.values())))
+    last = LastValues.of(rows, steps) if rows else None
     error = _last_error(text)
     if _locked(folder.lock):
-        return StageStatus("running", named, None, step, steps)
+        return StageStatus("running", named, None, step, steps, last)
     if error:
-        return StageStatus("failed", named, error, step, steps)
+        return StageStatus("failed", named, error, step, steps, last)
     state = "begun" if named or step is not None else "waiting"
-    return StageStatus(state, named, None, step, steps)
+    return StageStatus(state, named, None, step, steps, last)
+
+
+def _last_rows(folder: RunFolder, plan: Plan) -> dict[str, LiveRow]:
+    rows = read_live(run_until(folder, plan.until.slug), TAIL)
+    return latest(rows, plan.cell["objectives"])
+
+
+def _stop(until: Duration, row: LiveRow) -> int | None:
+    """The step where training stops, as far as a row of it tells."""
+    return until.in_steps(round(row.step / row.epoch)) if row.epoch > 0 else None
 
 
 def _short_stage(
@@ -208,7 +228,7 @@ def _beginning_of(log: Path) -> str:
     """The start of a training log, which says at what step training resumed."""
     try:
         with open(log, "rb") as file:
-            return file.read(TAIL).decode(errors="replace")
+            return file.read(OF_LOG).decode(errors="replace")
     except OSError:
         return ""
 
@@ -216,7 +236,7 @@ def _beginning_of(log: Path) -> str:
 def _end_of(log: Path) -> str:
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL))
+            file.seek(max(0, log.stat().st_size - OF_LOG))
             return file.read().decode(errors="replace")
     except OSError:
         return ""

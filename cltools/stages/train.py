@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from cltools.config.durations import (
     Duration,
 )
 from cltools.config.sharing import Share
+from cltools.config.tracking import Tracker
 from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import ImageStore
 from cltools.layout import VERSIONS, CellFolder, RunFolder
@@ -38,7 +39,15 @@ from cltools.runtime.sealed import write_json
 from cltools.runtime.stopping import StopRequest, stop_requests
 from cltools.runtime.tensors import save_tensors
 from cltools.training.distributed import Ranks, join_ranks
+from cltools.training.live import TAIL, Follower, LastValues, latest, read_live, settle
+from cltools.training.observers import (
+    SECONDS_AT_THE_END,
+    SECONDS_IN_A_HURRY,
+    LiveLog,
+    Tracking,
+)
 from cltools.training.states import State, States
+from cltools.training.trackers import Tracked, check_installed
 from cltools.training.trainer import CoupledTrainer
 
 # Of several ranks. Where they split the batch, each talk waits for the device.
@@ -78,6 +87,7 @@ def run(
     saves: Saves = USUAL_SAVES,
     workers: int | None = None,
     share: Share = "auto",
+    tracker: Tracker | None = None,
 ) -> None:
     """Train until `until` (default: the horizon) and write the manifest, which lists the files.
 
@@ -85,6 +95,9 @@ def run(
     does a later, longer run. If the run is already past `until`, only the manifest is written,
     provided that the weights of that step were kept. While training goes on, two states are kept
     (see `states`), at its end one. `workers` is described in `image_set`.
+
+    Rows for watching the run are appended to `live.csv` beside them (see `live`), and go to
+    `tracker` if one is given. Neither changes what is trained, nor ends training when it fails.
 
     The signals of `stop_requests` end training after the current step, once the state is saved.
     Several ranks exchange such signals every few steps, so that all stop at the same step.
@@ -97,10 +110,12 @@ def run(
 
     Raises InputError for settings that do not fit the data or the ranks, for fewer than two classes
     or a class without images in either split (no more is needed), for a store or a resume
-    state of another cell, for a run that another process is training, for a loss that is not
-    finite, and as `states` does. Raises Stopped after a signal.
+    state of another cell, for a run that another process is training, for a tracker that is not
+    installed, for a loss that is not finite, and as `states` does. Raises Stopped after a signal.
     """
     torch.set_num_threads(cell["threads"])
+    if tracker is not None:
+        check_installed(tracker)
     ranks, chosen = join_ranks(device, share, len(cell["objectives"]))
     if ranks.size > 1:
         what = "the objectives" if ranks.parts == 1 else "each batch"
@@ -110,7 +125,7 @@ def run(
         trainer = _trainer(cell, opened, chosen, ranks, workers)
         until = until or Duration.parse(cell["horizon"])
         checkpoints = _checkpoints(trainer, until)
-        _train_cell(trainer, opened, run, manifest, until, checkpoints, saves)
+        _train_cell(trainer, opened, run, manifest, until, checkpoints, saves, tracker)
 
 
 def _trainer(
@@ -147,6 +162,7 @@ def _train_cell(
     until: Duration,
     checkpoints: list[int],
     saves: Saves,
+    tracker: Tracker | None,
 ) -> None:
     """Resume, train to the last checkpoint and write the manifest."""
     cell, ranks, folder = trainer.cell, trainer.ranks, RunFolder(run)
@@ -164,14 +180,52 @@ def _train_cell(
         version = VERSIONS["train"]
         about = {"cell": canonical_cell(cell), "store": store.content, "version": version}
         progress = _resume(trainer, folder, store, about, until, checkpoints)
+        live = progress.states.run
+        if ranks.first:
+            settle(live, trainer.step)  # no rank writes there until all have passed the next line
         trainer.check_replicas()  # on a shared file system some ranks may have read an older state
         if trainer.step:
             log.info("resumed at step %d of %d", trainer.step, checkpoints[-1])
-        with closing(trainer), closing(progress.states), stop_requests() as request:
+        with (
+            closing(trainer),
+            closing(progress.states),
+            stop_requests() as request,
+            _observed(trainer, live, tracker),
+        ):
             _train(trainer, progress, request, checkpoints, saves)
         ranks.leave()
         if ranks.first:
             _write_manifest(trainer, store, folder, manifest, until, checkpoints, progress.saved)
+
+
+@contextmanager
+def _observed(trainer: CoupledTrainer, live: RunFolder, tracker: Tracker | None) -> Iterator[None]:
+    """While the block trains, rows of the log go to the live file, and from there to the tracker.
+
+    Of several ranks, each writes the rows that it alone has, and the first reads those of all.
+    """
+    tracking = None
+    if trainer.ranks.writes_weights:
+        trainer.observers.append(LiveLog(trainer, live))
+    if trainer.ranks.first and tracker is not None:
+        tracked = Tracked(
+            id=cell_id(trainer.cell),
+            cell=trainer.cell,
+            step=trainer.step,
+            folder=live.tensorboard,
+            told=live.told(tracker),
+        )
+        tracking = Tracking(tracker, tracked, Follower(live, trainer.models))
+        trainer.observers.append(tracking)
+    patience = SECONDS_IN_A_HURRY
+    try:
+        yield
+        patience = SECONDS_AT_THE_END
+    finally:
+        if tracking is not None:
+            tracking.close(patience)
+    if trainer.ranks.first:
+        settle(live, trainer.step)
 
 
 @dataclass
@@ -231,7 +285,8 @@ def _train(
     stopped_by, overdue = 0, False
     steps_left: Iterable[int] = range(trainer.step, stop)
     if ranks.first:  # it alone shows how far they all are
-        steps_left = track(steps_left, stop - trainer.step, "training")
+        note = partial(_last_values, progress.states.run, trainer.models, stop)
+        steps_left = track(steps_left, stop - trainer.step, "training", note)
     for step in steps_left:
         if step in checkpoints:
             progress.save_weights(trainer)
@@ -258,6 +313,14 @@ def _train(
         if ranks.first:
             progress.states.drop_previous()
     trainer.merge_logs()
+
+
+def _last_values(live: RunFolder, models: list[str], stop: int) -> str:
+    """What the last rows of all ranks say, for a line of the log."""
+    rows = latest(read_live(live, TAIL), models)
+    if not rows:
+        return ""
+    return f"at step {max(row.step for row in rows.values())}: {LastValues.of(rows, stop).words()}"
 
 
 def _write_manifest(

@@ -29,8 +29,8 @@ class States:
     """The resume states in a run's folder; one process writes them, one at a time."""
 
     def __init__(self, folder: Path) -> None:
-        run = RunFolder(folder)
-        self.latest, self.previous = run.state, run.previous_state
+        self.run = RunFolder(folder)
+        self.latest, self.previous = self.run.state, self.run.previous_state
         self._keep_latest = True
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
         self._writing: Future[None] | None = None

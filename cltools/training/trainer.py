@@ -85,6 +85,8 @@ class CoupledTrainer:
     """The state of a coupled run, and its training step.
 
     After each part of a step, it calls its attribute `lap` with the name of that part, for timing.
+    Whenever rows of the log have come to the CPU, it calls each of its `observers` with them, a
+    tensor of (steps, models of this rank, `columns`).
 
     Raises InputError when the batch is larger than the training set, or when the number of ranks
     that split it does not divide it.
@@ -128,6 +130,7 @@ class CoupledTrainer:
         self.trained_by = {"0": self.ranks.parts}
         self.digests = {"init": self._init_digest(), "batches": "", "views": ""}
         self.lap: Callable[[str], None] = _no_lap
+        self.observers: list[Callable[[Tensor], None]] = []
         self._pending: list[Tensor] = []
         self._pending_composition: list[list[list[int]]] = []
         # Rows of all models. Those of other ranks are filled in by `merge_logs`.
@@ -320,6 +323,8 @@ class CoupledTrainer:
         self._measured = torch.cat([self._measured, self._among_all(rows)])
         self._composition = torch.cat([self._composition, self._among_all(composition)])
         self._pending, self._pending_composition = [], []
+        for observe in self.observers:  # before the check, so that they see how a loss grew
+            observe(rows)
         for number, objective in enumerate(self.networks):
             own = rows[:, number, self.columns.index(loss_of(objective))]
             bad = ~own.isfinite()

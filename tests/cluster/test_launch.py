@@ -60,7 +60,10 @@ def test_several_nodes(srun):
 
 def test_options():
     assert training_options(setting()) == ""
-    given = training_options(setting(share="batch", cells_per_gpu=3, save_every_seconds=900))
+    given = training_options(
+        setting(share="batch", cells_per_gpu=3, save_every_seconds=900, tracker="wandb")
+    )
     assert shlex.split(given) == [
         "--share", "batch", "--cells-per-gpu", "3", "--save-every-seconds", "900",
+        "--tracker", "wandb",
     ]  # fmt: skip

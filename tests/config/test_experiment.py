@@ -211,6 +211,7 @@ def test_defaults_are_valid():
         ),
         ({"gpus_per_cell": 2, "cells_per_gpu": 2}, r"cells_per_gpu is 2, but gpus_per_cell is 2"),
         ({"share": "gpus"}, r"share is 'gpus', but must be one of"),
+        ({"tracker": "comet"}, r"tracker is 'comet', but must be one of 'tensorboard', 'wandb'"),
         ({"save_every_seconds": 0}, r"save_every_seconds is 0, but must be at least 1"),
         ({"experimentt": "x"}, r"config key experimentt is unknown: did you mean experiment\?"),
         ({"experiment": "a b"}, r"config key experiment is 'a b', but must be letters"),

@@ -27,7 +27,7 @@ import torch
 from commands import SERVER
 from places import ROOT
 from planted import PLANTED
-from small import small_cell
+from small import files, small_cell
 from small import train_into as run
 from waiting import HANGS, wait_until
 
@@ -52,14 +52,6 @@ cell = partial(
     optimizer="sgd",
     lr=0.2,
 )
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def saved_step(path):

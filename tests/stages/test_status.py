@@ -1,18 +1,21 @@
-"""What `cltools status` makes of results folders whose state is known."""
+"""What `cltools status` and `watch` make of results folders whose state is known."""
 
 import fcntl
 import json
+import math
 import struct
 
 import pytest
 from typer.testing import CliRunner
 
 from cltools.cli import app
+from cltools.cli.watch import sparkline
 from cltools.config.experiment import load_experiment
-from cltools.layout import PLAIN, VERSIONS, MeasureSettings, measures_table
+from cltools.layout import PLAIN, VERSIONS, MeasureSettings, RunFolder, measures_table
 from cltools.runtime.sealed import write_json
 from cltools.stages import status
 from cltools.stages.status import status_lines
+from cltools.training.live import HEADER, LiveRow
 
 CONFIG = {
     "experiment": "tiny",
@@ -104,10 +107,100 @@ def test_a_held_lock_is_running(results):
     with open(lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert of(results) == {
-            "state": "running", "step": 5, "steps": 6, "error": None,
+            "state": "running", "step": 5, "steps": 6, "error": None, "live": None,
             "log": str(results / f"logs/train/{FIRST}-2epochs.log"),
         }  # fmt: skip
     assert of(results)["state"] == "begun"  # the holder is gone, whatever the file says
+
+
+def live_rows(results, *rows, folder="run"):
+    path = RunFolder(results / "cells" / FIRST / folder).live()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(HEADER + "".join(LiveRow(*values).line() for values in rows))
+
+
+DCL = (4, 2.0, "dcl", 4.5, 4.5, 4.25, 0.25, 1.0, 0.1, 0.5)
+NSCL = (4, 2.0, "nscl", 4.0, 4.375, 4.0, 0.375, 1.0, 0.1, 0.5)
+CE = (4, 2.0, "ce", math.nan, math.nan, math.nan, math.nan, 1.0, 0.1, 0.5)
+
+
+@pytest.mark.parametrize("log", [None, "training: 3 of 6, at step 2: loss of dcl 5\n"])
+def test_live_rows_say_how_it_trains(results, log):
+    """Also without a log, as two epochs of training are asked for, and an epoch has two steps."""
+    if log is not None:
+        train_log(results, log)
+    live_rows(results, (2, 1.0, *DCL[2:]), DCL, NSCL, CE)
+    found, stop = of(results), 4 if log is None else 6
+    assert (found["state"], found["step"], found["steps"]) == ("begun", 4, stop)
+    assert found["live"] == {
+        "losses": {"dcl": 4.5, "nscl": 4.0, "ce": None}, "gap": 0.25, "steps_per_second": 0.5,
+        "seconds_left": (stop - 4) / 0.5,
+    }  # fmt: skip
+    json.dumps(found, allow_nan=False)
+    lines = list(status_lines(status.run(experiment=EXPERIMENT, results=results)))
+    left = "0 ms" if log is None else "4 s"
+    said = (
+        f"begun at step 4 of {stop} (loss of dcl 4.5, nscl 4; gap 0.25; 0.5 steps/s; {left} left)"
+    )
+    assert any(said in line for line in lines)
+
+
+def test_an_earlier_stop_has_live_rows_of_its_own(results):
+    live_rows(results, (40, 20.0, *DCL[2:]))
+    live_rows(results, DCL, folder="run/until-2epochs")
+    assert of(results)["step"] == 4
+
+
+def watched(results, *options):
+    arguments = ["watch", json.dumps(CONFIG), "--results", str(results), "--once", *options]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_watch(results):
+    trained(results, SECOND)
+    train_log(results, "training: 3 of 6, at step 2: loss of dcl 5\n")
+    live_rows(results, *((s, s / 2, "dcl", 9.0 - s, *DCL[4:]) for s in range(1, 5)), NSCL)
+    log = results / "logs/embed/tiny-batch000.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("Error: weights are damaged: train this cell again\n")
+    said = watched(results)
+    lines = said.splitlines()
+    assert lines[0].startswith("tiny: 2 cells, 0 of")
+    (row,) = (line.split() for line in lines if line.startswith(FIRST))
+    assert row == [FIRST, "begun", "4/6", row[3], "dcl", "5", "0.25", "0.5", "4", "s", "█▆▃▁"]
+    assert set(row[3]) <= set("━╸╺")
+    (train,) = (line.split() for line in lines if line.startswith("train"))
+    assert train == ["train", "1", "0", "1", "0", "0", "0"]
+    assert (
+        f"{SECOND} measure: Error: weights are damaged: train this cell again (see {log})" in said
+    )
+    assert "\x1b" not in said
+
+
+def test_watch_without_anything(results):
+    assert watched(results).splitlines()[0].startswith("tiny: 2 cells, 0 of")
+
+
+def test_sparklines():
+    assert sparkline([]) == ""
+    assert sparkline([1.0, 1.0]) == "▁▁"
+    assert sparkline([float(k) for k in range(80)], width=8) == "▁▂▃▄▅▆▇█"
+
+
+def test_experiments_by_name(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config/more").mkdir(parents=True)
+    arguments = ["watch", "tiny", "--results", str(results), "--once"]
+    done = CliRunner().invoke(app, arguments)
+    assert "tiny is neither a file nor the experiment of a config in config/" in str(done.exception)
+    (tmp_path / "config/none.yaml").write_text("- a list")
+    (tmp_path / "config/more/one.yaml").write_text(json.dumps(CONFIG))
+    assert CliRunner().invoke(app, arguments).output.startswith("tiny: 2 cells")
+    (tmp_path / "config/two.yaml").write_text(json.dumps(CONFIG))
+    done = CliRunner().invoke(app, arguments)
+    assert "one.yaml and config/two.yaml are configs of the experiment tiny" in str(done.exception)
 
 
 def test_a_long_log_of_a_resumed_run(results):

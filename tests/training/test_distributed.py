@@ -16,8 +16,8 @@ import polars as pl
 import pytest
 import torch
 from precise import RECIPE, in_float64, make_float_double
-from ranks import command, files, on_ranks
-from small import small_cell
+from ranks import command, on_ranks
+from small import files, small_cell
 from small import train_rank as run
 from torch import nn
 from waiting import HANGS, wait_until

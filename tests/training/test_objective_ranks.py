@@ -12,8 +12,8 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import command, files, on_ranks, start_ranks
-from small import small_cell
+from ranks import command, on_ranks, start_ranks
+from small import files, small_cell
 from small import train_rank as run
 from waiting import HANGS
 

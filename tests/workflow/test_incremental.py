@@ -113,6 +113,7 @@ OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
         ({"cells_per_job": 2}, {"embed": 1, "measure": 1, "theory": 1, "merge": 1, **TABLES}),
         ({"gpus_per_cell": 2}, {}),
         ({"gpus_per_cell": 2, "share": "batch", "save_every_seconds": 900}, {}),
+        ({"tracker": "wandb"}, {}),
         ({"cells_per_gpu": 3}, {}),
         ({"gpus_per_cell": 4, "nodes_per_cell": 2}, {}),
     ],
