@@ -253,6 +253,11 @@ class CellFolder:
         return cls(manifest.parent)
 
     @property
+    def results(self) -> Results:
+        """The folder of all results, if this cell lies in one."""
+        return Results(self.path.parent.parent)
+
+    @property
     def settings(self) -> Path:
         return self.path / "cell.json"
 

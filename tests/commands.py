@@ -25,8 +25,8 @@ from waiting import HANGS
 from cltools import cli
 
 STAGES = (
-    "prepare", "train", "embed", "measure", "theory", "merge", "layers", "project", "surrogate",
-    "minimise", "regularity", "collect", "claims", "plot", "report",
+    "prepare", "train", "embed", "embed_model", "export", "measure", "theory", "merge", "layers",
+    "project", "surrogate", "minimise", "regularity", "collect", "claims", "plot", "report",
 )  # fmt: skip
 # A server that has imported everything once, and forks: one import for all processes.
 SERVER = multiprocessing.get_context("forkserver")

@@ -95,6 +95,9 @@ def commands(finished: Path) -> dict[str, list[str]]:
     step = sorted(
         str(p.relative_to(finished)) for p in finished.glob("results/cells/*/embeddings/*.nc")
     )
+    manifest = next(finished.glob("results/cells/*/trained-*.json")).relative_to(finished)
+    found["export"] = ["export", str(manifest), "--objective", "dcl", "--to", "safetensors",
+                       "--output", "results/tiny/exported"]  # fmt: skip
     found["compare"] = ["compare", *step[:2], "--output", "tmp/compared.parquet"]
     return found
 

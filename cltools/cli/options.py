@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,31 @@ Workers = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
+# Of `cltools embed --model`.
+_of_model = partial(typer.Option, rich_help_panel="With --model, for a model of another library")
+Model = Annotated[
+    str | None, _of_model(help="timm:NAME, torchvision:NAME, hf:REPO or MODULE:FUNCTION.")
+]
+FeatureFile = Annotated[
+    Path | None, _of_model(help="File to write (.nc), which `cltools compare` reads.")
+]
+Weights = Annotated[
+    str,
+    _of_model(
+        help="'default' (the library's own, which it downloads), 'none' (random ones) or a file: "
+        ".safetensors, .pt, .pth."
+    ),
+]
+Seed = Annotated[int, _of_model(min=0, help="Of random weights.")]
+Layers = Annotated[
+    str | None,
+    _of_model(help="Modules whose outputs are wanted: a,b,… [features before the classifier]."),
+]
+Split = Annotated[Literal["train", "test", "all"], _of_model(help="Images to embed.")]
+ImageSize = Annotated[
+    int | None, _of_model(min=1, help="Side of images in pixels [what the model asks for].")
+]
+
 
 def limit_threads(count: int) -> None:
     """Set the number of threads of all numerical libraries; call it before they are imported.
@@ -78,6 +104,15 @@ def memory_remedy(remedy: str) -> Iterator[None]:
         if (fault := memory_fault(error, remedy)) is not None:
             raise fault from error
         raise
+
+
+def only_given(context: typer.Context, names: Collection[str], remedy: str) -> None:
+    """Raise InputError if an option or argument of these names stands on the command line."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            shown = name if name == "manifests" else f"--{name.replace('_', '-')}"
+            raise InputError(f"{shown} {remedy}")
 
 
 def own_gpu(device: str, cells: int = 1) -> None:

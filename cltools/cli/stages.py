@@ -1,7 +1,7 @@
 """The commands of the stages: options, types and help. `cltools.stages` does the work."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,21 +10,29 @@ from cltools.cli.options import (
     Device,
     EmbeddingPrecision,
     EmbeddingType,
+    FeatureFile,
     FullAt,
+    ImageSize,
+    Layers,
     Manifests,
+    Model,
     Recalibrate,
     Reference,
+    Seed,
     Settings,
+    Split,
     Store,
     Stores,
     Table,
     Tables,
     Threads,
+    Weights,
     Workers,
     experiment_of,
     json_object,
     limit_threads,
     memory_remedy,
+    only_given,
     own_gpu,
 )
 from cltools.config.durations import Duration
@@ -127,12 +135,21 @@ def train(
         )
 
 
+# Arguments of `cltools embed` that only one of its two forms has.
+OF_CELLS = ("manifests", "done", "dtype", "recalibrate", "unless_measured", "reference", "keep",
+            "precision")  # fmt: skip
+OF_MODELS = ("output", "weights", "seed", "layers", "split", "image_size")
+
+
 def embed(
-    manifests: Manifests,
+    context: typer.Context,
     store: Stores,
+    manifests: Annotated[
+        list[Path] | None, typer.Argument(help="Training manifests (trained-*.json).")
+    ] = None,
     done: Annotated[
-        Path, typer.Option(help="File to write at the end: the list of the embeddings.")
-    ],
+        Path | None, typer.Option(help="File to write at the end: the list of the embeddings.")
+    ] = None,
     dtype: Annotated[EmbeddingType, typer.Option(help="How numbers are stored.")] = "float32",
     recalibrate: Recalibrate = False,
     unless_measured: Annotated[
@@ -144,11 +161,29 @@ def embed(
         bool, typer.Option("--keep", help="Never let `cltools measure` delete them.")
     ] = False,
     precision: EmbeddingPrecision = "float32",
+    model: Model = None,
+    output: FeatureFile = None,
+    weights: Weights = "default",
+    seed: Seed = 0,
+    layers: Layers = None,
+    split: Split = "test",
+    image_size: ImageSize = None,
     device: Device = "auto",
     threads: Threads = 1,
     workers: Workers = None,
 ) -> None:
-    """Embed the images of trained cells at every checkpoint, in a folder of each cell."""
+    """Embed the images of trained cells at every checkpoint, or a store's by another model.
+
+    Embeddings of cells are put into a folder of each cell.
+    """
+    if model is not None:
+        only_given(context, OF_CELLS, "is for trained cells: leave it out, or leave out --model")
+        chosen = model, weights, seed, image_size
+        _embed_by_model(chosen, store, output, layers, split, (device, threads, workers))
+        return
+    only_given(context, OF_MODELS, "is for a model of another library: name one with --model")
+    if not manifests or done is None:
+        raise InputError("give training manifests and --done, or --model")
     limit_threads(threads)
     own_gpu(device)
     from cltools.stages import embed as stage
@@ -165,6 +200,57 @@ def embed(
             threads=threads,
             workers=workers,
         )
+
+
+def _embed_by_model(
+    chosen: tuple[str, str, int, int | None],
+    stores: list[Path],
+    output: Path | None,
+    layers: str | None,
+    split: str,
+    machine: tuple[str, int, int | None],
+) -> None:
+    """`cltools embed --model`; `chosen` as in `models.sources.Wanted`."""
+    device, threads, workers = machine
+    if output is None or len(stores) != 1:
+        raise InputError("--model needs --output and one --store: give both")
+    limit_threads(threads)
+    own_gpu(device)
+    from cltools.models.sources import Wanted
+    from cltools.stages import embed_model as stage
+
+    with memory_remedy("lower --image-size, use --device cpu, or give the job more"):
+        stage.run(
+            wanted=Wanted(*chosen),
+            store=stores[0],
+            output=output,
+            layers=layers.split(",") if layers else (),
+            split=split,
+            device=device,
+            threads=threads,
+            workers=workers,
+        )
+
+
+def export(
+    manifest: Annotated[Path, typer.Argument(help="Training manifest (trained-*.json).")],
+    objective: Annotated[str, typer.Option(help="Whose network to export, such as dcl.")],
+    to: Annotated[
+        Literal["timm", "torchvision", "safetensors"],
+        typer.Option(help="The library under whose names; safetensors: this one's, all weights."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Its image store [of the results in which the manifest lies]."),
+    ] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="The checkpoint [the last].")] = None,
+) -> None:
+    """Write a trained encoder for timm or torchvision: weights, config and model card."""
+    limit_threads(1)
+    from cltools.stages import export as stage
+
+    stage.run(manifest=manifest, objective=objective, to=to, output=output, store=store, step=step)
 
 
 def measure(

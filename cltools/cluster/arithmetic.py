@@ -1,7 +1,8 @@
 """What a network costs: arithmetic and parameters, from its settings. Imports quickly.
 
 The numbers are of the layers with nearly all the work: convolutions, linear layers and attention.
-`tests/cluster/test_arithmetic.py` compares them with those that torch counts.
+`tests/cluster/test_arithmetic.py` compares them with those that torch counts. A model of timm is
+counted by torch itself, which has to be imported for it.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cltools.config.architectures import (
     ARCHITECTURES,
+    TIMM,
     TRANSFORMERS,
     Architecture,
     Transformer,
@@ -31,9 +33,16 @@ class NetworkSize(NamedTuple):
 
 
 def network_size(cell: Mapping[str, Any], side: int, channels: int = 3) -> NetworkSize:
-    """The size of one network of a resolved cell, for images of side x side pixels."""
+    """The size of one network of a resolved cell, for images of side x side pixels.
+
+    Raises InputError for a model that timm does not have, or that does not take such images.
+    """
     name = cell["architecture"]
-    if name in TRANSFORMERS:
+    if name.startswith(TIMM):
+        from cltools.models.timm_encoder import timm_size
+
+        encoder = NetworkSize(*timm_size(name.removeprefix(TIMM), side, channels, cell["patch"]))
+    elif name in TRANSFORMERS:
         encoder = _transformer(
             TRANSFORMERS[name], cell["patch"] or usual_patch(side), side, channels
         )

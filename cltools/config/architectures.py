@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+TIMM = "timm:"  # begins the architecture of a cell whose encoder is a model of timm
+
 
 @dataclass(frozen=True)
 class Architecture:

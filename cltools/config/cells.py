@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from cltools.config.architectures import TIMM, TRANSFORMERS
 from cltools.config.durations import Duration
 from cltools.config.recipes import RECIPES
 from cltools.config.schema import Validator, cell_keys, check, defaults, schema, shown
@@ -151,8 +152,10 @@ def _with_floats(value: Any, rules: Mapping[str, Any]) -> Any:
 
 def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
     """Refuse keys that the encoder would not use: they would make another cell of the same run."""
-    if cell["architecture"] in ("small_vit", "vit_small", "vit_base"):
+    if cell["architecture"] in TRANSFORMERS:
         unused, kind = ["width", "stem"], "a ViT"
+    elif cell["architecture"].startswith(TIMM):
+        unused, kind = ["width", "stem"], "a model of timm"
     else:
         unused, kind = ["patch"], "a ResNet"
     for key in unused:

@@ -33,6 +33,7 @@ HEADS = ("key", "meaning", "allowed", "default")
 REQUIRED = "(required)"
 # A cell is checked after these were filled in from its config, a recipe after its family's values.
 FILLED_IN = {"cell": {"dataset", "recipe"}, "recipe": {*schema()["$defs"]["recipe"]["required"]}}
+_ANY_NAME = re.compile(r"\[.*\]\+")  # in a pattern of the schema
 TYPES = {"string": "text", "boolean": "`true`, `false`", "object": "mapping", "null": "`null`"}
 
 
@@ -136,7 +137,7 @@ def _of_type(kind: str, rule: Rule) -> str:
     if "names" in rule:
         return ", ".join(f"`{name}`" for name in rule["names"]) + ", or with labels of its own"
     if kind == "string" and (choice := re.fullmatch(r"\^\(([^()]+)\)\\Z", rule.get("pattern", ""))):
-        return ", ".join(f"`{one}`" for one in choice[1].split("|"))
+        return ", ".join(f"`{_ANY_NAME.sub('NAME', one)}`" for one in choice[1].split("|"))
     return TYPES[kind]
 
 

@@ -7,31 +7,28 @@ One netCDF file per checkpoint. With n samples (training images first, then test
 - `z_views` (objective, view, sample, dimension): the same on K augmented views, what the losses of
   a whole data set are defined on.
 
-Files are written and read in blocks of samples, so that memory does not grow with their number.
+Files are written (see `netcdf`) and read in blocks of samples, so that memory does not grow with
+their number.
 """
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import h5netcdf
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cltools.data.sparse import SparseFile
+from cltools.data.netcdf import BlockWriter, Layout, new_file
 from cltools.layout import VERSIONS, EmbeddingFolder, Embeddings
 from cltools.maths.blocks import RowSource
 from cltools.runtime.errors import InputError
-from cltools.runtime.files import canonical_json, whole_file
-from cltools.runtime.sealed import BLANK, KEY, METADATA, Damaged, check_seal, seal, usable
+from cltools.runtime.files import canonical_json
+from cltools.runtime.sealed import KEY, METADATA, Damaged, check_seal, usable
 
 DIMENSIONS = {
     "h": ("objective", "sample", "feature"),
@@ -71,38 +68,14 @@ class Samples:
     def count(self) -> int:
         return sum(map(len, self.labels.values()))
 
-    def coordinates(self) -> dict[str, NDArray[Any]]:
-        """The variables that say which image each sample is."""
+    def coordinates(self) -> dict[str, tuple[str, NDArray[Any]]]:
+        """The variables that say which image each sample is, with their dimension."""
         sizes = [len(labels) for labels in self.labels.values()]
         return {
-            "split": np.repeat(np.array(list(self.labels), dtype=object), sizes),
-            "label": np.concatenate(list(self.labels.values())),
-            "sample_id": np.concatenate(list(self.ids.values())),
+            "split": ("sample", np.repeat(np.array(list(self.labels), dtype=object), sizes)),
+            "label": ("sample", np.concatenate(list(self.labels.values()))),
+            "sample_id": ("sample", np.concatenate(list(self.ids.values()))),
         }
-
-
-@dataclass(frozen=True)
-class EmbeddingWriter:
-    """A file of embeddings that is being written, in blocks of samples."""
-
-    file: IO[bytes]
-    offsets: Mapping[str, int]  # of the first byte of each variable
-    shapes: Mapping[str, tuple[int, ...]]
-    dtype: np.dtype[Any]
-
-    def write(self, first: int, **blocks: NDArray[Any]) -> None:
-        """Write the values of some samples, of which `first` is the number of the first one.
-
-        `h` and `z` are (objective, n, d), `z_views` is (objective, view, n, d). Raises OSError.
-        """
-        for name, block in blocks.items():
-            *leading, samples, width = self.shapes[name]
-            rows = block.astype(self.dtype, copy=False).reshape(-1, *block.shape[-2:])
-            assert len(rows) == prod(leading), name
-            for place, part in enumerate(rows):
-                row = place * samples + first
-                self.file.seek(self.offsets[name] + row * width * self.dtype.itemsize)
-                self.file.write(np.ascontiguousarray(part).data)
 
 
 @contextmanager
@@ -112,75 +85,23 @@ def new_embeddings(
     samples: Samples,
     widths: Mapping[str, int],
     made_from: Mapping[str, Any],
-) -> Iterator[EmbeddingWriter]:
+) -> Iterator[BlockWriter]:
     """Write one checkpoint's embeddings, sealed, with what they were made from.
 
-    `widths` are the sizes of "feature", "dimension" and "view". All samples have to be written. The
-    file gets its name at the end of the block, unless the block raises. Its place on the disk is
-    taken at the start. Raises InputError where the disk is full or cannot be written to.
-
-    HDF5 can crash as it closes a file on a disk that is full. So HDF5 only lays the file out, in
-    memory, and Python writes all bytes.
+    `widths` are the sizes of "feature", "dimension" and "view". All samples have to be written, as
+    `netcdf.new_file` says. `h` and `z` are (objective, n, d), `z_views` is (objective, view, n, d).
     """
-    dtype = np.dtype(made_from["dtype"])
-    sizes = {**widths, "objective": len(objectives), "sample": samples.count}
-    shapes = {name: tuple(sizes[d] for d in dims) for name, dims in DIMENSIONS.items()}
-    about = canonical_json({**made_from, KEY: BLANK})
-    layout = SparseFile()
-    offsets = _lay_out(layout, objectives, samples, sizes, dtype, about)
-    with whole_file(path) as scratch:
-        with open(scratch, "w+b") as file:
-            _take_place(file, layout.size)
-            for place, written in layout.parts():
-                file.seek(place)
-                file.write(written)
-            yield EmbeddingWriter(file, offsets, shapes, dtype)
-        seal(scratch)
-
-
-def _lay_out(
-    layout: SparseFile,
-    objectives: Sequence[str],
-    samples: Samples,
-    sizes: Mapping[str, int],
-    dtype: np.dtype[Any],
-    about: str,
-) -> dict[str, int]:
-    """Write all of a file but the embeddings, and return where each of their variables begins.
-
-    Dimensions and attributes are those that xarray gives such a data set.
-    """
-    coordinates = samples.coordinates()
-    at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # places are given now, and never filled
-    at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    at_once.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    with h5netcdf.File(layout, "w") as file:
-        file.attrs[METADATA] = about
-        file.dimensions = {name: sizes[name] for name in ("objective", "sample", "feature",
-                                                          "dimension", "view")}  # fmt: skip
-        text = h5py.string_dtype()
-        file.create_variable("objective", ("objective",), text, np.array(objectives, dtype=object))
-        for name, values in coordinates.items():
-            kind = text if values.dtype == object else values.dtype
-            file.create_variable(name, ("sample",), kind, values)
-        for name, dims in DIMENSIONS.items():
-            variable = file.create_variable(
-                name, dims, dtype, fillvalue=dtype.type(np.nan), dcpl=at_once
-            )
-            variable.attrs["coordinates"] = " ".join(sorted(coordinates))
-    with h5py.File(layout, "r") as laid_out:
-        return {name: laid_out[name].id.get_offset() for name in DIMENSIONS}
-
-
-def _take_place(file: IO[bytes], size: int) -> None:
-    """Make a file that long. Raises OSError where the disk has no room for it."""
-    file.truncate(size)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without it
-                raise
+    widths = {name: widths[name] for name in ("feature", "dimension", "view")}
+    layout = Layout(
+        sizes={"objective": len(objectives), "sample": samples.count, **widths},
+        coordinates={
+            "objective": ("objective", np.array(objectives, dtype=object)),
+            **samples.coordinates(),
+        },
+        variables=DIMENSIONS,
+    )
+    with new_file(path, layout, np.dtype(made_from["dtype"]), made_from) as writer:
+        yield writer
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ What a file with several arrays holds:
 
 In CSV and Parquet files, the columns of numbers are the dimensions of `features`; a column of lists
 is an array (N, d). Nothing is ever unpickled.
+
+`cltools embed --model` writes such files, as netCDF.
 """
 
 import csv
@@ -21,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cltools.data.embeddings import Samples
+from cltools.data.netcdf import BlockWriter, Layout, new_file
 from cltools.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +83,25 @@ def read_arrays(path: Path, chosen: str | None = None) -> Arrays:
                 "give one for each image"
             )
     return found
+
+
+@contextmanager
+def new_feature_file(
+    path: Path, widths: Mapping[str, int], samples: Samples, about: Mapping[str, Any]
+) -> Iterator[BlockWriter]:
+    """Write the features of some images, in float32, as netCDF, with what they were made from.
+
+    `widths` are those of the arrays by name: "features", or "features:LAYER" for each layer. Labels
+    and ids are those of `samples`. Raises InputError as `netcdf.new_file`.
+    """
+    dimensions = {name: name.replace(FEATURES, "feature", 1) for name in widths}
+    layout = Layout(
+        sizes={"sample": samples.count, **{dimensions[n]: width for n, width in widths.items()}},
+        coordinates=samples.coordinates(),
+        variables={name: ("sample", dimension) for name, dimension in dimensions.items()},
+    )
+    with new_file(path, layout, np.dtype("float32"), about) as writer:
+        yield writer
 
 
 def read_labels(given: Path) -> Array:

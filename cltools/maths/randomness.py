@@ -9,6 +9,9 @@ together or alone, and any process can make a batch: the bytes are always the sa
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +31,26 @@ def generator(*key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*key))
 
 
+@contextmanager
+def drawing(*key: str | int) -> Iterator[None]:
+    """Within it, torch's global random numbers on the CPU depend on `key` alone.
+
+    This is for code of other libraries, which takes no generator. Afterwards, the global state is
+    what it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*key))
+        yield
+
+
+@runtime_checkable
+class DrawsItsWeights(Protocol):
+    """A module of another library, with initial weights by that library's own scheme."""
+
+    def draw_weights(self) -> None:
+        """Set all parameters and buffers to new initial values, by torch's global state."""
+
+
 def initialize(model: nn.Module, seed: int, owner: str | None = None) -> None:
     """Set every parameter to values that depend on (seed, its name) alone.
 
@@ -35,11 +58,22 @@ def initialize(model: nn.Module, seed: int, owner: str | None = None) -> None:
     torch's default (uniform in ±1/sqrt(fan in)). Normalization layers get weights 1 and biases 0.
     The layers that only a vision transformer has are drawn as in torchvision's.
 
+    A module that `DrawsItsWeights` does so as a whole, with all of torch's random numbers depending
+    on (seed, its name): its weights are no function of what else the model has either.
+
     Raises:
         TypeError: a parameter of any other layer. It would keep a value that depends on torch's
             global random state.
     """
+    drawn = []
     for prefix, module in model.named_modules():
+        if isinstance(module, DrawsItsWeights):
+            with drawing("init", seed, prefix, *_private(owner)):
+                module.draw_weights()
+            drawn.append(f"{prefix}." if prefix else "")
+    for prefix, module in model.named_modules():
+        if f"{prefix}.".startswith(tuple(drawn)):  # of an empty tuple, none
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             draw = generator("init", seed, f"{prefix}.{name}", *_private(owner))
             with torch.no_grad():

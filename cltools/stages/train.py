@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import polars as pl
 import torch
 
 import cltools
+from cltools.config.architectures import TIMM
 from cltools.config.cells import canonical_cell, cell_id, training_key
 from cltools.config.durations import (
     LATER_SECONDS_BETWEEN_SAVES,
@@ -360,6 +362,7 @@ def _write_manifest(
                 "cltools": cltools.__version__,
                 "torch": torch.__version__,
                 "processor": _processor(trainer.device),
+                **({"timm": version("timm")} if cell["architecture"].startswith(TIMM) else {}),
             },
         },
     )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cltools.runtime.errors import InputError
+
 Norm = nn.modules.batchnorm._BatchNorm
 
 
@@ -199,8 +201,17 @@ def _along(x: Tensor, channels: Tensor) -> Tensor:
 
 
 def share_statistics(network: nn.Module, ranks: Together) -> None:
-    """Replace every BatchNorm of `network` by a `GlobalBatchNorm`."""
+    """Replace every BatchNorm of `network` by a `GlobalBatchNorm`.
+
+    Raises InputError for layers of other libraries that do more than normalize.
+    """
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, Norm):
+                if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                    raise InputError(
+                        "processes cannot split the batches of a network with "
+                        f"{type(child).__name__}: let them share the objectives (share: "
+                        "objectives), or choose another architecture"
+                    )
                 setattr(module, name, GlobalBatchNorm(child, ranks))

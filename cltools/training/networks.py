@@ -7,6 +7,8 @@ and no CIFAR stem. Importing torchvision also takes longer than training a small
 
 Vision transformers come from timm. The authors train those of torchvision. With the same weights,
 both compute the same (tested): GELU is exact and the epsilon of LayerNorm is 1e-6 in both.
+
+Any other model of timm can be the encoder too; see `models.timm_encoder`.
 """
 
 import math
@@ -20,12 +22,14 @@ from torch import Tensor, nn
 
 from cltools.config.architectures import (
     ARCHITECTURES,
+    TIMM,
     TRANSFORMERS,
     Architecture,
     Transformer,
     usual_patch,
 )
 from cltools.maths.objectives import loss_of
+from cltools.models.timm_encoder import TimmEncoder
 from cltools.runtime.errors import InputError
 
 
@@ -208,6 +212,9 @@ class Projector(nn.Sequential):
         return {"projector": self[2]}
 
 
+Encoder = ResNet | VisionTransformer | TimmEncoder
+
+
 class Network(nn.Module):
     """Encoder, projector and, for CE, a linear head on the normalized projection.
 
@@ -215,9 +222,7 @@ class Network(nn.Module):
     (n, projector_dim). z has unit norm and is in float32. `class_logits` maps z to (n, classes).
     """
 
-    def __init__(
-        self, encoder: ResNet | VisionTransformer, hidden: int, outputs: int, classes: int | None
-    ) -> None:
+    def __init__(self, encoder: Encoder, hidden: int, outputs: int, classes: int | None) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = Projector(encoder.features, hidden, outputs)
@@ -240,7 +245,7 @@ def build_network(
     """The network of one objective of a cell; `initialize` then sets its weights from the seed.
 
     image_shape is the (h, w, c) of its input. Raises InputError where the patches of a ViT do not
-    fit it.
+    fit it, and for a model of timm as `TimmEncoder` does.
     """
     return Network(
         _encoder(cell, image_shape),
@@ -257,8 +262,11 @@ def on_device(network: Network, device: torch.device) -> Network:
     return network
 
 
-def _encoder(cell: Mapping[str, Any], image_shape: Sequence[int]) -> ResNet | VisionTransformer:
+def _encoder(cell: Mapping[str, Any], image_shape: Sequence[int]) -> Encoder:
     name = cell["architecture"]
+    if name.startswith(TIMM):
+        height, width, channels = image_shape
+        return TimmEncoder(name.removeprefix(TIMM), (height, width, channels), cell["patch"])
     if name in TRANSFORMERS:
         patch = patch_side(cell["patch"], image_shape)
         return VisionTransformer(TRANSFORMERS[name], patch, image_shape)

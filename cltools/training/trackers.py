@@ -20,7 +20,7 @@ from cltools.runtime.errors import InputError
 from cltools.training.live import LiveRow
 
 PROJECT = "cltools"  # where the environment names none
-TAG = "cltools.cell"  # of mlflow's runs, whose ids are its own
+TAG = "cltools_cell"  # of mlflow's runs, whose ids are its own
 
 
 class TrackerRun(Protocol):

@@ -289,7 +289,7 @@ def test_grids_up_to_the_limit_are_accepted(tmp_path):
 
 def examples(pattern):
     """A text that a pattern of the schema takes."""
-    known = ("demo", "20 epochs", "C-1", "seed")
+    known = ("demo", "20 epochs", "C-1", "seed", "timm:resnet18")
     return next(text for text in known if re.search(pattern, text))
 
 

@@ -130,6 +130,7 @@ def test_objectives_that_cost_the_same_are_traced_once():
         {"recipe": "imagenet", "stem": "imagenet"},
         {"objectives": ["dcl", "nscl:shuffled", "nscl:coarse2", "nscl:clusters3", "dcl_twin"]},
         {"architecture": "small_vit", "patch": 4},
+        {"architecture": "timm:test_resnet"},
     ],
     ids=lambda settings: "-".join(settings),
 )

@@ -69,7 +69,7 @@ class MlflowClient:
     def search_runs(self, experiments, query):
         assert experiments == ["experiment cltools"]
         return [SimpleNamespace(info=SimpleNamespace(run_id="7")) for tags in self.told["begun"][:1]
-                if query == f"tags.`cltools.cell` = '{{tags['cltools.cell']}}'"]
+                if query == f"tags.`cltools_cell` = '{{tags['cltools.cell']}}'"]
 
     def create_run(self, experiment, tags, run_name):
         self.told["begun"].append(tags)
@@ -176,7 +176,7 @@ def test_others(digits, tmp_path, monkeypatch, fake, name):
         )
     first, again = told["begun"]
     if name == "mlflow":
-        assert (first, again) == ({"cltools.cell": identity}, "RUNNING")
+        assert (first, again) == ({"cltools_cell": identity}, "RUNNING")
         assert json.loads(told["parameters"]["objectives"]) == MODELS
     else:
         assert first == again
