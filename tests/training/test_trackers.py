@@ -69,7 +69,7 @@ class MlflowClient:
     def search_runs(self, experiments, query):
         assert experiments == ["experiment cltools"]
         return [SimpleNamespace(info=SimpleNamespace(run_id="7")) for tags in self.told["begun"][:1]
-                if query == f"tags.`cltools_cell` = '{{tags['cltools.cell']}}'"]
+                if query == f"tags.`cltools_cell` = '{{tags['cltools_cell']}}'"]
 
     def create_run(self, experiment, tags, run_name):
         self.told["begun"].append(tags)
