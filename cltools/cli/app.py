@@ -17,7 +17,7 @@ COMMANDS = (
     stages.plan, everyday.status, everyday.partial, stages.prepare, stages.train, stages.embed,
     stages.measure, stages.theory, stages.merge, stages.layers, stages.project, stages.compare,
     stages.collect, stages.plot, stages.claims, stages.report, stages.surrogate, stages.minimise,
-    stages.regularity, everyday.bench,
+    stages.regularity, everyday.bench, everyday.workflow_path,
 )  # fmt: skip
 
 app = typer.Typer(
