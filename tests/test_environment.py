@@ -136,7 +136,13 @@ def test_the_wheel_has_the_workflow_and_nothing_of_the_site(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     workflow = ("Snakefile", "rules/common.smk", "logged.sh", "report/report.rst")
     shipped = [f"workflow/{name}" for name in workflow]
-    for name in (*shipped, "config/config.yaml", "config/README.md", "slurm/config.yaml"):
+    for name in (
+        *shipped,
+        "config/config.yaml",
+        "config/README.md",
+        "slurm/config.yaml",
+        "slurm/head.sbatch",
+    ):
         assert f"cltools/shipped/{name}" in names
     assert "cltools/figures/papers/p2_classes.csv" in names
     assert "cltools/py.typed" in names
