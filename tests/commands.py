@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +117,30 @@ def snakemake(
 
 
 def planned(folder: Path, config: dict[str, Any] | str, **resources: Any) -> dict[str, int]:
-    """Jobs by rule that a dry run plans in `folder` for a config, without the target rule.
+    """Jobs by rule that a dry run plans in `folder` for a config, without the target rule."""
+    jobs = dry_run(folder, [_written(folder, config)], **resources)
+    return dict(collections.Counter(job.rule.name for job in jobs if job.rule.name != "all"))
+
+
+def dry_run(
+    folder: Path, configs: Sequence[Path], snakefile: Path = ROOT / "Snakefile", **resources: Any
+) -> list[Any]:
+    """Snakemake's jobs that a dry run plans in `folder`.
 
     In this process: the packages are imported once for all runs.
     """
-    path = _written(folder, config)
     before = Path.cwd()
     try:
         with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
             workflow = api.workflow(
                 resource_settings=ResourceSettings(cores=2, **resources),
-                config_settings=ConfigSettings(configfiles=[path]),
-                snakefile=ROOT / "Snakefile",
+                config_settings=ConfigSettings(configfiles=configs),
+                snakefile=snakefile,
                 workdir=folder,
             )
             workflow.dag().execute_workflow(executor="dryrun")
             dag = workflow._workflow.dag
-            jobs = [job.rule.name for job in dag.jobs if dag.finished(job)]
-            return dict(collections.Counter(job for job in jobs if job != "all"))
+            return [job for job in dag.jobs if dag.finished(job)]
     finally:
         os.chdir(before)
 

@@ -10,14 +10,15 @@ import typer
 
 from cltools.cli import everyday, stages
 from cltools.runtime.errors import InputError, Stopped
-from cltools.runtime.faults import disk_fault, memory_fault
+from cltools.runtime.extras import missing_extra
+from cltools.runtime.faults import device_fault, disk_fault, memory_fault
 
 SECONDS_FOR_RANK_0 = 20.0
 COMMANDS = (
     stages.plan, everyday.status, everyday.watch, everyday.partial, stages.prepare, stages.train,
     stages.embed, stages.measure, stages.theory, stages.merge, stages.layers, stages.project,
     stages.compare, stages.collect, stages.plot, stages.claims, stages.report, stages.surrogate,
-    stages.minimise, stages.regularity, stages.export, everyday.bench,
+    stages.minimise, stages.regularity, stages.export, everyday.bench, everyday.workflow_path,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -34,10 +35,10 @@ app.command(context_settings={"ignore_unknown_options": True})(everyday.with_gpu
 def main() -> None:
     """Entry point. Errors that the user can correct give one sentence on stderr and exit code 2.
 
-    Those are wrong input, a disk that is full or not writable, and too little memory. Any other
-    error is a mistake in the program and shows a traceback. When a signal ended training, the exit
-    code is 128 plus the signal's number. Of several ranks that torchrun started, rank 0 reports
-    errors that all of them have.
+    Those are wrong input, a package that is not installed, a disk that is full or not writable, too
+    little memory, and what a device cannot compute. Any other error is a mistake in the program and
+    shows a traceback. When a signal ended training, the exit code is 128 plus the signal's number.
+    Of several ranks that torchrun started, rank 0 reports errors that all of them have.
     """
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -50,8 +51,9 @@ def main() -> None:
             _say(str(stopped))
         sys.exit(stopped.code)
     except Exception as error:
-        fault = error if isinstance(error, InputError) else disk_fault(error)
-        fault = fault or memory_fault(error, "give the job more")
+        fault = error if isinstance(error, InputError) else missing_extra(error)
+        fault = fault or disk_fault(error) or memory_fault(error, "give the job more")
+        fault = fault or device_fault(error)
         if fault is None:
             raise
         if not first:

@@ -21,6 +21,7 @@ from cltools.cli.options import (
 from cltools.config.sharing import Share
 from cltools.layout import RESULTS, Results
 from cltools.runtime.errors import InputError
+from cltools.runtime.shipped import Part, shipped
 
 PLAIN_WIDTH = 200  # characters of the view of `cltools watch` in a file or a pipe
 Channels = Annotated[int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")]
@@ -174,6 +175,15 @@ def _tell(lines: Iterable[str], report: dict[str, Any], output: Path | None) -> 
         typer.echo(line)
     if output:
         write_json(output, report)
+
+
+def workflow_path(
+    part: Annotated[
+        Part, typer.Argument(help="snakefile, its Slurm profile, or the folder of its configs.")
+    ] = "snakefile",
+) -> None:
+    """Print where the workflow of this installation is, for `snakemake --snakefile`."""
+    typer.echo(shipped(part))
 
 
 def with_gpus(

@@ -50,7 +50,7 @@ Reference = Annotated[
 Recalibrate = Annotated[
     bool, typer.Option("--recalibrate", help="Compute batch statistics again from training images.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -12,6 +12,7 @@ from cltools.config.schema import unknown_key
 from cltools.runtime.errors import InputError
 from cltools.runtime.yaml_text import read_yaml
 
+FILE = "slurm/site.yaml"
 CLASSES = ("cpu", "gpu")
 # Names that the Slurm executor knows, passed on as they are.
 PASSED = ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
@@ -28,6 +29,12 @@ class Site:
         self._wishes: dict[str, dict[str, Any]] = {}
         if path.exists():
             self._wishes = _read(path)
+
+    @classmethod
+    def of(cls, *folders: str | Path) -> "Site":
+        """The settings of the first of these folders that has a `slurm/site.yaml`."""
+        paths = [Path(folder) / FILE for folder in folders]
+        return cls(next((path for path in paths if path.exists()), paths[-1]))
 
     def resources(self, job_class: str, gpus: int = 0, nodes: int = 1) -> dict[str, Any]:
         """Resources of a rule whose jobs are of that class and need so many GPUs on each node.

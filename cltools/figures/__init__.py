@@ -7,6 +7,7 @@ quickly. `draw` imports the module of a figure.
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 REFERENCE = "reference"
 
 
+def papers_file(name: str) -> Path:
+    """The file of the papers' numbers of this name; `papers/README.md` explains its columns."""
+    return Path(__file__).parent / "papers" / f"{name}.csv"
+
+
 @dataclass(frozen=True)
 class FigureSpec:
     """One figure. The function of the same name in `cltools.figures.<module>` draws it.
@@ -34,8 +40,8 @@ class FigureSpec:
     tables: the tables that the figure needs.
     stages: stages that the config must ask for, since the figure shows their results.
     optional: tables that it shows too, if they exist.
-    papers: files with numbers of the papers (`config/paper/expected`) that it shows next to cells
-        of the same data set.
+    papers: files with numbers of the papers (`papers_file`) that it shows next to cells of the same
+        data set.
     objectives: some cell must train each of these; "reference" stands for the one that the
         experiment compares all others with.
     fewest: so many different objectives must be trained.

@@ -9,7 +9,7 @@ from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
 from cltools.figures.style import look_of
 from cltools.tidy import COLUMNS, against, in_sweep, in_words
 
-# An empty table for numbers of the papers; config/paper/expected/README.md explains its columns.
+# An empty table for numbers of the papers; papers/README.md explains its columns.
 NUMBERS = ("value", "tolerance")
 TEXTS = (
     "figure", "dataset", "architecture", "objective", "reference", "metric", "variant", "split",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cltools.runtime.errors import InputError
+from cltools.runtime.faults import first_sentence
 from cltools.runtime.gpus import gpu_count, release_gpus
 from cltools.runtime.processor import has_bfloat16
 
@@ -60,7 +61,7 @@ def trouble_with(name: str) -> str:
     try:
         torch.zeros(1, device=torch.device(name)).add_(1).item()
     except (RuntimeError, AssertionError) as error:
-        return str(error).strip().split("\n")[0] or type(error).__name__
+        return first_sentence(error)
     return ""
 
 
@@ -94,8 +95,8 @@ def repeating() -> Iterator[None]:
 def find_device(name: str) -> torch.device:
     """The torch device of this name.
 
-    `name` is "auto" (a GPU where torch can use one), "cpu", "cuda" or a numbered device such as
-    "cuda:1".
+    `name` is "auto" (a CUDA GPU where torch can use one), "cpu", "cuda", a numbered device such as
+    "cuda:1", or "mps", the GPU of a Mac.
 
     Raises InputError for a device that this machine does not have, for a GPU on which this build of
     torch cannot compute, and as `automatic_device` does.

@@ -1,9 +1,8 @@
-"""Errors of the machine, not of the program: full disks, missing rights, too little memory."""
+"""Errors of the machine, not of the program: full disks, missing rights, little memory, MPS."""
 
 import errno
 import os
 import re
-import resource
 from pathlib import Path
 
 from cltools.runtime.errors import InputError
@@ -63,6 +62,10 @@ def _number(error: Exception) -> int | None:
 
 def _why_cut_short(folder: Path) -> int:
     """The likely error number where a file in `folder` was only written in part."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limits
+        return errno.ENOSPC
     limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
     return errno.EFBIG if limited and os.statvfs(folder).f_bavail > 0 else errno.ENOSPC
 
@@ -74,3 +77,19 @@ def memory_fault(error: Exception, remedy: str) -> InputError | None:
         return None
     said = next(iter(str(error).splitlines()), "") or "MemoryError"
     return InputError(f"out of memory ({said[:200]}): {remedy}")
+
+
+def device_fault(error: Exception) -> InputError | None:
+    """An InputError for what MPS, the GPU of a Mac, cannot compute; None for any other error.
+
+    It has no float64, in which much is measured here.
+    """
+    said = first_sentence(error)
+    if not isinstance(error, TypeError | RuntimeError) or "MPS" not in said:
+        return None
+    return InputError(f"{said}: use --device cpu")
+
+
+def first_sentence(error: Exception) -> str:
+    """What an error says, without the explanations that follow; its type where it says nothing."""
+    return re.split(r"\n|\. ", str(error).strip())[0].rstrip(".") or type(error).__name__

@@ -1,6 +1,5 @@
 """Files that are written completely or not at all, locks on folders, and hashes."""
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -17,7 +16,7 @@ from typing import IO, Any
 
 from cltools.runtime.errors import InputError
 from cltools.runtime.faults import disk_fault
-from cltools.runtime.locks import open_lock
+from cltools.runtime.locks import lock_file, open_lock
 
 log = logging.getLogger("cltools")
 
@@ -125,7 +124,7 @@ def only_process(folder: Path, wait: bool = False) -> Iterator[None]:
             if not wait:
                 raise InputError(f"{in_use}: wait for its end, or end it") from None
             log.info("%s: waiting for its end", in_use)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file.fileno(), wait=True)
         except OSError as error:
             log.warning("%s cannot be locked (%s): start no second run of it", folder, error)
         file.truncate(0)
@@ -144,9 +143,9 @@ def _lock(file: IO[str]) -> None:
     """
     for _ in range(10):
         with suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock_file(file.fileno())
         time.sleep(0.1)
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_file(file.fileno())
 
 
 def _umask() -> int:

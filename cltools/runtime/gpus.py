@@ -6,7 +6,6 @@ see. The kernel drops a lock when its process ends, in whatever way. A process t
 locks its file together with others (a shared lock), and a second file for its place there.
 """
 
-import fcntl
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 
 from cltools.runtime.errors import InputError
-from cltools.runtime.locks import open_lock
+from cltools.runtime.locks import lock_file, open_lock
 
 SECONDS_BETWEEN_TRIES = 1.0
 MODE = 0o444  # of lock files
@@ -28,7 +27,7 @@ _held: list[int] = []  # lock files, open as long as the process lives
 
 def gpu_count() -> int:
     """GPUs of this machine, as far as this process may see them."""
-    return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in Path("/dev").iterdir())
+    return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in Path("/dev").glob("*"))
 
 
 def claim_gpus(count: int, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -134,7 +133,7 @@ def _try(count: int, names: Sequence[str], job: str = "", cells: int = 1) -> dic
 
 def _place(path: Path, cells: int) -> list[int]:
     """Locks of a place on the GPU whose file is `path`; empty where none is left."""
-    if not (shared := _locked(path, fcntl.LOCK_SH)):
+    if not (shared := _locked(path, shared=True)):
         return []
     for number in range(cells):
         if own := _locked(path.with_name(f"{path.name}-place{number}")):
@@ -143,12 +142,12 @@ def _place(path: Path, cells: int) -> list[int]:
     return []
 
 
-def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> list[int]:
+def _locked(path: Path, shared: bool = False) -> list[int]:
     """The open lock file, which children inherit; empty where another process has locked it."""
     file = _opened(path)
     os.set_inheritable(file, True)
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        lock_file(file, shared=shared)
     except BlockingIOError:
         os.close(file)
         return []

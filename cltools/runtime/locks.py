@@ -1,4 +1,4 @@
-"""Lock files: how they are opened in folders where other users may write too. Light."""
+"""Lock files: how they are opened where other users may write too, and locked. Light."""
 
 import errno
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 from cltools.runtime.errors import InputError
 
 # A link could lead to a file that is not ours, and a pipe would wait for someone who writes.
-_NEITHER_LINKS_NOR_PIPES = os.O_NOFOLLOW | os.O_NONBLOCK
+# Windows lacks both flags.
+_NEITHER_LINKS_NOR_PIPES = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _REFUSED = (errno.ELOOP, errno.ENXIO)  # for a symbolic link, and for a socket
 
 
@@ -30,6 +31,22 @@ def open_lock(path: Path, flags: int, mode: int = 0o666, remedy: str = "delete i
         os.close(file)
         raise _no_lock(path, remedy)
     return file
+
+
+def lock_file(file: int, *, shared: bool = False, wait: bool = False) -> None:
+    """Lock an open file, until it is closed or its process ends.
+
+    Any number of processes may have a shared lock, and one process any other.
+
+    Raises BlockingIOError when another process has locked it, unless told to `wait`, and OSError on
+    file systems and on operating systems without such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(errno.ENOTSUP, "this operating system has no locks for it") from None
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
 
 
 def _no_lock(path: Path, remedy: str) -> InputError:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # SIGINT is Ctrl-C. Schedulers send SIGTERM some time before SIGKILL, and `sbatch --signal=USR1@60`
-# asks for SIGUSR1. SIGHUP comes when the terminal is closed or the ssh connection is lost.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# asks for SIGUSR1. SIGHUP comes when the terminal is closed or the ssh connection is lost. Windows
+# has only the first two.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class StopRequest:

@@ -3,7 +3,6 @@
 It is fast: it imports neither torch nor polars, and reads only the first bytes of large files.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from cltools.config.experiment import OF_SOME_SWEEPS, Experiment, Plan
 from cltools.figures import figures_of
 from cltools.layout import VERSIONS, Results, RunFolder, tables_of
 from cltools.runtime.errors import InputError
-from cltools.runtime.locks import open_lock
+from cltools.runtime.locks import lock_file, open_lock
 from cltools.runtime.sealed import read_json
 from cltools.training.live import TAIL, LastValues, LiveRow, latest, read_live, run_until
 
@@ -192,7 +191,7 @@ def _locked(path: Path) -> bool:
     """
     try:
         with os.fdopen(open_lock(path, os.O_RDONLY)) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(file.fileno(), shared=True)
     except BlockingIOError:
         return True
     except OSError:

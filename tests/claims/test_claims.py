@@ -25,7 +25,7 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import write_json
 from cltools.stages import claims as stage
 
-EXPECTED = ROOT / "config/paper/expected"
+EXPECTED = ROOT / "cltools/figures/papers"
 ALL = {claim.id: claim for claim in c.load_claims().claims}
 BY_SEEDS = [name for name, claim in ALL.items() if claim.tests[0].kind != "bound"]
 BOUNDS = [name for name in ALL if name not in BY_SEEDS]

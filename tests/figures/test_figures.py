@@ -11,12 +11,11 @@ import polars as pl
 import pytest
 import tables as made_up
 from PIL import Image
-from places import ROOT
 from polars.testing import assert_frame_equal
 
 from cltools.config.schema import schema
 from cltools.config.sweeps import base_sweep
-from cltools.figures import FIGURES
+from cltools.figures import FIGURES, papers_file
 from cltools.figures.style import NEUTRAL, OBJECTIVES, OWN_LABELS, look_of
 from cltools.figures.tables import PAPERS, ExperimentTables, papers_rows
 from cltools.runtime.errors import InputError
@@ -551,9 +550,7 @@ def test_numbers_of_the_papers_that_cannot_be_read(inputs, tmp_path):
 
 
 def test_all_numbers_of_the_papers_can_be_read():
-    folder = ROOT / "config/paper/expected"
-    files = [folder / f"{paper}.csv" for spec in FIGURES.values() for paper in spec.papers]
-    for path in files:
+    for path in (papers_file(name) for spec in FIGURES.values() for name in spec.papers):
         table = read_papers([path])
         assert len(table) == len(path.read_text().splitlines()) - 1
         assert table.null_count().sum_horizontal().item() == 0

@@ -12,6 +12,7 @@ from planted import PLANTED
 
 from cltools.runtime import devices, gpus
 from cltools.runtime.errors import InputError
+from cltools.runtime.faults import device_fault
 from cltools.stages import measure
 
 # Claims so many GPUs of as many, or a place on one that so many share; says which it has, and holds
@@ -351,3 +352,19 @@ def test_tf32_ends_with_its_block(device, allowed, inside):
     with pytest.raises(ZeroDivisionError):
         fails()
     assert not any(flag.allow_tf32 for flag in flags)
+
+
+def test_the_gpu_of_a_mac_is_only_used_where_it_is():
+    """Torch explains its absence on more than a thousand characters."""
+    if torch.backends.mps.is_available():
+        pytest.skip("this is a Mac")
+    with pytest.raises(InputError, match=r"^device 'mps' is not available here ") as said:
+        devices.choose_device("mps")
+    assert len(str(said.value)) < 200
+
+
+def test_what_the_gpu_of_a_mac_cannot_compute_is_one_sentence():
+    said = "Cannot convert a MPS Tensor to float64 dtype as MPS doesn't support float64"
+    fault = device_fault(TypeError(f"{said}. Please use float32 instead."))
+    assert str(fault) == f"{said}: use --device cpu"
+    assert device_fault(TypeError("unsupported operand")) is None

@@ -24,6 +24,7 @@ LAB = ROOT / "tests/slurm_lab.sh"
 # As few waits as possible; everything else is the profile's.
 HASTE = ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1",
          "--latency-wait", "5"]  # fmt: skip
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "slurm", *HASTE]
 CONFIG = {
     "experiment": "tiny",
     "datasets": {"digits": {"source": "digits", "recipe": "digits"}},
@@ -75,7 +76,9 @@ def environment(tmp_path_factory):
 class Clone:
     """A fresh copy of the repository, with `snakemake --profile slurm` at work in it."""
 
-    def __init__(self, folder, environment, partition="gpu", target=(), **changes):
+    def __init__(
+        self, folder, environment, partition="gpu", target=(), command=SNAKEMAKE, **changes
+    ):
         for name in ("Snakefile", "workflow", "slurm", "cltools", "config", "pyproject.toml"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, folder / name)
@@ -83,7 +86,6 @@ class Clone:
         (folder / "tiny.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
         self.folder = folder
         self.environment = {**environment, "PYTHONPATH": str(folder)}
-        command = [sys.executable, "-m", "snakemake", "--profile", "slurm", *HASTE]
         with open(folder / "console", "w") as console:
             self.process = subprocess.Popen(
                 [*command, *target, "--configfile", "tiny.yaml"], cwd=folder, stdout=console,
@@ -203,3 +205,32 @@ def test_a_cell_on_two_nodes(clones, environment, tmp_path):
     (log,) = (tmp_path / "results/logs/train").iterdir()
     assert "2 processes share the objectives" in log.read_text()
     assert (tmp_path / name).read_bytes() == target.read_bytes()
+
+
+def test_snakemake_as_a_job_goes_on_after_its_end(clones, environment, tmp_path):
+    """Told that its time ends, then killed: the next one waits for the cells and goes on."""
+    asked = ["sbatch", "--parsable", "--time", "60", "slurm/head.sbatch", "--profile", "slurm"]
+    run = Clone(tmp_path, environment, command=[*asked, *HASTE])
+    assert run.process.wait(timeout=HANGS) == 0
+    first = (tmp_path / "console").read_text().strip()
+
+    def heads():
+        return {j["JobId"]: j["JobState"] for j in run.jobs() if j["JobName"] == "cltools-head"}
+
+    def log():
+        return "".join(path.read_text() for path in tmp_path.glob("cltools-head-*.log"))
+
+    def ended(job):
+        return heads()[job] not in ("PENDING", "RUNNING", "COMPLETING")
+
+    wait_until(lambda: run.training(0.1) or run.training(0.5) or ended(first), "a cell trains")
+    assert not ended(first), log()
+    run.slurm("scancel", "--batch", "--signal", "USR1", first)
+    wait_until(lambda: len(heads()) == 2, "the next one is queued")
+    run.slurm("scancel", first)
+    (second,) = heads().keys() - {first}
+    wait_until(lambda: ended(second), "the next one ends")
+    assert heads()[second] == "COMPLETED", log()
+    for name in TABLES:
+        calm = clones[0].folder / "results/tiny" / name
+        assert (tmp_path / "results/tiny" / name).read_bytes() == calm.read_bytes()

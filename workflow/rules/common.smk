@@ -40,18 +40,23 @@ from cltools.config.experiment import (
     read_config,
 )
 from cltools.config.sharing import splits_batch
-from cltools.figures import FIGURES, figures_of
-from cltools.layout import RESULTS, VERSIONS
+from cltools.figures import FIGURES, figures_of, papers_file
+from cltools.layout import RESULTS, VERSIONS, Results
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file
 
+# A module may be given a part of the outer workflow's config. Then its files and its --config say
+# other things, too.
+WHOLE_CONFIG = config is workflow.modifier_stack[0].globals["config"]
+
 try:
     # Snakemake has read the files by itself, and is silent where YAML reads something unexpected.
-    for path in map(Path, workflow.configfiles):
+    for path in map(Path, workflow.configfiles if WHOLE_CONFIG else ()):
         if path.is_file():  # a pipe is read only once
             read_config(path)
     for settings in nested_settings(
-        workflow.config_settings.config_args, workflow.config_settings.config
+        workflow.config_settings.config_args if WHOLE_CONFIG else (),
+        workflow.config_settings.config,
     ):
         update_config(config, settings)
     EXPERIMENT = load_experiment(config)
@@ -64,7 +69,7 @@ try:
     WITH_LAYERS = EXPERIMENT.batches_of("layers")
     WORKERS = EXPERIMENT.config.get("workers")
     FULL_AT = EXPERIMENT.setting("measure", "full_at")
-    SITE = Site(Path(workflow.basedir) / "slurm/site.yaml")
+    SITE = Site.of(".", BESIDE)
 except InputError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -100,7 +105,14 @@ wildcard_constraints:
     figure="[a-z_]+",
 
 
-PAPERS = Path(workflow.basedir) / "config/paper/expected"
+# A module's `prefix` is put before inputs, outputs and logs by Snakemake, but not before parameters.
+# These, and what is read while rules are made, take their paths from here. The slash is for
+# `replace_prefix`.
+PLACED = Results(
+    Path(workflow.modifier.path_modifier.replace_prefix(f"{RESULTS.path}/"))
+)
+# The name of the rule `embed` in an outer workflow may be another one.
+EMBED = workflow.modifier.modify_rulename("embed")
 
 
 # Patterns of what is made from many cells, and the same files of the experiment at hand.
@@ -128,7 +140,7 @@ def figure_tables(wildcards):
 
 def figure_papers(wildcards):
     spec = FIGURES.get(wildcards.figure)
-    return [PAPERS / f"{name}.csv" for name in spec.papers] if spec else []
+    return list(map(papers_file, spec.papers)) if spec else []
 
 
 # Options are lists of words, each of which the shell command quotes by itself ({params.tables:q}).
@@ -156,8 +168,8 @@ def manifest_of(cell):
     return RESULTS.cell(cell).manifest(until)
 
 
-def store_of(cell):
-    return RESULTS.store(EXPERIMENT.plans[cell].cell["dataset"]).manifest
+def store_of(cell, results=RESULTS):
+    return results.store(EXPERIMENT.plans[cell].cell["dataset"]).manifest
 
 
 def store_of_cell(wildcards):
@@ -169,14 +181,14 @@ def manifests_in(batches):
     return lambda wildcards: [manifest_of(cell) for cell in batches[wildcards.batch]]
 
 
-def stores_in(batches):
+def stores_in(batches, results=RESULTS):
     return lambda wildcards: sorted(
-        {store_of(cell) for cell in batches[wildcards.batch]}
+        {store_of(cell, results) for cell in batches[wildcards.batch]}
     )
 
 
 def store_options_in(batches):
-    stores = stores_in(batches)
+    stores = stores_in(batches, PLACED)
     return lambda wildcards: options(
         ("store", path.parent) for path in stores(wildcards)
     )
@@ -209,7 +221,7 @@ def definition(wildcards, output):
 
 
 def run_folder(wildcards):
-    return str(RESULTS.cell(wildcards.cell).run.path)
+    return str(PLACED.cell(wildcards.cell).run.path)
 
 
 def cell_settings(wildcards):
@@ -256,7 +268,7 @@ def images_of(plan):
     """The images of a cell, as far as they are known before its store is made."""
     store = plan.cell["dataset"]
     return images_of_cell(
-        plan.cell, EXPERIMENT.stores[store], RESULTS.store(store).manifest
+        plan.cell, EXPERIMENT.stores[store], PLACED.store(store).manifest
     )
 
 
@@ -346,7 +358,7 @@ def cpus_for(batches):
 
 def images_to_prepare(wildcards):
     definition = EXPERIMENT.stores[wildcards.store]
-    return images_of_set(definition, RESULTS.store(wildcards.store).manifest)
+    return images_of_set(definition, PLACED.store(wildcards.store).manifest)
 
 
 def prepare_minutes(wildcards, attempt):
@@ -382,7 +394,7 @@ THEORY_AT_ONCE = (
 
 
 def group_of_embed(wildcards):
-    return workflow.group_settings.overwrite_groups.get("embed")
+    return workflow.group_settings.overwrite_groups.get(EMBED)
 
 
 def measure_site():
@@ -412,12 +424,12 @@ def plan_config(wildcards):
 
 
 def figures_folder(wildcards):
-    return str(RESULTS.experiment(wildcards.experiment).figures)
+    return str(PLACED.experiment(wildcards.experiment).figures)
 
 
 def shown_config(wildcards):
     # The report shows all settings that its numbers depend on.
     how = ("bench", "cells_per_job", "figures", "gpus_per_cell", "share", "workers")
-    how += ("nodes_per_cell", "cells_per_gpu", "save_every_seconds", "tracker")
+    how += ("nodes_per_cell", "cells_per_gpu", "save_every_seconds", "tracker", "container")
     others = {key: value for key, value in config.items() if key not in how}
     return json.dumps({**others, **json.loads(plan_config(wildcards))}, sort_keys=True)

@@ -25,7 +25,7 @@ rule report:
     params:
         config=shown_config,
         figures=figures_folder,
-        benchmarks=str(RESULTS.benchmarks),
+        benchmarks=str(PLACED.benchmarks),
         version=VERSIONS["report"],
     shell:
         "logged {log:q} "
