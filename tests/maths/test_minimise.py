@@ -198,7 +198,7 @@ def test_minimum_loss_is_of_nscl_with_room_for_the_simplex_only(tmp_path):
         ({"descent_steps": -1}, r"minimise\.descent_steps"),
         ({"descent_lr": 0}, r"minimise\.descent_lr"),
         ({"taus": [1e-300]}, r"minimise\.taus\.0 is 1e-300, but must be at least 1e-06"),
-        ({"descent_lr": 1e30}, "features hold NaN"),
+        ({"descent_lr": 1e30, "classes": [2], "seeds": [0]}, "features hold NaN"),
     ],
 )
 def test_stage_refuses_bad_settings(settings, message, tmp_path):
