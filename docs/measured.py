@@ -60,6 +60,9 @@ SELECTIONS = {
         "measures", {"metric": "weight_gap", "variant": "mean_layer", "reference": "dcl"}),
     "linear_probe": Selection("measures", {**TEST, "metric": "linear_probe"}),
     "merged_nccc": Selection("measures", {**TEST, "metric": "merged_nccc"}, ("variant", "value")),
+    "layer_cka": Selection(
+        "layers", {"split": "test", "reference": "dcl", "metric": "cka",
+                   "variant": "cosine_debiased"}, ("features", "reference_features", "value")),
     "gap": Selection(
         "theory", {"source": "P1 Theorem 1", "quantity": "gap", "variant": "training_tau",
                    "side": "upper", "split": "test", "objective": "dcl"}, ("bound", "measured")),
