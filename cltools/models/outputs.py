@@ -88,17 +88,30 @@ def _pooled(layer: str, output: Any, channels_last: bool) -> tuple[Tensor, list[
     It is copied where it is not averaged, since later layers may write into it.
     """
     found = next((leaf for leaf in tree_leaves(_plain(output)) if isinstance(leaf, Tensor)), None)
-    positions = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}
-    if found is None or found.ndim not in positions:
+    if found is None or found.ndim not in (2, 3, 4):
         shape = "nothing" if found is None else f"an array of {found.ndim} dimensions"
         what = f"--layers {layer}" if layer else "the model"
         raise InputError(
             f"{what} puts out {shape}, not a vector, tokens or a map for each image: choose "
             f"{'another layer' if layer else 'a layer with --layers'}"
         )
-    over = positions[found.ndim]
-    pooled = found.float().mean(over) if over else found.float().clone()
-    return pooled, list(found.shape[1:])
+    mean = pooled(found.float(), channels_last)
+    return mean.clone() if found.ndim == 2 else mean, list(found.shape[1:])
+
+
+def pooled(out: Tensor, channels_last: bool = False) -> Tensor:
+    """One vector (n, d) for each image: the mean over the pixels of maps (n, d, h, w), or of maps
+    (n, h, w, d), or over the tokens (n, t, d); vectors stay as they are.
+
+    Raises ValueError for another number of dimensions.
+    """
+    if out.ndim == 4:
+        return out.mean(dim=(1, 2) if channels_last else (2, 3))
+    if out.ndim == 3:
+        return out.mean(dim=1)
+    if out.ndim == 2:
+        return out
+    raise ValueError(f"a layer puts out {tuple(out.shape)}: neither vectors nor tokens nor maps")
 
 
 def _plain(output: Any) -> Any:

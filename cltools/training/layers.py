@@ -6,12 +6,14 @@ over pixels is taken, as h is the mean of the last block's. A layer of a vision 
 tokens, of which the mean is taken too; its h is the class token alone.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from cltools.models.outputs import pooled
 from cltools.training.networks import Network
 
 
@@ -62,23 +64,8 @@ class Taps:
         self._found = {}
         return {name: found[name].float() for name in layers_of(self._network)}
 
-    def _keep(self, name: str):  # type: ignore[no-untyped-def]
+    def _keep(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, given: object, out: Tensor) -> None:
             self._found[name] = pooled(out)
 
         return hook
-
-
-def pooled(out: Tensor) -> Tensor:
-    """One vector (n, d) for each image: the mean over the pixels of maps (n, d, h, w), or over the
-    tokens (n, t, d); vectors stay as they are.
-
-    Raises ValueError for another number of dimensions.
-    """
-    if out.ndim == 4:
-        return out.mean(dim=(2, 3))
-    if out.ndim == 3:
-        return out.mean(dim=1)
-    if out.ndim == 2:
-        return out
-    raise ValueError(f"a layer puts out {tuple(out.shape)}: neither vectors nor tokens nor maps")

@@ -13,10 +13,11 @@ from cltools.data.store import ImageStore
 from cltools.layout import unfinished
 from cltools.maths.alignment import alignment
 from cltools.maths.randomness import initialize
+from cltools.models.outputs import pooled
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import read_json
 from cltools.stages import embed, layers, train
-from cltools.training.layers import Taps, layers_of, pooled
+from cltools.training.layers import Taps, layers_of
 from cltools.training.networks import build_network
 
 CPU = torch.device("cpu")
