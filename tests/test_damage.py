@@ -59,8 +59,9 @@ MADE = {
 WRITTEN = {"collect": ["--measures", "--log", "--theory", "--layers"], "prepare": ["--store"]}
 TOUCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate")  # audit events
 KILLS, FLIPS = 3, 1  # of each command, and of each kind of file under a command
-# Commands that read nothing below `results`.
-OF_NO_RESULTS = {"surrogate", "minimise", "bench", "compare"}
+# Commands that read nothing below `results`, and those that write nothing there.
+OF_NO_RESULTS = {"surrogate", "minimise", "bench", "compare", "workflow-path"}
+WRITE_NO_RESULTS = {"status", "watch", "bench", "compare", "workflow-path"}
 # Differ from run to run, or say how the run went.
 OWN = re.compile(r"results/(logs|benchmarks)/|/lock$|/live\.csv$|^config.yaml$|^tmp/|\.snakemake")
 
@@ -276,9 +277,7 @@ def test_damaged_files(finished, commands, tmp_path, name):
 
 
 @pytest.mark.damage
-@pytest.mark.parametrize(
-    "name", [name for name in names() if name not in ("status", "watch", "bench", "compare")]
-)
+@pytest.mark.parametrize("name", [name for name in names() if name not in WRITE_NO_RESULTS])
 def test_killed_commands(finished, commands, tmp_path, name):
     """Killed at random moments: the second start gives the bytes of a run that was not killed."""
     words, arguments = next(
