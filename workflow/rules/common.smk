@@ -430,6 +430,12 @@ def figures_folder(wildcards):
 def shown_config(wildcards):
     # The report shows all settings that its numbers depend on.
     how = ("bench", "cells_per_job", "figures", "gpus_per_cell", "share", "workers")
-    how += ("nodes_per_cell", "cells_per_gpu", "save_every_seconds", "tracker", "container")
+    how += (
+        "nodes_per_cell",
+        "cells_per_gpu",
+        "save_every_seconds",
+        "tracker",
+        "container",
+    )
     others = {key: value for key, value in config.items() if key not in how}
     return json.dumps({**others, **json.loads(plan_config(wildcards))}, sort_keys=True)
