@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cltools.config.experiment import OF_SOME_SWEEPS, Experiment
-from cltools.figures import FIGURES
+from cltools.figures import figures_of
 from cltools.layout import COLLECTED, OF_CELLS, ExperimentFolder, Results, tables_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import write_json
@@ -56,10 +56,8 @@ def draw_partial(*, experiment: Experiment, results: Path, output: Path) -> Iter
     names = COLLECTED if tables["layers"] else OF_CELLS
     tables_made = {name: made.table(name) for name in names}
     collect.run(plan=made.plan, lists=lists, **tables_made)
-    further = ["layers"] if tables["layers"] else []
-    for name, spec in FIGURES.items():
-        if not spec.needs(experiment.sweeps, further):
-            continue
+    further = [stage for stage in OF_SOME_SWEEPS if tables[stage]]
+    for name in figures_of(experiment, further):
         try:
             plot.run(
                 name=name,

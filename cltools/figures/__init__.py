@@ -260,10 +260,11 @@ FIGURES: dict[str, FigureSpec] = {
 }
 
 
-def figures_of(experiment: "Experiment") -> list[str]:
-    """The figures for which an experiment has the cells and stages."""
+def figures_of(experiment: "Experiment", stages: Collection[str] | None = None) -> list[str]:
+    """The figures for which an experiment has the cells and these of its further stages [all]."""
     trained = {o for plan in experiment.plans.values() for o in plan.cell["objectives"]}
-    needs = (experiment.sweeps, experiment.further_stages, trained, experiment.reference)
+    done = experiment.further_stages if stages is None else stages
+    needs = (experiment.sweeps, done, trained, experiment.reference)
     return [name for name, spec in FIGURES.items() if spec.needs(*needs)]
 
 

@@ -30,9 +30,7 @@ def layers_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     layers = _layers(cells)
     plotted = tidy.spread(cells, ["metric", "objective", "reference", "features", "epoch"])
     epochs = plotted["epoch"].unique().sort().to_list()
-    objectives = [experiment.reference, *(
-        o for o in style.ordered(plotted["objective"]) if o != experiment.reference
-    )]  # fmt: skip
+    objectives = _reference_first(experiment, plotted)
     with_numbers = max(len(layers), len(epochs)) <= MOST_NUMBERS
     figure, axes = style.panels(
         len(objectives), 2, height=_height(len(layers)), sharex=True, sharey=True
@@ -69,9 +67,7 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     cells = tidy.rows(found, metric="cka", variant=VARIANT, reference=experiment.reference)
     layers = _layers(cells)
     plotted = tidy.spread(cells, ["objective", "reference", "features", "reference_features"])
-    names = [experiment.reference, *(
-        o for o in style.ordered(plotted["objective"]) if o != experiment.reference
-    )]  # fmt: skip
+    names = _reference_first(experiment, plotted)
     columns = 2
     rows = -(-len(names) // columns)
     figure, axes = style.panels(rows, columns, height=_height(len(layers)) + 0.5, sharey=True)
@@ -86,9 +82,7 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         if name == experiment.reference:
             np.fill_diagonal(field, 1)
         image = style.heat_map(ax, field, layers, layers, len(layers) <= MOST_NUMBERS)
-        ax.tick_params(axis="x", rotation=45)
-        for text in ax.get_xticklabels():
-            text.set(ha="right", rotation_mode="anchor")
+        style.slant_labels(ax)
         ax.set(xlabel=f"Layer of {look_of(name).label}", ylabel=f"Layer of {start}")
     for row in axes:
         row[1].set_ylabel("")
@@ -103,6 +97,11 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         f"{tables.means_note(plotted)}",
     )
     return figure, plotted
+
+
+def _reference_first(experiment: ExperimentTables, plotted: pl.DataFrame) -> list[str]:
+    others = [o for o in style.ordered(plotted["objective"]) if o != experiment.reference]
+    return [experiment.reference, *others]
 
 
 def _layers(cells: pl.DataFrame) -> list[str]:

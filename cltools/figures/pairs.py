@@ -43,9 +43,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         labels = [look_of(names[place]).label for place in order]
         image = style.heat_map(row[0], field[np.ix_(order, order)], labels, labels)
         row[0].set_title(title)
-        row[0].tick_params(axis="x", rotation=45)
-        for text in row[0].get_xticklabels():
-            text.set(ha="right", rotation_mode="anchor")
+        style.slant_labels(row[0])
         _draw_tree(row[1], tree, len(names))
     figure.colorbar(image, ax=axes, label="CKA", aspect=40, pad=0.01)
     style.finish(

@@ -283,6 +283,13 @@ def heat_map(
     return image
 
 
+def slant_labels(ax: Axes) -> None:
+    """Let long names below the columns of a heat map run upwards, and end at their columns."""
+    ax.tick_params(axis="x", rotation=45)
+    for text in ax.get_xticklabels():
+        text.set(ha="right", rotation_mode="anchor")
+
+
 def alignment_axis(ax: Axes, values: pl.Series) -> None:
     """The y axis of a similarity: from 0 to 1, or from a lower number if values are negative."""
     lowest = min(0.0, float(values.min()))

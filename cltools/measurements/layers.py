@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -64,12 +65,11 @@ def layer_rows(outputs: LayerOutputs, every_pair: bool) -> Iterator[Row]:
     sources = {
         _name(o, layer): x for o, own in outputs.networks.items() for layer, x in own.items()
     }
-    families = [_start_rows]
-    if outputs.reference in outputs.networks:
-        families += [_same_rows, *([_other_rows] if every_pair else [])]
-    for rows in families:
-        for row in rows(outputs, sources):
-            yield row | {"depth": outputs.layers.index(row["features"])}
+    rows = _same_rows(outputs, sources)
+    if every_pair and outputs.reference in outputs.networks:
+        rows = chain(rows, _other_rows(outputs, sources))
+    for row in rows:
+        yield row | {"depth": outputs.layers.index(row["features"])}
 
 
 def tidy_layers(rows: Iterable[Row]) -> pl.DataFrame:
@@ -78,24 +78,22 @@ def tidy_layers(rows: Iterable[Row]) -> pl.DataFrame:
     return pl.DataFrame([{**empty, **row} for row in rows], schema=LAYER_SCHEMA)
 
 
-def _start_rows(outputs: LayerOutputs, sources: Mapping[str, RowSource]) -> Iterator[Row]:
+def _same_rows(outputs: LayerOutputs, sources: Mapping[str, RowSource]) -> Iterator[Row]:
+    """The same layer: before training, and of the reference and each other objective."""
     begun = {_start(outputs, o, layer): x for o in outputs.starts
              for layer, x in outputs.starts[o].items()}  # fmt: skip
-    pairs = [(_start(outputs, o, layer), _name(o, layer)) for o in outputs.starts
-             for layer in outputs.starts[o]]  # fmt: skip
-    for pair, moments in _moments(outputs, {**sources, **begun}, pairs):
-        for metric, variant in PAPERS_MEASURES:
-            value = measure_of((metric, variant), pair, moments.whole)
-            yield _row(pair, (f"{metric}_to_init", variant), value) | {"reference": "init"}
-
-
-def _same_rows(outputs: LayerOutputs, sources: Mapping[str, RowSource]) -> Iterator[Row]:
-    """The same layer of the reference and of each other objective."""
     for layer in outputs.layers:
+        starts = [(_start(outputs, o, layer), _name(o, layer)) for o in outputs.starts]
         pairs = [(_name(outputs.reference, layer), _name(o, layer)) for o in outputs.others]
         values: dict[Pair, dict[Measure, float]] = {}
-        for pair, moments in _moments(outputs, sources, pairs):
-            values[pair] = {m: measure_of(m, pair, moments.whole) for m in PAPERS_MEASURES}
+        for pair, moments in _moments(outputs, {**sources, **begun}, [*starts, *pairs]):
+            found = {m: measure_of(m, pair, moments.whole) for m in PAPERS_MEASURES}
+            if pair[0] in begun:
+                for (metric, variant), value in found.items():
+                    row = _row(pair, (f"{metric}_to_init", variant), value)
+                    yield row | {"reference": "init"}
+                continue
+            values[pair] = found
             for measure, value in residual_measures(pair, moments).items():
                 yield _row(pair, measure, value)
         intervals = _intervals(outputs, sources, values)
@@ -150,14 +148,18 @@ def _moments(
 def _groups(pairs: Sequence[Pair], widths: Mapping[str, int]) -> Iterator[list[Pair]]:
     """The pairs in groups whose matrices together take at most `MOMENTS_BYTES`, or one alone."""
     group: list[Pair] = []
-    keys: set[Pair] = set()
+    taken: set[Pair] = set()
+    size = 0
     for a, b in pairs:
-        wanted = keys | {(a, a), (b, b), (a, b)}
-        if group and 8 * sum(widths[x] * widths[y] for x, y in wanted) > MOMENTS_BYTES:
+        wanted = {(a, a), (b, b), (a, b)}
+        more = sum(8 * widths[x] * widths[y] for x, y in wanted - taken)
+        if group and size + more > MOMENTS_BYTES:
             yield group
-            group, wanted = [], {(a, a), (b, b), (a, b)}
+            group, taken, size = [], set(), 0
+            more = sum(8 * widths[x] * widths[y] for x, y in wanted)
         group.append((a, b))
-        keys = wanted
+        taken |= wanted
+        size += more
     if group:
         yield group
 

@@ -5,7 +5,6 @@ checkpoint, from the weights that training kept. What the layers put out is writ
 a name, so that memory does not grow with the number of images, and compared.
 """
 
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -36,7 +35,6 @@ from cltools.training.networks import Network
 from cltools.training.trained import BLOCK, load_network, trained_images, with_stores
 
 AGAIN = "run `cltools layers` on this cell again"
-log = logging.getLogger("cltools")
 
 
 def run(

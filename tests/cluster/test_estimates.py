@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from places import ROOT
 
+from cltools.cluster import estimates
 from cltools.cluster.estimates import (
     LONG,
     SHORT,
@@ -28,6 +29,8 @@ from cltools.cluster.images import KNOWN, Images, images_of_cell, images_of_set
 from cltools.config.cells import resolve_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import load_experiment, read_config
+from cltools.maths.alignment.samples import SAMPLED_IMAGES
+from cltools.measurements import layers
 from cltools.stages import prepare
 
 CIFAR = KNOWN["CIFAR10"]
@@ -79,6 +82,12 @@ def test_more_work_takes_longer(stage):
         grown = NEEDS[stage]([more])
         assert grown.runtime > once.runtime or (stage, what) == ("merge", "objectives")
         assert grown.mem_mb >= once.mem_mb, (stage, what)
+
+
+def test_sizes_are_those_of_the_stages():
+    """The estimates import quickly, so that they have these numbers once more."""
+    assert estimates.LARGEST_SUMS == layers.MOMENTS_BYTES
+    assert estimates.LARGEST_SAMPLE == SAMPLED_IMAGES
 
 
 def test_memory_does_not_grow_with_stored_embeddings():
