@@ -27,7 +27,7 @@ VERSIONS = {
     "measure": 8,
     "plan": 4,
     "collect": 5,
-    "plot": 3,
+    "plot": 4,
     "surrogate": 2,
     "theory": 4,
     "merge": 4,

@@ -166,17 +166,17 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
     wanted = {"metric": "cka", "objective": "nscl", "features": "h", "split": splits}
     measures = experiment.against_reference(experiment.over(experiment.measures, "classes"))
     cells = tidy.rows(measures, variant=PAPER, **wanted)
-    by = ["panel", "arm", "split", "classes", "step", "epoch"]
-    plotted = tidy.spread(cells, by)
     papers = tables.papers_rows(experiment, cells, "classes", **wanted).with_columns(
         classes=pl.col("factor_value").cast(pl.Int64)
     )
     maps = []
-    for arm in plotted["arm"].unique(maintain_order=True):
-        part = plotted.filter(arm=arm)
+    for arm in cells.sort("panel")["arm"].unique(maintain_order=True):
+        part = cells.filter(arm=arm)
         clock, label = _clock(part)
-        maps.append((arm, _comparable(part, clock), clock, label))
-    plotted = pl.concat([part for _, part, _, _ in maps])
+        # Class draws differ in their images, so runs at the same step may be at different epochs.
+        means = tidy.spread(part, ["panel", "arm", "split", "classes", clock])
+        maps.append((arm, _comparable(means, clock), clock, label))
+    plotted = pl.concat([part for _, part, _, _ in maps], how="diagonal")
     if not papers.is_empty():
         mean = papers.with_columns(mean=pl.col("value"))
         maps.append((f"{papers['figure'][0]}, CKA of raw features", mean, "epoch", "Epoch"))

@@ -356,6 +356,19 @@ def test_a_heat_map_of_equally_long_runs_counts_steps(tmp_path):
     assert set(numbers(tmp_path, "f")["step"]) == {0, 1200}
 
 
+def test_class_draws_of_unequal_size_share_a_mean(tmp_path):
+    """At the same step they are at different epochs."""
+    cells = [made_up.cell(sweeps=["c"], classes=c, seed=s) for c in (2, 10) for s in (0, 1)]
+    made = made_up.measures(cells, (0, 200))
+    longer = pl.when(classes=2).then(0.8 + 0.1 * pl.col("seed")).otherwise(1.0)
+    made = made.with_columns(epoch=pl.col("epoch") * longer)
+    made.write_parquet(tmp_path / "m.parquet")
+    sweeps = {"c": {"label": "equal steps", "factors": ["classes", "seed"]}}
+    plot("alignment_classes_epochs", {"measures": tmp_path / "m.parquet"}, sweeps,
+         tmp_path / "f", {})  # fmt: skip
+    assert set(numbers(tmp_path, "f")["seeds"]) == {2}
+
+
 def test_residual_alignment(drawn):
     rows = numbers(drawn, "residual_alignment", split="test", objective="ce")
     means = dict(rows.select(pl.concat_str("measure", "kind", separator=" "), "mean").iter_rows())
