@@ -13,7 +13,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cltools.maths.evidence import Region, bh_levels, evidence, holm_levels, p_of_all
+from cltools.maths.evidence import (
+    FAILS,
+    HOLDS,
+    Region,
+    bh_levels,
+    evidence,
+    holm_levels,
+    p_of_all,
+    verdict,
+)
 
 Effects = NDArray[np.float64]
 # From a generator and the numbers of claims and of seeds: effects (claims, seeds) of an experiment.
@@ -100,6 +109,16 @@ def among_true(
     return float(np.mean(wrong)), float(np.mean(found))
 
 
+def too_small(
+    rng: np.random.Generator, median: float, seeds: int, experiments: int
+) -> dict[str, float]:
+    """Verdicts on a single primary claim if one spread is the smallest effect that matters."""
+    region = Region(low=0, matters=1)
+    effects = normal(rng, experiments, seeds) + median
+    found = [verdict(evidence(one, region), 0.05) for one in effects]
+    return {name: found.count(name) / experiments for name in (HOLDS, FAILS)}
+
+
 def power(rng: np.random.Generator, effect: float, seeds: int, experiments: int) -> float:
     """How often a single primary claim with an effect of so many spreads is found to hold."""
     x = normal(rng, experiments, seeds) + effect
@@ -134,6 +153,13 @@ def main() -> None:
             for seeds in (8, 10, 20):
                 wrong, found = among_true(rng, effect, shared, seeds, experiments)
                 print(f"{effect:16}{shared:8}{seeds:7}{wrong:8.3f}{found:8.3f}", flush=True)
+
+    print("\nA single primary claim, where an effect of 1 spread is the smallest that matters")
+    print(f"{'effect / spread':>16}{'seeds':>7}{'holds':>8}{'fails':>8}")
+    for effect in (-0.5, 0.0, 0.5, 1.0, 2.0):
+        for seeds in (8, 12, 20):
+            found = too_small(rng, effect, seeds, experiments)
+            print(f"{effect:16}{seeds:7}{found[HOLDS]:8.3f}{found[FAILS]:8.3f}")
 
     print("\nA single primary claim: how often it is found to hold")
     print(f"{'effect / spread':>16}{'seeds':>7}{'found':>8}")

@@ -35,7 +35,7 @@ VERSIONS = {
     "project": 3,
     "minimise": 2,
     "regularity": 3,
-    "claims": 3,
+    "claims": 4,
     "report": 3,
 }
 

@@ -54,6 +54,7 @@ class Test:
     clock: str | None = None
     unit: str = ""
     region: tuple[float, float] = (-math.inf, math.inf)
+    matters: float = 0.0
     needs: Mapping[str, float] = field(default_factory=dict)
 
     def named(self, key: str) -> str:
@@ -170,6 +171,7 @@ def _tests(label: str, spec: Mapping[str, Any]) -> Iterator[Test]:
                 "where": {**spec.get("where", {}), **where},
                 "terms": tuple(pair),
                 "region": tuple(region.get("within", one_sided)),
+                "matters": region.get("matters", 0.0),
             }
         )
 

@@ -15,6 +15,9 @@ above SCL and NSCL above CE).
   proved for these rows holds, whatever the number of seeds. A bound that is not proved needs as
   many seeds as other tests.
 
+A test may say how large an effect must be to matter. Then the claim also fails where its effect, if
+there is any, is smaller than that.
+
 A claim does not hold if it fails in any arm. It holds if it holds in some arm and fails in none.
 Otherwise it is undecided.
 """
@@ -275,7 +278,7 @@ def _part(test: Test, arm: Arm, least: int) -> Part:
     elif found.levels < test.needs.get("levels", 0):
         part.reason = _too_few(test, found)
     else:
-        part.evidence = evidence(found.values, Region(*test.region))
+        part.evidence = evidence(found.values, Region(*test.region, test.matters))
         part.verdict = UNDECIDED
         part.note = "; ".join(filter(None, (part.note, _shared_draws(rows, test))))
         if part.evidence.seeds < least:
@@ -354,6 +357,9 @@ def _decide_parts(trial: Trial, level: float) -> None:
             continue
         part.verdict = verdict(part.evidence, level, count)
         low, high = interval(part.evidence, level, count)
+        if part.verdict == FAILS and (low in part.evidence.region or high in part.evidence.region):
+            small = f"if there is an effect, it is smaller than {part.test.matters:g}"
+            part.note = "; ".join(filter(None, (small, part.note)))
         of_part = level_of_part(part.evidence, level, count)
         if math.isfinite(low):
             part.limits = low, high, 1 - of_part

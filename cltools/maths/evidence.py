@@ -4,6 +4,10 @@ Each seed gives one effect. A claim says that medians of effects lie in regions 
 within ±0.05 …). It holds if intervals for all of its medians lie inside their regions. It does not
 hold if one lies outside. Otherwise it is undecided.
 
+No number of seeds decides whether a median lies above 0 if it is 0. So a region may say how large
+an effect must be to matter. The claim then does not hold either if the interval shows that the
+effect, if there is any, is smaller.
+
 The only assumption is that the seeds are independent of each other. Effects may be skewed and have
 any distribution: each seed lies above the true median with probability 1/2 at most, and below it
 with probability 1/2 at most. So the number of seeds above a border is compared with fair coins.
@@ -24,15 +28,22 @@ SAME = 1e-9  # relative; effects closer together than this are the same number, 
 class Region(NamedTuple):
     """Where a claim says that a median lies: between `low` and `high`, without the borders.
 
-    One of the two may be infinite.
+    One of the two may be infinite. A median that is inside by less than `matters` is refuted like
+    one outside, unless the claim holds.
     """
 
     low: float = -math.inf
     high: float = math.inf
+    matters: float = 0.0
 
     @property
     def sides(self) -> int:
         return math.isfinite(self.low) + math.isfinite(self.high)
+
+    @property
+    def refuted(self) -> tuple[float, float]:
+        """The claim does not hold for a median below the first or above the second number."""
+        return self.low + self.matters, self.high - self.matters
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, float | int) and self.low < value < self.high
@@ -42,7 +53,7 @@ class Evidence(NamedTuple):
     """Effects of seeds, in ascending order, and the region that is claimed for their median.
 
     p_inside: one-sided p-value against the median lying outside the region.
-    p_outside: one-sided p-value against the median lying inside the region.
+    p_outside: one-sided p-value against the median lying inside the region (by `matters` at least).
     Both are 1 when nothing can be said: fewer than two seeds, or effects that are all equal.
     """
 
@@ -77,16 +88,20 @@ def evidence(effects: ArrayLike, region: Region) -> Evidence:
     effect on a border is neither inside nor outside.
 
     Raises:
-        ValueError: no effects, effects that are not finite, or a region without a border.
+        ValueError: no effects, effects that are not finite, a region without a border, or one with
+            two borders that says how much matters.
     """
     x = np.asarray(effects, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all() or not region.sides:
         raise ValueError("need finite effects (n,), n ≥ 1, and a region with a border")
+    if region.matters and region.sides > 1:
+        raise ValueError("a region with two borders says itself how much matters")
     found = tuple(np.sort(x).tolist())
     if not _spread(found):
         return Evidence(region, found, 1.0, 1.0)
     not_inside = np.maximum((x <= region.low).sum(), (x >= region.high).sum())
-    outside = np.maximum((x < region.low).sum(), (x > region.high).sum())
+    below, above = region.refuted
+    outside = np.maximum((x < below).sum(), (x > above).sum())
     p_outside = region.sides * _at_most(len(x) - outside, len(x))
     return Evidence(region, found, float(_at_most(not_inside, len(x))), min(1.0, float(p_outside)))
 
@@ -194,10 +209,16 @@ def _checked(p_values: ArrayLike, error_rate: float) -> NDArray[np.float64]:
 def level_of_part(part: Evidence, level: float, parts: int = 1) -> float:
     """The level at which one of a claim's `parts` is tested, when the claim is tested at `level`.
 
-    If the median lies inside the region, it is `level`. If it lies outside, every part and every
-    border is another chance to reject the claim, so it is level / (parts · borders).
+    To show that the claim holds, it is `level`. To refute it, every part and every border is
+    another chance, so it is level / (parts · borders). The median says which of the two is
+    possible. If both are, because the median is inside by less than what matters, the claim holds
+    if it can.
     """
-    return level if part.median in part.region else level / (parts * part.region.sides)
+    below, above = part.region.refuted
+    refutable = part.median < below or part.median > above or part.median not in part.region
+    if not refutable or _inside(part, _limits(part, level)):
+        return level
+    return level / (parts * part.region.sides)
 
 
 def interval(part: Evidence, level: float, parts: int = 1) -> tuple[float, float]:
@@ -208,18 +229,24 @@ def interval(part: Evidence, level: float, parts: int = 1) -> tuple[float, float
     miss it is that of fewer than k heads among n fair coins). NaN if there are too few seeds for
     this level, or if the effects have no spread.
     """
-    allowed = level_of_part(part, level, parts) / 2
-    k = int((_at_most(np.arange(part.seeds), part.seeds) <= allowed).sum())
+    return _limits(part, level_of_part(part, level, parts))
+
+
+def _limits(part: Evidence, level: float) -> tuple[float, float]:
+    k = int((_at_most(np.arange(part.seeds), part.seeds) <= level / 2).sum())
     if not k or not part.decidable:
         return math.nan, math.nan
     return part.effects[k - 1], part.effects[-k]
 
 
+def _inside(part: Evidence, limits: tuple[float, float]) -> bool:
+    return part.region.low < limits[0] and limits[1] < part.region.high
+
+
 def verdict(part: Evidence, level: float, parts: int = 1) -> str:
-    """HOLDS if `interval` lies inside the region, FAILS if it lies outside, else UNDECIDED."""
+    """HOLDS if `interval` lies inside the region, FAILS if it refutes it, else UNDECIDED."""
     low, high = interval(part, level, parts)
-    if part.region.low < low and high < part.region.high:
+    if _inside(part, (low, high)):
         return HOLDS
-    if high < part.region.low or low > part.region.high:
-        return FAILS
-    return UNDECIDED
+    below, above = part.region.refuted
+    return FAILS if high < below or low > above else UNDECIDED

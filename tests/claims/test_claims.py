@@ -107,6 +107,35 @@ def test_one_seed_and_equal_effects_say_nothing():
         ev.evidence([1.0], Region())
 
 
+def test_an_effect_too_small_to_matter_refutes_a_claim():
+    near = np.linspace(-0.02, 0.03, 12)  # on both sides of the border, all below 0.05
+    assert ev.verdict(ev.evidence(near, Region(low=0)), 0.05) == UNDECIDED
+    found = ev.evidence(near, Region(low=0, matters=0.05))
+    assert found.p_outside == pytest.approx(sign_p(12, 12))
+    assert ev.verdict(found, 0.05) == FAILS
+    assert ev.verdict(ev.evidence(-near, Region(high=0, matters=0.05)), 0.05) == FAILS
+    # Refuting is a chance for every part, so this takes the wider interval.
+    assert ev.interval(found, 0.05, 2) == ev.interval(ev.evidence(near, Region(low=0)), 0.025)
+    # A small effect that is certainly above the border holds, and so does a large one.
+    for shift in (0.021, 1):
+        assert ev.verdict(ev.evidence(near + shift, Region(low=0, matters=0.05)), 0.05) == HOLDS
+    wide = ev.evidence(3 * near, Region(low=0, matters=0.05))
+    assert ev.verdict(wide, 0.01) == UNDECIDED
+    with pytest.raises(ValueError, match="two borders"):
+        ev.evidence(near, Region(-1, 1, 0.1))
+
+
+@pytest.mark.parametrize("median", [0.0, 1.0])
+def test_neither_border_of_what_matters_is_crossed_too_often(median):
+    """A median of 0 is not above 0, and one that is just large enough is not too small."""
+    rng = np.random.default_rng(8)
+    wrong = 0
+    for effects in rng.normal(median, 1, (2000, 8)):
+        found = ev.verdict(ev.evidence(effects, Region(low=0, matters=1.0)), 0.05)
+        wrong += found == (FAILS if median else HOLDS)
+    assert wrong / 2000 < 0.025 + 3 * math.sqrt(0.025 * 0.975 / 2000)
+
+
 def test_holm():
     p = [0.01, 0.04, 0.03, 0.005]
     assert ev.holm_p(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -128,27 +157,29 @@ def test_benjamini_hochberg():
         ev.bh_levels([0.1], 1)
 
 
-def draws(rng, claims, parts, seeds, mean=0.0):
+def draws(rng, claims, parts, seeds, mean=0.0, matters=0.0):
     """Evidence of made-up claims that say that medians are above 0."""
     x = rng.normal(mean, 1, (claims, parts, seeds))
-    return [[ev.evidence(one, Region(low=0)) for one in claim] for claim in x]
+    region = Region(low=0, matters=matters)
+    return [[ev.evidence(one, region) for one in claim] for claim in x]
 
 
+@pytest.mark.parametrize("matters", [0.0, 0.5])
 @pytest.mark.parametrize(("levels", "adjusted"), [(ev.holm_levels, ev.holm_p),
                                                   (ev.bh_levels, ev.bh_p)])  # fmt: skip
-def test_intervals_decide_exactly_where_p_is_below_its_level(levels, adjusted):
+def test_intervals_decide_exactly_where_p_is_below_its_level(levels, adjusted, matters):
     rng = np.random.default_rng(0)
     decided = 0
     for _ in range(60):
         mean = rng.choice([-3, 0, 3], (6, 1, 1))
-        family = draws(rng, 6, 2, 7, mean)
+        family = draws(rng, 6, 2, 7, mean, matters)
         p = np.array([ev.p_of_all(parts) for parts in family])
         for parts, one, level in zip(family, p, levels(p, 0.2), strict=True):
             verdict = over_parts(ev.verdict(part, level, len(parts)) for part in parts)
             assert (verdict != UNDECIDED) == (one <= level)
             decided += verdict != UNDECIDED
         assert ((adjusted(p) <= 0.2) == (p <= levels(p, 0.2))).all()
-    assert 50 < decided < 310
+    assert 50 < decided < 340
 
 
 @pytest.mark.parametrize("law", ["normal", "exponential", "lognormal", "own class draws"])
@@ -450,7 +481,12 @@ def terms_in_order(tests, effect):
 
 
 def effects_of(test, outcome, seeds):
-    """Effects of seeds for which the verdict is `outcome`: mean half a step inside, or outside."""
+    """Effects of seeds for which the verdict is `outcome`: mean half a step inside, or outside.
+
+    Or the effects themselves.
+    """
+    if isinstance(outcome, dict):
+        return {seed: outcome[seed] for seed in seeds}
     low, high = test.region
     if test.kind == "correlation":
         low, high, step = math.atanh(low), math.inf, 1.0
@@ -591,6 +627,18 @@ def test_a_claim_about_seeds(name, outcome):
     assert len(table) == len(claim.tests)
     for row in table.iter_rows(named=True):
         assert row["low"] < row["effect"] < row["high"]
+
+
+@pytest.mark.parametrize("name", [n for n in BY_SEEDS if any(t.matters for t in ALL[n].tests)])
+def test_an_effect_that_is_too_small_to_matter(name):
+    claim = ALL[name]
+    assert all(test.matters for test in claim.tests)
+    assert all(0 in test.region for test in claim.tests)
+    around = [(-1) ** seed * claim.tests[0].matters / (5 + seed) for seed in SEEDS]
+    rows = rows_by_seed(claim, dict(zip(SEEDS, around, strict=True)))
+    table = judged(claim, rows)
+    assert set(table["verdict"]) == {FAILS}, table
+    assert all("if there is an effect, it is smaller than" in reason for reason in table["reason"])
 
 
 @pytest.mark.parametrize("name", BY_SEEDS)
