@@ -372,10 +372,10 @@ def determinism(setup: Setup) -> Finding:
         return Finding(True, setup.step_costs(setup.trainer(**setup.paper_cell)))
 
 
-def small_step(setup: Setup) -> Finding:
+def small_step(setup: Setup, **more: Any) -> Finding:
     """A cell so small that starting kernels takes longer than they run."""
     batch = 32 if setup.smoke else 128
-    costs = setup.step_costs(setup.trainer(batch_size=batch))
+    costs = setup.step_costs(setup.trainer(batch_size=batch, **more))
     return Finding(True, {**costs, "images_per_s": batch / costs["ms"] * 1e3})
 
 
@@ -445,11 +445,12 @@ def checks(smoke: bool) -> dict[str, Callable[[Setup], Finding]]:
         "one objective, tf32": partial(paper_step, **one, precision="tf32"),
         "one objective, float32": partial(paper_step, **one, precision="float32"),
         "small step": small_step,
+        "small step, CUDA graphs": partial(small_step, compile="cuda_graphs"),
         "measuring": measuring,
         "out of memory": out_of_memory,
     }
-    if smoke:  # it takes as long as all others
-        del found["paper step, compiled"]
+    if smoke:  # they take as long as all others
+        del found["paper step, compiled"], found["small step, CUDA graphs"]
     return found
 
 

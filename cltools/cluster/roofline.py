@@ -107,16 +107,23 @@ def gpu_of(name: str) -> Gpu:
 
 
 def step_on(
-    gpu: Gpu, kernels: Iterable[Work], tf32: bool = False, images: int = 0, workers: int = 1
+    gpu: Gpu,
+    kernels: Iterable[Work],
+    tf32: bool = False,
+    images: int = 0,
+    workers: int = 1,
+    recorded: Mapping[str, int] | None = None,
 ) -> Step:
     """Predict a step of these kernels on a GPU.
 
     `tf32` says whether products in float32 may round their inputs. `images` are decoded by
-    `workers` cores.
+    `workers` cores. The kernels of the parts `recorded` were recorded as so many CUDA graphs,
+    each of which is one launch.
     """
     parts: dict[str, float] = defaultdict(float)
     limits: dict[str, float] = dict.fromkeys(LIMITS[:2], 0.0)
-    launches = 0
+    recorded = recorded or {}
+    launches = sum(recorded.values())
     for kernel in kernels:
         dtype = "tf32" if tf32 and kernel.dtype == "float32" else kernel.dtype
         moving = kernel.moved / (gpu.bandwidth * BANDWIDTH_SHARE)
@@ -124,7 +131,8 @@ def step_on(
         seconds = kernel.times * max(moving, computing, SHORTEST * kernel.launches)
         parts[kernel.part] += seconds
         limits[LIMITS[computing > moving]] += seconds
-        launches += kernel.times * kernel.launches
+        if kernel.part not in recorded:
+            launches += kernel.times * kernel.launches
     return Step(dict(parts), limits, launches, images * DECODING / workers)
 
 

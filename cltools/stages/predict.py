@@ -46,7 +46,7 @@ from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
 from cltools.runtime.progress import time_text
-from cltools.training.trace import Extent, Trace, trace_step
+from cltools.training.trace import Extent, Trace, graphs_of_step, trace_step
 
 MB = 1e6
 WORKERS = 8  # threads that decode, where neither the command nor the config says how many
@@ -227,7 +227,9 @@ def _entry(
             f"{images['train']} images: lower batch_size"
         )
     decoded = cell["batch_size"] if data.encoded else 0
-    step = step_on(gpu, trace.kernels, cell["precision"] == "tf32", decoded, workers)
+    step = step_on(
+        gpu, trace.kernels, cell["precision"] == "tf32", decoded, workers, graphs_of_step(cell)
+    )
     objectives = len(cell["objectives"])
     split = sharing.parts(objectives)
     step = _shared(step, objectives, sharing.gpus, split)

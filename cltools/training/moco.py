@@ -34,7 +34,7 @@ class KeyQueue:
 
     def __init__(self, network: Network, cell: dict[str, Any]) -> None:
         self.network = network.requires_grad_(False).train()
-        self._forward = compiled(network) if cell["compile"] else network
+        self._forward = compiled(network, cell)
         self._follow = get_ema_multi_avg_fn(cell["key_momentum"])  # type: ignore[no-untyped-call]
         shape = (
             cell["queue_size"] // cell["batch_size"],

@@ -39,6 +39,7 @@ from cltools.data.image_set import EncodedImageSet, ImageSet
 from cltools.data.views import Recipe, ViewParameters
 from cltools.maths.objectives import loss_of
 from cltools.training.batches import owner
+from cltools.training.compiled import CUDA_GRAPHS
 from cltools.training.optimizers import build_optimizer
 from cltools.training.trainer import CoupledTrainer
 
@@ -126,6 +127,15 @@ def trace_step(cell: dict[str, Any], extent: Extent) -> Trace:
     kernels = list(_kernels(recorder.operators, COMPILED if cell["compile"] else ()))
     features = next(iter(trainer.networks.values())).encoder.features
     return Trace(kernels, weights, held, recorder.peak - before, features)
+
+
+def graphs_of_step(cell: Mapping[str, Any]) -> dict[str, int]:
+    """Part of a cell's step -> how many CUDA graphs its kernels were recorded as, one a network.
+
+    The backward pass of the losses, some dozens of kernels, is counted with that of the networks.
+    """
+    recorded = COMPILED if cell["compile"] == CUDA_GRAPHS else ()
+    return dict.fromkeys(recorded, len(cell["objectives"]))
 
 
 def stand_ins(cell: Mapping[str, Any]) -> dict[str, int]:

@@ -121,9 +121,7 @@ class CoupledTrainer:
             o: KeyQueue(self._network(o), cell) for o in own_models if has_queue(cell, o)
         }
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
-        self.forward: dict[str, Forward] = {
-            o: compiled(n) if cell["compile"] else n for o, n in self.networks.items()
-        }
+        self.forward: dict[str, Forward] = {o: compiled(n, cell) for o, n in self.networks.items()}
 
         self.step = 0
         # First step -> number of parts that batches are split into from there on.

@@ -117,6 +117,29 @@ def test_compiling_is_another_cell_with_the_same_state(colors, monkeypatch):
     torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
 
 
+def test_cuda_graphs_are_asked_of_the_compiler(colors, monkeypatch):
+    """Their outputs are copies: on a GPU, the next call overwrites what they are copied from."""
+    compile_with, asked, marks = torch.compile, [], []
+
+    def tracing(network, *, options, **how):
+        asked.append(options)
+        return compile_with(network, backend="eager", **how)
+
+    monkeypatch.setattr(torch, "compile", tracing)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    found = {}
+    for value in (True, "cuda_graphs"):
+        made = trainer(cell(compile=value, objectives=["dcl", "ce"]), colors)
+        for _ in range(2):
+            made.train_step()
+        found[value] = made.state()[0]
+    torch.testing.assert_close(*found.values(), rtol=0, atol=0, equal_nan=True)
+    plain, graphs = {"deterministic": True}, {"deterministic": True, "triton.cudagraphs": True}
+    assert asked == [plain, plain, graphs, graphs]
+    assert len(marks) == 2 * 2
+    assert cell_id(cell(compile=True)) != cell_id(cell(compile="cuda_graphs"))
+
+
 def test_a_machine_that_cannot_compile(colors, monkeypatch, tmp_path):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/no/such/compiler"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from small import small_cell
 
-from cltools.training.trace import Extent, Kernel, stand_ins, trace_step
+from cltools.cluster.roofline import gpu_of, step_on
+from cltools.training.trace import Extent, Kernel, graphs_of_step, stand_ins, trace_step
 
 SHAPE = (16, 16, 3)
 CPU = torch.device("cpu")
@@ -82,6 +83,19 @@ def test_compiled_networks_fuse_what_follows_convolutions():
     for what in ("moved", "launches"):
         assert total(fused, what, others) == total(plain, what, others)
     assert fused.peak == plain.peak
+
+
+def test_cuda_graphs_are_one_launch_for_each_pass():
+    fused, recorded = (trace(compile=value) for value in (True, "cuda_graphs"))
+    assert fused == recorded
+    settings = cell(compile="cuda_graphs")
+    assert graphs_of_step(cell(compile=True)) == {}
+    graphs = graphs_of_step(settings)
+    assert graphs == dict.fromkeys(("forward", "backward"), len(settings["objectives"]))
+    launches = [step_on(gpu_of("h100"), fused.kernels, recorded=r).launches for r in ({}, graphs)]
+    passes = total(fused, "launches", ("forward", "backward"))
+    assert launches[0] - launches[1] == passes - sum(graphs.values())
+    assert passes > 20 * sum(graphs.values())
 
 
 def test_the_peak_is_what_the_backward_pass_keeps():
