@@ -7,6 +7,8 @@ What a file with several arrays holds:
   representation. `FILE:NAME` or `FILE:LAYER` names one of them;
 - `labels` (or `label`) are the N classes and `ids` (or `sample_id`) name the N images.
 
+In the embeddings of a cell, `h` is (objectives, N, d): FILE:OBJECTIVE names the features of one.
+
 In CSV and Parquet files, the columns of numbers are the dimensions of `features`; a column of lists
 is an array (N, d). Nothing is ever unpickled.
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEATURES = "features"
+OBJECTIVE = "objective"  # names the networks in the embeddings of a cell
 NAMES = {"features": ("features", "h"), "labels": ("labels", "label"), "ids": ("ids", "sample_id")}
 INDEX = ("", "Unnamed: 0", "__index_level_0__")  # columns that pandas writes for the names of rows
 Array = NDArray[Any]
@@ -135,6 +138,8 @@ def _features(
     chosen: str | None,
 ) -> dict[str, Array]:
     layers = {name.partition(":")[2]: name for name in names if name.startswith(f"{FEATURES}:")}
+    if OBJECTIVE in names and known.get("features") not in (None, chosen):
+        return _by_objective(path, as_text(read(OBJECTIVE)), read(known["features"]), chosen)
     if chosen is not None:
         if chosen not in {*names, *layers}:
             raise InputError(
@@ -153,6 +158,25 @@ def _features(
                 "give numbers of shape (images, dimensions)"
             )
     return features
+
+
+def _by_objective(
+    path: Path, objectives: Array, features: Array, chosen: str | None
+) -> dict[str, Array]:
+    """The features (N, d) of each objective, or of the `chosen` one, of (objectives, N, d)."""
+    if features.ndim != 3 or objectives.shape != features.shape[:1]:
+        raise InputError(
+            f"{path} has {objectives.size} objectives and features of shape {features.shape}: give "
+            "(objectives, images, dimensions)"
+        )
+    found = {str(name): array for name, array in zip(objectives, features, strict=True)}
+    if chosen is None:
+        return found
+    if chosen not in found:
+        raise InputError(
+            f"{path} holds no objective {chosen!r} (it has {', '.join(found)}): name one of these"
+        )
+    return {chosen: found[chosen]}
 
 
 def _every_array(path: Path, arrays: dict[str, Array]) -> dict[str, Array]:

@@ -242,6 +242,36 @@ def test_bfloat16_and_both_kinds_of_netcdf_are_read(folder):
         assert same == pytest.approx(1, abs=1e-12)
 
 
+def test_the_networks_of_a_cell_s_embeddings(folder):
+    """Objective by objective, with other software's features of the same images."""
+    stored = xr.Dataset(
+        {
+            "h": (("objective", "sample", "feature"), np.stack([B, A @ RNG.random((5, 8))])),
+            "z": (("objective", "sample", "dimension"), RNG.random((2, 60, 3))),
+        },
+        {
+            "objective": ["dcl", "nscl:shuffled"],
+            "label": ("sample", LABELS),
+            "sample_id": ("sample", IDS),
+        },
+    )
+    stored.to_netcdf(folder / "step.nc", engine="h5netcdf")
+    both = run(folder, "step.nc")
+    assert set(both["objective"]) | set(both["reference"]) >= {"step:dcl", "step:nscl:shuffled"}
+    one = run(folder, "b.npz", "step.nc:dcl")
+    assert value(one, "step:dcl", "cka", "cosine_biased", "b") == pytest.approx(1)
+    pair = run(folder, "step.nc:dcl", "step.nc:nscl:shuffled")
+    names = {"objective": "step:nscl:shuffled", "reference": "step:dcl"}
+    for table in (both, pair):
+        rows = table.filter(**names, metric="cka", variant="cosine_biased")
+        assert (
+            rows["value"].item()
+            == both.filter(**names, metric="cka", variant="cosine_biased")["value"].item()
+        )
+    with pytest.raises(InputError, match=r"holds no objective 'scl' \(it has dcl, nscl:shuffled\)"):
+        run(folder, "b.npz", "step.nc:scl")
+
+
 def test_files_of_one_name_in_two_folders_are_a_pair(folder):
     for name, features in (("run1", A), ("run2", B)):
         (folder / name).mkdir()
