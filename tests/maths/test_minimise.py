@@ -175,9 +175,11 @@ def test_nscl_of_the_stage_reaches_the_etf_and_dcl_does_not(grid):
     assert dcl["halved_iteration"].null_count() == dcl.height
 
 
+FEW = {"classes": [4], "taus": [0.5], "seeds": [0], "per_class": 2}
+
+
 def test_minimum_loss_is_of_nscl_with_room_for_the_simplex_only(tmp_path):
-    few = {"classes": [4], "taus": [0.5], "seeds": [0], "per_class": 2, "descent_steps": 1}
-    stage.run(settings=few, output=tmp_path / "out.parquet")
+    stage.run(settings={**FEW, "descent_steps": 1}, output=tmp_path / "out.parquet")
     known = pl.read_parquet(tmp_path / "out.parquet").drop_nulls("minimum_loss")
     assert set(known["objective"]) == {"nscl"}
     assert set(known["dimension"]) == {3, 4}
@@ -198,7 +200,7 @@ def test_minimum_loss_is_of_nscl_with_room_for_the_simplex_only(tmp_path):
         ({"descent_steps": -1}, r"minimise\.descent_steps"),
         ({"descent_lr": 0}, r"minimise\.descent_lr"),
         ({"taus": [1e-300]}, r"minimise\.taus\.0 is 1e-300, but must be at least 1e-06"),
-        ({"descent_lr": 1e30, "classes": [2], "seeds": [0]}, "features hold NaN"),
+        ({**FEW, "descent_lr": 1e30}, "features hold NaN"),
     ],
 )
 def test_stage_refuses_bad_settings(settings, message, tmp_path):
