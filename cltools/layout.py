@@ -103,6 +103,11 @@ class Results:
         return self.path / "stores"
 
     @property
+    def logs(self) -> Path:
+        """One folder for each stage, with the logs of its jobs."""
+        return self.path / "logs"
+
+    @property
     def benchmarks(self) -> Path:
         return self.path / "benchmarks"
 
@@ -117,7 +122,7 @@ class Results:
 
     def log(self, stage: str, **names: str) -> Path:
         """The log of a stage's job; without `names`, the pattern of the logs of all its jobs."""
-        return self.path / "logs" / stage / f"{_job(stage, names)}.log"
+        return self.logs / stage / f"{_job(stage, names)}.log"
 
     def benchmark(self, stage: str, **names: str) -> Path:
         """The file with time and memory of a stage's job; arguments as for `log`."""

@@ -35,7 +35,8 @@ GPU_FLOPS = {"float32": 12e12, "tf32": 30e12, "bfloat16": 45e12}
 FASTEST_GPU = 3  # times as fast: decoding has to keep up with it
 SECONDS_TO_DECODE, SECONDS_TO_CROP = 2.3e-3, 1.15e-3
 MOST_DECODING_CPUS = 16
-# A thread of a CPU in products of matrices, a GPU in those of float64; bytes a second of a disk.
+# Operations a second of a CPU's thread in products of matrices and in networks, and of a GPU in
+# products of float64; bytes a second of a disk.
 CPU_FLOPS, GPU_FLOPS_OF_MEASURES, DISK_BYTES = 30e9, 5e12, 2e8
 SECONDS_PER_STEP = 0.02  # at least, of training: so long does Python take to start all kernels
 # Seconds of a CPU up to which a stage is worth no job of its own, and from which it is worth a GPU.
@@ -89,6 +90,22 @@ class Run(NamedTuple):
 
     cell: Mapping[str, Any]
     until: Duration
+
+
+class Machine(NamedTuple):
+    """What is assumed of the machine that runs a stage, where nothing was benched.
+
+    networks: operations per second in networks, by precision. measures: the same in products of
+    float64. step: seconds that a training step takes at least.
+    """
+
+    networks: Mapping[str, float]
+    measures: float
+    step: float
+
+
+ON_GPU = Machine(GPU_FLOPS, GPU_FLOPS_OF_MEASURES, SECONDS_PER_STEP)
+ON_CPU = Machine(dict.fromkeys(GPU_FLOPS, CPU_FLOPS), CPU_FLOPS, SECONDS_PER_STEP)  # one thread
 
 
 # Jobs request more than was measured: other jobs on the node and slow disks cost time, and starting
@@ -154,16 +171,24 @@ Work = Iterable[Task]
 def train_needs(task: Task, attempt: int = 1) -> Needs:
     """What the training job of a cell requests; a second attempt requests twice as much."""
     if task.costs is not None:
-        return _needs(task.costs.memory_mb, training_seconds(task.costs, task.run), attempt)
+        return _needs(task.costs.memory_mb, train_seconds(task), attempt)
     cell, size = task.run.cell, _size(task)
-    steps = task.run.until.in_steps(_steps_per_epoch(task))
-    views = cell["batch_size"] * cell["views"] * len(cell["objectives"])
-    step = 3 * views * size.flops / GPU_FLOPS[cell["precision"]]  # forward and backward
-    seconds = steps * max(step, SECONDS_PER_STEP)
     # The resume state, with its copy while it is saved: weights, and the slots of the optimizer.
     state = 2 * 2 * 4 * size.parameters * len(cell["objectives"])
     decoded = cell["batch_size"] * (1 + cell["views"]) * 3 * _pixels(task.images)
-    return _assumed(_images_mb(task.images) + (state + decoded) / MB, seconds, attempt)
+    memory = _images_mb(task.images) + (state + decoded) / MB
+    return _assumed(memory, train_seconds(task), attempt)
+
+
+def train_seconds(task: Task, machine: Machine = ON_GPU) -> float:
+    """About how long a cell trains."""
+    if task.costs is not None:
+        return training_seconds(task.costs, task.run)
+    cell = task.run.cell
+    steps = task.run.until.in_steps(_steps_per_epoch(task))
+    views = cell["batch_size"] * cell["views"] * len(cell["objectives"])
+    forward_and_backward = 3 * views * _size(task).flops / machine.networks[cell["precision"]]
+    return float(steps * max(forward_and_backward, machine.step))
 
 
 def decoding_cpus(
@@ -215,14 +240,17 @@ def embed_needs(work: Work, precision: str = "float32", attempt: int = 1) -> Nee
             return task.costs.memory_mb + networks
         return _images_mb(task.images) + networks
 
-    def seconds(task: Task) -> float:
-        if task.costs is not None:
-            return float(_checkpoints(task) * task.costs.seconds_per_embedding)
-        written = _networks(task) * _numbers(task) * 4 / DISK_BYTES
-        cpus = embedding_cpus([task], precision)
-        return _forward_seconds(task, precision) + _decoding_seconds(task) / cpus + written
+    return _of_cells(work, memory, lambda task: embed_seconds(task, precision), attempt)
 
-    return _of_cells(work, memory, seconds, attempt)
+
+def embed_seconds(task: Task, precision: str = "float32", machine: Machine = ON_GPU) -> float:
+    """About how long one process embeds a cell at all its checkpoints."""
+    if task.costs is not None:
+        return float(_checkpoints(task) * task.costs.seconds_per_embedding)
+    written = _networks(task) * _numbers(task) * 4 / DISK_BYTES
+    cpus = embedding_cpus([task], precision)
+    forward = _forward_seconds(task, precision, machine)
+    return forward + _decoding_seconds(task) / cpus + written
 
 
 def measure_needs(work: Work, full_at: str, on_gpu: bool, attempt: int = 1) -> Needs:
@@ -239,12 +267,16 @@ def measure_needs(work: Work, full_at: str, on_gpu: bool, attempt: int = 1) -> N
         classes = 8 * task.images.classes * d * count
         return (sums + classes + 4 * task.images.both * d) / MB
 
-    def seconds(task: Task) -> float:
-        on_cpu = cpu_seconds_of_measuring(task, full_at)
-        read = READS_OF_FEATURES * _networks(task) * _numbers(task) * 4 / CACHED_BYTES
-        return read + (on_cpu * CPU_FLOPS / GPU_FLOPS_OF_MEASURES if on_gpu else on_cpu)
+    machine = ON_GPU if on_gpu else ON_CPU
+    return _of_cells(
+        work, memory, lambda task: measure_seconds(task, full_at, machine), attempt, benched=False
+    )
 
-    return _of_cells(work, memory, seconds, attempt, benched=False)
+
+def measure_seconds(task: Task, full_at: str, machine: Machine) -> float:
+    """About how long one process measures a cell, with the reading of its embeddings."""
+    read = READS_OF_FEATURES * _networks(task) * _numbers(task) * 4 / CACHED_BYTES
+    return read + cpu_seconds_of_measuring(task, full_at) * CPU_FLOPS / machine.measures
 
 
 def cpu_seconds_of_measuring(task: Task, full_at: str) -> float:
@@ -301,7 +333,7 @@ def theory_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> N
     return _of_cells(work, memory, lambda task: theory_seconds(task, settings), attempt)
 
 
-def theory_seconds(task: Task, settings: Mapping[str, Any]) -> float:
+def theory_seconds(task: Task, settings: Mapping[str, Any], machine: Machine = ON_GPU) -> float:
     """About how long the products of `theory_needs` take for one cell."""
     cell, images = task.run.cell, settings["curvature_images"]
     at = _checkpoints(task) if settings["curvature_at"] == "all" else 2
@@ -309,8 +341,8 @@ def theory_seconds(task: Task, settings: Mapping[str, Any]) -> float:
         network = task.costs.seconds_per_step / len(cell["objectives"])
         network *= min(1, images / cell["batch_size"])
     else:
-        network = 3 * images * cell["views"] * _size(task).flops / GPU_FLOPS["float32"]
-        network = max(network, SECONDS_PER_STEP)
+        network = 3 * images * cell["views"] * _size(task).flops / machine.networks["float32"]
+        network = max(network, machine.step)
     return float(at * settings["power_iterations"] * 2 * 3 * network)
 
 
@@ -327,18 +359,20 @@ def merge_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Ne
         held = _images_mb(task.images) if task.costs is None else task.costs.memory_mb
         return held + features
 
-    def seconds(task: Task) -> float:
-        points = settings["points"] * len(settings["with"])
-        size = _size(task)
-        probe = 4 * size.features * task.images.classes * PROBE_STEPS * task.images.train
-        if task.costs is not None:
-            network = task.costs.seconds_per_embedding
-        else:
-            network = 3 * task.images.both * size.flops / GPU_FLOPS["float32"]
-            network += 3 * task.images.both * _seconds_to_decode(task.images, 0)
-        return float(points * (network + probe / CPU_FLOPS))
+    return _of_cells(work, memory, lambda task: merge_seconds(task, settings), attempt)
 
-    return _of_cells(work, memory, seconds, attempt)
+
+def merge_seconds(task: Task, settings: Mapping[str, Any], machine: Machine = ON_GPU) -> float:
+    """About how long the points of `merge_needs` take for one cell."""
+    points = settings["points"] * len(settings["with"])
+    size = _size(task)
+    probe = 4 * size.features * task.images.classes * PROBE_STEPS * task.images.train
+    if task.costs is not None:
+        network = task.costs.seconds_per_embedding
+    else:
+        network = 3 * task.images.both * size.flops / machine.networks["float32"]
+        network += 3 * task.images.both * _seconds_to_decode(task.images, 0)
+    return float(points * (network + probe / CPU_FLOPS))
 
 
 def layers_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> Needs:
@@ -348,30 +382,34 @@ def layers_needs(work: Work, settings: Mapping[str, Any], attempt: int = 1) -> N
     layers at each checkpoint, of every two layers at the last one.
     """
 
-    def images(task: Task) -> int:
-        return task.images.test if settings["split"] == "test" else task.images.train
-
-    def widths(task: Task) -> list[int]:
-        cell = task.run.cell
-        return [*_size(task).widths, cell["projector_hidden"], cell["projector_dim"]]
-
     def memory(task: Task) -> float:
-        sums = min(LARGEST_SUMS, 8 * sum(widths(task)) ** 2)
+        sums = min(LARGEST_SUMS, 8 * sum(_widths(task)) ** 2)
         held = _images_mb(task.images) if task.costs is None else task.costs.memory_mb
         return held + sums / MB
 
-    def seconds(task: Task) -> float:
-        checkpoints = _checkpoints(task) if settings["at"] == "all" else 2
-        networks = checkpoints * len(task.run.cell["objectives"])
-        each = _size(task).flops / GPU_FLOPS["float32"]
-        forward = networks * images(task) * each
-        decoded = checkpoints * images(task) * _seconds_to_decode(task.images, 0)
-        same = 3 * 2 * networks * sum(w**2 for w in widths(task))
-        every = 2 * 2 * len(task.run.cell["objectives"]) * sum(widths(task)) ** 2
-        read = 2 * 4 * networks * images(task) * sum(widths(task)) / DISK_BYTES
-        return forward + decoded + read + images(task) * (same + every) / GPU_FLOPS_OF_MEASURES
+    return _of_cells(
+        work, memory, lambda task: layers_seconds(task, settings), attempt, benched=False
+    )
 
-    return _of_cells(work, memory, seconds, attempt, benched=False)
+
+def layers_seconds(task: Task, settings: Mapping[str, Any], machine: Machine = ON_GPU) -> float:
+    """About how long the products of `layers_needs` take for one cell."""
+    images = task.images.test if settings["split"] == "test" else task.images.train
+    widths, objectives = _widths(task), len(task.run.cell["objectives"])
+    checkpoints = _checkpoints(task) if settings["at"] == "all" else 2
+    networks = checkpoints * objectives
+    forward = networks * images * _size(task).flops / machine.networks["float32"]
+    decoded = checkpoints * images * _seconds_to_decode(task.images, 0)
+    same = 3 * 2 * networks * sum(w**2 for w in widths)
+    every = 2 * 2 * objectives * sum(widths) ** 2
+    read = 2 * 4 * networks * images * sum(widths) / DISK_BYTES
+    return forward + decoded + read + images * (same + every) / machine.measures
+
+
+def _widths(task: Task) -> list[int]:
+    """Of what every layer of a network puts out, projector included."""
+    cell = task.run.cell
+    return [*_size(task).widths, cell["projector_hidden"], cell["projector_dim"]]
 
 
 def prepare_needs(images: Images, attempt: int = 1) -> Needs:
@@ -380,11 +418,16 @@ def prepare_needs(images: Images, attempt: int = 1) -> Needs:
     Images that are kept decoded are held in memory, twice as they are sorted; those that stay
     encoded are read once and decoded once, to see that they can be.
     """
-    if images.encoded:
-        read = images.both * PHOTOGRAPH_BYTES / DISK_BYTES
-        decoded = images.both * _seconds_to_decode(images, 1) / PREPARING_CPUS
-        return _assumed(2 * LIBRARIES_MB, read + decoded, attempt)
-    return _assumed(3 * _images_mb(images), images.both * 1e-3, attempt)
+    memory = 2 * LIBRARIES_MB if images.encoded else 3 * _images_mb(images)
+    return _assumed(memory, prepare_seconds(images), attempt)
+
+
+def prepare_seconds(images: Images) -> float:
+    """About how long it takes to make the store of a data set, without a download."""
+    if not images.encoded:
+        return images.both * 1e-3
+    read = images.both * PHOTOGRAPH_BYTES / DISK_BYTES
+    return read + images.both * _seconds_to_decode(images, 1) / PREPARING_CPUS
 
 
 def prepare_cpus(images: Images, workers: int | None = None) -> int:
@@ -429,11 +472,11 @@ def _numbers(task: Task) -> float:
     return float(task.images.both * each)
 
 
-def _forward_seconds(task: Task, precision: str) -> float:
-    """Seconds of a GPU to pass all images and views through the networks of all checkpoints."""
+def _forward_seconds(task: Task, precision: str, machine: Machine = ON_GPU) -> float:
+    """Seconds to pass all images and views through the networks of all checkpoints."""
     chosen = task.run.cell["precision"] if precision == "training" else precision
     passes = _networks(task) * task.images.both * (1 + task.run.cell["views"])
-    return float(passes) * _size(task).flops / GPU_FLOPS[chosen]
+    return float(passes) * _size(task).flops / machine.networks[chosen]
 
 
 def _decoding_seconds(task: Task) -> float:

@@ -21,6 +21,14 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h"
 
 
+def rough_time(seconds: float) -> str:
+    """Seconds of a coarse estimate as text, in whole minutes, hours or days."""
+    for limit, unit, size in ((5400, "min", 60), (48 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{max(1, round(seconds / size))} {unit}"
+    return f"{round(seconds / 86400):,} days"
+
+
 def no_note() -> str:
     """Default of `track`, which adds nothing."""
     return ""

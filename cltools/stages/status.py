@@ -8,10 +8,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cltools.config.durations import Duration
 from cltools.config.experiment import OF_SOME_SWEEPS, Experiment, Plan
@@ -75,6 +76,28 @@ def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
         "tables": folder.tables(),
         "figures": {name: folder.figure(name).exists() for name in figures_of(experiment)},
     }
+
+
+class FailedJob(NamedTuple):
+    """A job whose log ends with an error."""
+
+    stage: str
+    log: Path
+    error: str
+
+
+def failed_jobs(results: Results, since: float) -> Iterator[FailedJob]:
+    """The jobs of all stages that failed since that time (seconds since the epoch), oldest first.
+
+    Only logs that were written since then are read.
+    """
+    written = []
+    for log in results.logs.glob("*/*.log"):
+        with suppress(OSError):  # Snakemake deletes the log of a job that it starts again
+            written.append((log.stat().st_mtime, log))
+    for when, log in sorted(written):
+        if when >= since and (error := _last_error(_end_of(log))):
+            yield FailedJob(log.parent.name, log, error)
 
 
 def status_lines(report: Mapping[str, Any]) -> Iterator[str]:

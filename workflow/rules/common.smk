@@ -3,11 +3,20 @@
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
+from snakemake.logging import logger
 from snakemake.utils import update_config
 
 from cltools.claims import FILE as CLAIMS
+from cltools.cli.console import (
+    OneLinePerJob,
+    Started,
+    end_lines,
+    failure_lines,
+    start_lines,
+)
 from cltools.cluster.estimates import (
     LONG,
     SHORT,
@@ -76,9 +85,36 @@ except InputError as error:
 
 
 GPUS = Gpus.of(EXPERIMENT.setting)
+STARTED = time.time()
 
 
-# Runs before the first job, and not for a dry run, which needs no Slurm.
+def say(lines):
+    """Through Snakemake's log, which also goes to its file and to other loggers."""
+    logger.info("\n".join(["", *lines, ""]))
+
+
+def how_started():
+    """What the console has to know to name commands that watch this run."""
+    return Started(
+        cores=workflow.cores if workflow.local_exec else None,
+        configs=[Path(path).absolute() for path in workflow.configfiles],
+        changed=bool(workflow.config_settings.config_args),
+        # Older versions of Snakemake do not know where they were started.
+        folder=Path(getattr(workflow, "rundir", ".")).absolute(),
+    )
+
+
+def be_brief():
+    """One line for each job, on the console of a run on this machine; the file has all of them."""
+    wanted = workflow.output_settings
+    if workflow.local_exec and not (wanted.verbose or wanted.printshellcmds):
+        for handler in logger.handlers:
+            if handler.name == "DefaultStreamHandler":
+                handler.addFilter(OneLinePerJob(logger.info))
+
+
+# These run in no job, and in no module. The first one runs before all jobs, but not for a dry run,
+# which needs no Slurm.
 onstart:
     if GPUS.nodes > 1 and workflow.executor_plugin.name != "slurm":
         print(
@@ -94,6 +130,16 @@ onstart:
             file=sys.stderr,
         )
         sys.exit(2)
+    be_brief()
+    say(start_lines(EXPERIMENT, RESULTS.path, how_started()))
+
+
+onsuccess:
+    say(end_lines(EXPERIMENT, RESULTS.path))
+
+
+onerror:
+    say(failure_lines(RESULTS.path, STARTED, log))
 
 
 wildcard_constraints:
