@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -38,39 +38,72 @@ def track(
     iterable: Iterable[Item],
     total: int,
     description: str,
+    unit: str = "",
+    *,
+    first: int = 0,
     note: Callable[[], str] = no_note,
 ) -> Iterator[Item]:
     """Yield the items of `iterable` and show progress on stderr.
 
     On a terminal this is a rich progress bar. Elsewhere, as in the log file of a cluster job, it is
-    one plain line every 15 seconds, and no line if the loop takes less than that. What `note`
-    returns is shown beside the bar, or at the end of the line.
+    one plain line every 15 seconds, and no line if the loop takes less than that:
+    "training: step 3 of 48, 2 min left, loss of dcl 3.21". `unit` is what is counted, here "step".
+    `total` counts the items that were done earlier, too, which are `first` many. What `note`
+    returns ends the line.
     """
     if sys.stderr.isatty():
-        yield from _with_bar(iterable, total, description, note)
+        yield from _with_bar(iterable, total, description, unit, first, note)
         return
-    last = time.monotonic()
-    for done, item in enumerate(iterable):
+    began = last = time.monotonic()
+    for done, item in enumerate(iterable, first):
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
-            said = note()
-            log.info("%s: %d of %d%s", description, done, total, said and f", {said}")
+            said = [_count(unit, done, total)]
+            if done > first:
+                left = (now - began) / (done - first) * (total - done)
+                said.append(f"{time_text(left)} left")
+            log.info("%s: %s", description, ", ".join([*said, *filter(None, [note()])]))
             last = now
         yield item
 
 
+def _count(unit: str, done: int, total: int) -> str:
+    return f"{unit} {done} of {total}".lstrip()
+
+
 def _with_bar(
-    iterable: Iterable[Item], total: int, description: str, note: Callable[[], str]
+    iterable: Iterable[Item],
+    total: int,
+    description: str,
+    unit: str,
+    first: int,
+    note: Callable[[], str],
 ) -> Iterator[Item]:
     from rich.console import Console
-    from rich.progress import Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}", markup=False))
+    what, count, noted = (
+        TextColumn(f"{{task.{name}}}", markup=False)
+        for name in ("description", "fields[count]", "fields[note]")
+    )
+    columns = (what, BarColumn(), count, TimeRemainingColumn(), TextColumn("left"), noted)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task, last = bar.add_task(description, total=total, note=""), time.monotonic()
+        task = bar.add_task(
+            description, total=total, completed=first, note="", count=_count(unit, first, total)
+        )
+        done, last = first, time.monotonic()
         for item in iterable:
             yield item
-            bar.advance(task)
+            done += 1
+            bar.update(task, advance=1, count=_count(unit, done, total))
             if (now := time.monotonic()) - last >= SECONDS_BETWEEN_NOTES:
                 bar.update(task, note=note())
                 last = now
+
+
+def numbered(items: Collection[Item], what: str) -> Iterator[Item]:
+    """Yield the items; if there are several, tell at the start of each which one of them it is."""
+    for number, item in enumerate(items, 1):
+        if len(items) > 1:
+            log.info("%s %d of %d: %s", what, number, len(items), item)
+        yield item

@@ -135,7 +135,7 @@ def bench_experiment(
     """
     kinds = by_kind(Run(plan.cell, plan.until) for plan in experiment.plans.values())
     entries, about = [], {}
-    for runs in track(kinds, len(kinds), "benching"):
+    for runs in track(kinds, len(kinds), "timing", "kind of cell"):
         cell = runs[0].cell
         encoded = bool(experiment.stores[cell["dataset"]].get("encoded"))
         images = synthetic and replace(synthetic, encoded=synthetic.encoded or encoded)

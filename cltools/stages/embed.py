@@ -201,7 +201,7 @@ def _embed_group(
         images = stack.enter_context(closing(_images(cell, sets)))
         blocks = sum(-(-len(data.labels) // BLOCK) for data in sets.values())
         first = 0
-        for plain, views in track(images, blocks, "embedding"):
+        for plain, views in track(images, blocks, "embedding", "block"):
             for of_step, writer in zip(networks, writers, strict=True):
                 outputs = [network(plain) for network in of_step.values()]
                 viewed = [

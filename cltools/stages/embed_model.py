@@ -81,7 +81,7 @@ def run(
     with new_feature_file(output, widths, samples, about) as writer:
         blocks = _blocks(first, images)
         done = 0
-        for block in track(blocks, -(-samples.count // BLOCK), "embedding"):
+        for block in track(blocks, -(-samples.count // BLOCK), "embedding", "block"):
             made = _features(outputs, block, chosen, wanted.model)
             writer.write(done, **{_array(k): v.cpu().numpy() for k, v in made.items()})
             done += len(block)

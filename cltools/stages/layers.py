@@ -98,7 +98,7 @@ def compare_layers(
             manifest, CellFolder.of(manifest_path), sets, settings["split"], recalibrate, device
         )
         starts = outputs.starts(saved[0], files) if missing and 0 in saved else {}
-        for step in track(missing, len(missing), "comparing layers"):
+        for step in track(missing, len(missing), "comparing layers", "checkpoint"):
             with ExitStack() as of_step:
                 networks = starts if step == 0 else outputs.at(step, saved[step], of_step)
                 labels = outputs.images.labels.numpy()

@@ -37,7 +37,7 @@ from cltools.maths.blocks import RowSource
 from cltools.runtime.devices import choose_device
 from cltools.runtime.files import only_process
 from cltools.runtime.gpus import claim_gpus
-from cltools.runtime.progress import track
+from cltools.runtime.progress import numbered, track
 from cltools.runtime.sealed import read_table, usable_table, write_json, write_table
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.trained import load_weights
@@ -68,7 +68,7 @@ def run(
     if device != "auto":
         choose_device(device)  # fail now, not after hours, if it is missing
     tables = {}
-    for path in manifests:
+    for path in numbered(manifests, "cell"):
         home = CellFolder.of(path)
         with only_process(home.path, wait=True):  # experiments may share cells
             tables[str(path)] = str(measure_cell(path, settings, embeddings, device))
@@ -107,7 +107,7 @@ def measure_cell(
     start = _Start()
     number = len(manifest["checkpoints"])
     with ExitStack() as until_the_end:
-        for step, hashes in track(saved_weights(manifest), number, "measuring"):
+        for step, hashes in track(saved_weights(manifest), number, "measuring", "checkpoint"):
             steps.append(step_of(path, step))
             there = usable_table(steps[-1], whose(steps[-1], manifest_path))
             if step > 0 and there:

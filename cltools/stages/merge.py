@@ -136,7 +136,7 @@ def _lines(
     first = _features(network, weights[start], sets)
     for other in others:
         last = _features(network, weights[other], sets)
-        for point in track(range(points), points, f"merging {start} and {other}"):
+        for point in track(range(points), points, f"merging {start} and {other}", "point"):
             weight = point / (points - 1)
             if point in (0, points - 1):
                 h = last if point else first

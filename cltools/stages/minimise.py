@@ -48,7 +48,7 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
         )
     steps, per_class = chosen["descent_steps"], chosen["per_class"]
     tables = []
-    for objective, classes, dimension, tau, seed in track(runs, len(runs), "minimise"):
+    for objective, classes, dimension, tau, seed in track(runs, len(runs), "minimizing", "run"):
         labels = torch.arange(classes * per_class) % classes
         try:
             found = minimise(

@@ -64,7 +64,8 @@ def run(
     data = sets[chosen["split"]]
     data = data.chosen(some_images(data.labels, chosen["classes"], chosen["images_per_class"]))
     planes, shares = {}, {}
-    for step, hashes in track(saved_weights(trained), len(trained["checkpoints"]), "projecting"):
+    saved = saved_weights(trained)
+    for step, hashes in track(saved, len(saved), "projecting", "checkpoint"):
         for objective, sha in hashes.items():
             file = CellFolder.of(manifest).run.weights(objective, step)
             network = load_network(

@@ -172,7 +172,7 @@ def follow(
     rows = []
     touched = np.zeros(start.shape, dtype=bool)
     states = similarity_steps(start, labels, batches, lrs, cell["tau"])
-    for step, state in enumerate(track(states, steps, "following")):
+    for step, state in enumerate(track(states, steps, "following", "step")):
         batch = batches[step]
         touched[touched_entries(batch, len(labels))] = True
         trainer.train_step()

@@ -31,8 +31,8 @@ from cltools.training.live import TAIL, LastValues, LiveRow, latest, read_live, 
 #     have no lock: those that are begun are running or were killed.
 # waiting: there is nothing yet.
 STATES = ("done", "running", "begun", "failed", "stale", "waiting")
-OF_LOG = 4096  # bytes that are read at the beginning and at the end of a log
-_STEPS = re.compile(r"^(?:training: (\d+) of (\d+)(?:,.*)?|resumed at step (\d+) of (\d+))$", re.M)
+OF_LOG = 4096  # bytes that are read at the end of a log
+_STEPS = re.compile(r"^(?:training:|resumed at) step (\d+) of (\d+)(?:,.*)?$", re.M)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception)\b.*|Killed.*")
 
 
@@ -154,7 +154,7 @@ def _training(identity: str, plan: Plan, manifest: Path, results: Results) -> St
         state = "done" if current else "stale"
         return StageStatus(state, named, step=made["steps"], steps=made["steps"])
     text = _end_of(log)
-    step, steps = _progress(f"{_beginning_of(log)}\n{text}", folder)
+    step, steps = _progress(text, folder)
     rows = _last_rows(folder, plan)
     if rows:
         step = max(step or 0, *(row.step for row in rows.values()))
@@ -224,12 +224,8 @@ def _locked(path: Path) -> bool:
 
 def _progress(log: str, folder: RunFolder) -> tuple[int | None, int | None]:
     """The step of training, from its log or its resume state, and the step where it stops."""
-    start, done, steps = 0, None, None
-    for begun, left, resumed, stop in _STEPS.findall(log):
-        if resumed:
-            start, steps, done = int(resumed), int(stop), int(resumed)
-        else:
-            done, steps = start + int(begun), start + int(left)
+    told = _STEPS.findall(log)
+    done, steps = map(int, told[-1]) if told else (None, None)
     saved = [_saved_step(path) for path in (folder.state, folder.previous_state)]
     known = [step for step in (done, *saved) if step is not None]
     return (max(known) if known else None), steps
@@ -244,15 +240,6 @@ def _saved_step(path: Path) -> int | None:
     except (OSError, ValueError, KeyError, OverflowError, MemoryError):
         return None
     return step
-
-
-def _beginning_of(log: Path) -> str:
-    """The start of a training log, which says at what step training resumed."""
-    try:
-        with open(log, "rb") as file:
-            return file.read(OF_LOG).decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _end_of(log: Path) -> str:

@@ -46,7 +46,7 @@ def run(*, settings: Mapping[str, Any], output: Path) -> None:
     tables = []
     for seed, classes, sigma, labels in _references(chosen):
         runs = list(product(*axes[1:]))
-        for size, tau, total in track(runs, len(runs), f"seed {seed}, {classes} classes"):
+        for size, tau, total in track(runs, len(runs), f"seed {seed}, {classes} classes", "run"):
             batches = _batches(len(labels), size, chosen["steps"], seed)
             lrs = np.full(chosen["steps"], total / chosen["steps"])
             try:

@@ -66,8 +66,7 @@ def run(
     chosen = choose_device(device)
     measures = read_json(measured, made_by="cltools measure", keys=["tables"])["tables"]
     tables = {}
-    cells = with_stores(manifests, stores)
-    for path, store in track(cells, len(manifests), "theory"):
+    for path, store in with_stores(manifests, stores):
         if str(path) not in measures:
             raise InputError(f"{measured} lacks the cell of {path}: run `cltools measure` on it")
         table = theory_of_cell(path, Path(measures[str(path)]), store, chosen, settings)
@@ -98,7 +97,8 @@ def theory_of_cell(
         training = _Training(manifest, manifest_path, store, device, settings)
     remedy = f"run `cltools measure` on {manifest_path} again"
     measured = read_table(measures, remedy, whose(measures, manifest_path))
-    for step, hashes in saved_weights(manifest):
+    saved = saved_weights(manifest)
+    for step, hashes in track(saved, len(saved), "working out bounds", "checkpoint"):
         values = _values(measured, step)
         found = [
             *gap_rows(values, cell["views"], cell["batch_size"]),

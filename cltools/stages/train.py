@@ -287,8 +287,8 @@ def _train(
     stopped_by, overdue = 0, False
     steps_left: Iterable[int] = range(trainer.step, stop)
     if ranks.first:  # it alone shows how far they all are
-        note = partial(_last_values, progress.states.run, trainer.models, stop)
-        steps_left = track(steps_left, stop - trainer.step, "training", note)
+        note = partial(_last_values, progress.states.run, trainer.models)
+        steps_left = track(steps_left, stop, "training", "step", first=trainer.step, note=note)
     for step in steps_left:
         if step in checkpoints:
             progress.save_weights(trainer)
@@ -317,12 +317,10 @@ def _train(
     trainer.merge_logs()
 
 
-def _last_values(live: RunFolder, models: list[str], stop: int) -> str:
-    """What the last rows of all ranks say, for a line of the log."""
+def _last_values(live: RunFolder, models: list[str]) -> str:
+    """What the last rows of all ranks say, for a line of the log, which says the time left."""
     rows = latest(read_live(live, TAIL), models)
-    if not rows:
-        return ""
-    return f"at step {max(row.step for row in rows.values())}: {LastValues.of(rows, stop).words()}"
+    return LastValues.of(rows, stop=None).words() if rows else ""
 
 
 def _write_manifest(

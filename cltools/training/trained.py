@@ -12,6 +12,7 @@ from cltools.data.image_set import ImageSet, image_set
 from cltools.data.store import PER_CLASS, ImageStore
 from cltools.layout import CellFolder
 from cltools.runtime.errors import InputError
+from cltools.runtime.progress import numbered
 from cltools.runtime.sealed import check_hash
 from cltools.runtime.tensors import load_tensors
 from cltools.training.labels import class_count
@@ -63,7 +64,7 @@ def with_stores(
     Raises InputError when no store has the name of that data set.
     """
     stores = {store.name: store for store in map(ImageStore.open, store_folders)}
-    for path in manifests:
+    for path in numbered(list(manifests), "cell"):
         dataset = read_manifest(path)["cell"]["dataset"]
         if dataset not in stores:
             raise InputError(

@@ -100,7 +100,9 @@ def test_of_another_version_or_store_is_stale(results, changes):
 
 def test_a_held_lock_is_running(results):
     """With the step of the log, which is ahead of the saved one."""
-    train_log(results, "resumed at step 2 of 6\ntraining: 1 of 4\ntraining: 3 of 4\n")
+    train_log(
+        results, "resumed at step 2 of 6\ntraining: step 3 of 6\ntraining: step 5 of 6, 2 s left\n"
+    )
     resume_state(results, step=4)
     lock = results / "cells" / FIRST / "run/lock"
     lock.write_text("process 1 on a machine")
@@ -124,7 +126,7 @@ NSCL = (4, 2.0, "nscl", 4.0, 4.375, 4.0, 0.375, 1.0, 0.1, 0.5)
 CE = (4, 2.0, "ce", math.nan, math.nan, math.nan, math.nan, 1.0, 0.1, 0.5)
 
 
-@pytest.mark.parametrize("log", [None, "training: 3 of 6, at step 2: loss of dcl 5\n"])
+@pytest.mark.parametrize("log", [None, "training: step 3 of 6, 9 s left, loss of dcl 5\n"])
 def test_live_rows_say_how_it_trains(results, log):
     """Also without a log, as two epochs of training are asked for, and an epoch has two steps."""
     if log is not None:
@@ -160,7 +162,7 @@ def watched(results, *options):
 
 def test_watch(results):
     trained(results, SECOND)
-    train_log(results, "training: 3 of 6, at step 2: loss of dcl 5\n")
+    train_log(results, "training: step 3 of 6, 9 s left, loss of dcl 5\n")
     live_rows(results, *((s, s / 2, "dcl", 9.0 - s, *DCL[4:]) for s in range(1, 5)), NSCL)
     log = results / "logs/embed/tiny-batch000.log"
     log.parent.mkdir(parents=True)
@@ -204,8 +206,8 @@ def test_experiments_by_name(results, tmp_path, monkeypatch):
 
 
 def test_a_long_log_of_a_resumed_run(results):
-    """It said at its beginning where it resumed, and counts from there."""
-    lines = [f"training: {step} of 15200\n" for step in range(1, 1001)]
+    """Only its end is read."""
+    lines = [f"training: step {step} of 115200\n" for step in range(100_001, 101_001)]
     train_log(results, "resumed at step 100000 of 115200\n" + "".join(lines))
     found = of(results)
     assert (found["step"], found["steps"]) == (101000, 115200)
@@ -229,7 +231,7 @@ def test_a_damaged_state_tells_nothing(results, content):
     ("log", "said"),
     [
         (
-            "training: 3 of 6\nError: loss of dcl is not finite\n",
+            "training: step 3 of 6\nError: loss of dcl is not finite\n",
             "Error: loss of dcl is not finite",
         ),
         ("Traceback (most recent call last):\n  x\nValueError: no\n\n", "ValueError: no"),

@@ -2,6 +2,8 @@
 
 import logging
 import math
+from functools import partial
+from itertools import count
 
 import polars as pl
 import pytest
@@ -197,10 +199,22 @@ def test_last_values():
 
 
 def test_the_log_says_them(monkeypatch, caplog):
+    """Of a run that goes on at step 40: the time left is that of the steps since then."""
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    ticks = count(0, 15)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
     with caplog.at_level(logging.INFO, "cltools"):
-        list(progress.track(range(2), 2, "training", note=lambda: "loss of dcl 4"))
+        steps = range(40, 43)
+        note = partial(str, "loss of dcl 4")
+        list(progress.track(steps, 43, "training", "step", first=40, note=note))
         list(progress.track(range(1), 1, "embedding"))
+        list(progress.numbered(["a", "b"], "cell"))
+        list(progress.numbered(["a"], "cell"))
     assert caplog.messages == [
-        "training: 0 of 2, loss of dcl 4", "training: 1 of 2, loss of dcl 4", "embedding: 0 of 1",
-    ]  # fmt: skip
+        "training: step 40 of 43, loss of dcl 4",
+        "training: step 41 of 43, 60 s left, loss of dcl 4",
+        "training: step 42 of 43, 22.5 s left, loss of dcl 4",
+        "embedding: 0 of 1",
+        "cell 1 of 2: a",
+        "cell 2 of 2: b",
+    ]
