@@ -354,6 +354,11 @@ class ExperimentFolder:
         """Tables and figures of the finished cells, while others are still running."""
         return ExperimentFolder(self.path / "partial")
 
+    @property
+    def with_theory(self) -> "ExperimentFolder":
+        """Of `partial`, the tables of those cells that have their theory, if others lack it."""
+        return ExperimentFolder(self.path / "with-theory")
+
     def partial_list(self, stage: str) -> Path:
         """As `list_of`, with all cells in one list."""
         return self.path / f"{stage}.json"

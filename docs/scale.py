@@ -40,6 +40,7 @@ AUTHORS_SECONDS = 45 / 48 / 2  # of a step of one network
 AUTHORS = {"architecture": "resnet50", "width": 1, "stem": "cifar", "batch_size": 1024,
            "framework": "simclr"}  # fmt: skip
 AUTHORS_DATA = ("cifar10", "cifar100")
+STAGES = ("train", "embed", "measure", "theory", "merge")
 NEEDS = re.compile(r"^# Needs .*?(?=^#$)", re.M | re.S)
 
 
@@ -70,14 +71,15 @@ def summary(experiment: Experiment) -> dict[str, Any]:
     for entry in report["kinds"]:
         cell, costs, found = {**defaults(), **entry["kind"]}, entry["costs"], entry["predicted"]
         hours = found["hours"]
-        rest = hours["embed"] + hours["measure"]
         kinds.append(
             {
                 "cells": entry["cells"],
                 "train": hours["train"],
                 "embed": hours["embed"],
                 "measure": hours["measure"],
-                "all": _short(entry["seconds"] / 3600 + entry["cells"] * rest),
+                "theory": hours["theory"],
+                "merge": hours["merge"],
+                "all": _short(predict.hours_of_all(entry)),
                 "gb": _short(costs["gpu_memory_mb"] / 1e3),
                 "saved_gb": found["saved_gb"],
                 "limit": found["limit"],
@@ -126,10 +128,10 @@ def header(experiment: Mapping[str, Any]) -> str:
     kinds = experiment["kinds"]
     cells, gpus = sum(kind["cells"] for kind in kinds), gpus_needed(kinds)
     hours = "GPU hours on H100s" if gpus > 1 else "hours on one H100"
-    rest = [kind["embed"] + kind["measure"] for kind in kinds]
+    rest = [sum(kind[stage] for stage in STAGES[1:]) for kind in kinds]
     text = (
         f"Needs an H100. One cell: {_range([kind['train'] for kind in kinds])} {hours} (predicted, "
-        f"docs/scale.md) and {_range(rest)} more to embed and measure it, "
+        f"docs/scale.md) and {_range(rest)} more for its other stages, "
         f"{_range([kind['gb'] for kind in kinds])} GB of GPU memory"
     )
     if gpus > 1:
@@ -176,7 +178,7 @@ def _rows(experiments: Mapping[str, Any]) -> Iterator[str]:
         cells = (
             f"`{name}`",
             str(sum(kind["cells"] for kind in kinds)),
-            *(_range([kind[stage] for kind in kinds]) for stage in ("train", "embed", "measure")),
+            *(_range([kind[stage] for kind in kinds]) for stage in STAGES),
             _range([kind["gb"] for kind in kinds]),
             str(gpus_needed(kinds)),
             ", ".join(dict.fromkeys(kind["limit"] for kind in kinds)),

@@ -9,27 +9,30 @@ from contextlib import suppress
 import typer
 
 from cltools.cli import everyday, stages
+from cltools.cli.examples import PANELS
+from cltools.figures import FIGURES
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.extras import missing_extra
 from cltools.runtime.faults import device_fault, disk_fault, memory_fault
 
 SECONDS_FOR_RANK_0 = 20.0
-COMMANDS = (
-    stages.plan, everyday.status, everyday.watch, everyday.partial, stages.prepare, stages.train,
-    stages.embed, stages.measure, stages.theory, stages.merge, stages.layers, stages.project,
-    stages.compare, stages.collect, stages.plot, stages.claims, stages.report, stages.surrogate,
-    stages.minimise, stages.regularity, stages.export, everyday.bench, everyday.workflow_path,
-)  # fmt: skip
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train CL and NSCL under shared randomness and measure how closely they stay aligned.",
+    help="Train CL and NSCL under shared randomness and measure how closely they stay aligned. "
+    "CL is contrastive learning, NSCL the same with labels: negatives are of other classes.",
+    epilog="The whole way from images to a report is `snakemake --cores 2`; it runs the stages.",
 )
-for command in COMMANDS:
-    app.command()(command)
-app.command(context_settings={"ignore_unknown_options": True})(everyday.with_gpus)
+for panel, commands in PANELS.items():
+    for command, example in commands.items():
+        figures = f"\n\nFigures: {', '.join(FIGURES)}" if command is stages.plot else ""
+        app.command(
+            rich_help_panel=panel,
+            epilog=f"Example: {example}{figures}",
+            # The options of the command that `with-gpus` runs are not its own.
+            context_settings={"ignore_unknown_options": command is everyday.with_gpus},
+        )(command)
 
 
 def main() -> None:

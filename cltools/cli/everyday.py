@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,8 +13,10 @@ import typer
 
 from cltools.cli.options import (
     CONFIG_HELP,
+    RESULTS_HELP,
     Device,
     Workers,
+    config_file,
     experiment_of,
     json_object,
     limit_threads,
@@ -24,19 +27,29 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.shipped import Part, shipped
 
 PLAIN_WIDTH = 200  # characters of the view of `cltools watch` in a file or a pipe
-Channels = Annotated[int | None, typer.Option(min=1, max=3, help="Their channels, 1 or 3 [3].")]
+Channels = Annotated[
+    int | None, typer.Option(min=1, max=3, help="Color channels of random images, 1 or 3.")
+]
 Encoded = Annotated[
-    bool, typer.Option("--encoded", help="Random images are photographs, decoded in training.")
+    bool,
+    typer.Option(
+        "--encoded", help="Make random images as photographs (JPEG), which training decodes."
+    ),
 ]
 On = Annotated[
-    str | None, typer.Option(help="Time nothing, but predict: a100, h100, h200, l40s or v100.")
+    str | None,
+    typer.Option(
+        help="GPU to predict for, instead of timing this machine: a100, h100, h200, l40s or v100."
+    ),
 ]
 
 
 def status(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
-    results: Annotated[Path, typer.Option(help="Folder of all results.")] = RESULTS.path,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    results: Annotated[Path, typer.Option(help=RESULTS_HELP)] = RESULTS.path,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the state as JSON instead of text.")
+    ] = False,
 ) -> None:
     """Show how far an experiment is: what is done, running, failed or stale, cell by cell."""
     from cltools.stages import status as stage
@@ -48,9 +61,11 @@ def status(
 
 def watch(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
-    results: Annotated[Path, typer.Option(help="Folder of all results.")] = RESULTS.path,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 5.0,
-    once: Annotated[bool, typer.Option("--once", help="Show the state once, and end.")] = False,
+    results: Annotated[Path, typer.Option(help=RESULTS_HELP)] = RESULTS.path,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two looks at the files.")
+    ] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the state once and end.")] = False,
 ) -> None:
     """Watch an experiment on the terminal: cells in numbers, losses, speed, time left, errors."""
     from rich.console import Console
@@ -65,12 +80,13 @@ def watch(
 
 def partial(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
-    results: Annotated[Path, typer.Option(help="Folder of all results.")] = RESULTS.path,
+    results: Annotated[Path, typer.Option(help=RESULTS_HELP)] = RESULTS.path,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write [<results>/<experiment>/partial].")
+        Path | None,
+        typer.Option(help="Folder to write; without it, partial/ in the folder of the experiment."),
     ] = None,
 ) -> None:
-    """Draw figures of the cells that are done, while others are still running."""
+    """Draw the figures of the cells that are measured, while others are still running."""
     limit_threads(1)
     from cltools.cli.partial import draw_partial
 
@@ -83,35 +99,45 @@ def partial(
 def bench(
     config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
     cell: Annotated[
-        str | None, typer.Option(help="A cell instead of a config, as for `cltools train`.")
+        str | None,
+        typer.Option(help="Settings of one cell instead of a config, as for `cltools train`."),
     ] = None,
     store: Annotated[
         Path | None,
         typer.Option(
-            help=f"For a config, the folder of stores [{RESULTS.stores}]; for a cell, its store."
+            help=f"Folder of all image stores of a config, {RESULTS.stores} without it; "
+            "with --cell, the image store of the cell."
         ),
     ] = None,
     device: Device = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps to time.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Number of training steps to time.")] = 20,
     synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Random images, like the store's if there is one.")
+        bool,
+        typer.Option(
+            "--synthetic", help="Time random images, of the sizes of the store if there is one."
+        ),
     ] = False,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side of random images.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Random training images.")] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Classes of random images.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of random images in pixels.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Number of random training images.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes of random images.")
+    ] = None,
     channels: Channels = None,
     encoded: Encoded = False,
-    output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write (JSON), for the config key bench.")
+    ] = None,
     workers: Workers = None,
     share: Annotated[
-        Share, typer.Option(help="What the processes of torchrun share, as for `cltools train`.")
+        Share, typer.Option(help="What the processes of torchrun share: objectives or batches.")
     ] = "auto",
     on: On = None,
 ) -> None:
-    """Time training steps on this machine, or predict them for a GPU that is not here (--on).
-
-    Both estimate the time of a cell or of a whole config.
-    """
+    """Estimate how long a config takes, all stages: by timing training, or for a GPU (--on)."""
     from cltools.config.cells import resolve_cell
 
     if (config is None) == (cell is None):
@@ -128,6 +154,13 @@ def bench(
         return
     from cltools.stages import bench as stage
 
+    stores = store or RESULTS.stores
+    if experiment and not synthetic and (missing := stage.not_prepared(experiment, stores)):
+        file = shlex.quote(str((config and config_file(config)) or "CONFIG"))
+        raise InputError(
+            f"{stores} has no images of {', '.join(missing)} yet: run `snakemake --until prepare "
+            f"--configfile {file} --cores 1` first, or give --synthetic"
+        )
     made = stage.Synthetic(*sizes, encoded) if synthetic else None
     report = stage.run(
         experiment=experiment,
@@ -179,7 +212,10 @@ def _tell(lines: Iterable[str], report: dict[str, Any], output: Path | None) -> 
 
 def workflow_path(
     part: Annotated[
-        Part, typer.Argument(help="snakefile, its Slurm profile, or the folder of its configs.")
+        Part,
+        typer.Argument(
+            help="Part to print the path of: the Snakefile, its Slurm profile, or the configs."
+        ),
     ] = "snakefile",
 ) -> None:
     """Print where the workflow of this installation is, for `snakemake --snakefile`."""
@@ -187,8 +223,8 @@ def workflow_path(
 
 
 def with_gpus(
-    count: Annotated[int, typer.Argument(min=1, help="GPUs to wait for.")],
-    command: Annotated[list[str], typer.Argument(help="What to run on them.")],
+    count: Annotated[int, typer.Argument(min=1, help="Number of GPUs to wait for.")],
+    command: Annotated[list[str], typer.Argument(help="Command to run on them, after two dashes.")],
 ) -> None:
     """Run a command, such as torchrun, on GPUs that no other process of cltools uses."""
     from cltools.runtime.gpus import claim_gpus

@@ -16,19 +16,46 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.faults import memory_fault
 
 CONFIG_HELP = "Config file (YAML), its content as JSON, or the name of an experiment in config/."
+RESULTS_HELP = "Folder of all results."
 CONFIGS = Path("config")  # where experiments are looked up by name
-Store = Annotated[Path, typer.Option(help="Image store made by `cltools prepare`.")]
-Stores = Annotated[list[Path], typer.Option(help="Image store; repeat it for each data set.")]
-Manifests = Annotated[list[Path], typer.Argument(help="Training manifests (trained-*.json).")]
-Table = Annotated[Path | None, typer.Option(help="Tidy table of an experiment (parquet).")]
-Tables = Annotated[Path, typer.Option(help="File to write at the end: the list of the tables.")]
-Settings = Annotated[str, typer.Option(help="JSON or a JSON file; keys as in the config.")]
+Store = Annotated[Path, typer.Option(help="Folder of the image store that `cltools prepare` made.")]
+Stores = Annotated[
+    list[Path], typer.Option(help="Folder of an image store; repeat the option for each data set.")
+]
+Manifests = Annotated[
+    list[Path], typer.Argument(help="Training manifests (trained-….json) of the cells.")
+]
+Tables = Annotated[
+    Path, typer.Option(help="File to write at the end (JSON): the list of the tables made.")
+]
+PlanFile = Annotated[
+    Path, typer.Option(help="Plan of the experiment, which `cltools plan` wrote (JSON).")
+]
+Settings = Annotated[
+    str,
+    typer.Option(
+        help="Settings as JSON or in a JSON file, with the keys of this stage in the config."
+    ),
+]
 EmbeddingType = Literal["float32", "float16"]
 EmbeddingPrecision = Annotated[
     Literal["float32", "training"],
-    typer.Option(help="Precision of the networks on a GPU, when they make the embeddings."),
+    typer.Option(help="Precision of the networks on a GPU while they make the embeddings."),
 ]
 FullAt = Literal["last", "all"]
+
+
+def table(what: str) -> Any:
+    """The option for a table of an experiment."""
+    return typer.Option(help=f"Table of {what} (parquet).")
+
+
+Measures = Annotated[Path | None, table("all measures")]
+Logs = Annotated[Path | None, table("all training logs")]
+Bounds = Annotated[Path | None, table("all bounds, which `theory` makes")]
+Surrogate = Annotated[Path | None, table("the surrogate dynamics")]
+Minimise = Annotated[Path | None, table("free embeddings")]
+Regularity = Annotated[Path | None, table("the regularity of steps")]
 
 
 def _objective(name: str) -> str:
@@ -45,43 +72,52 @@ def _objective(name: str) -> str:
 
 Reference = Annotated[
     str,
-    typer.Option(callback=_objective, help="The objective that all others are compared with."),
+    typer.Option(callback=_objective, help="Objective that all others are compared with."),
 ]
 Recalibrate = Annotated[
-    bool, typer.Option("--recalibrate", help="Compute batch statistics again from training images.")
+    bool,
+    typer.Option(
+        "--recalibrate",
+        help="Compute the statistics of batch normalization again, from training images.",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Threads that decode images of an encoded store; default: one per core."
+        min=1, help="Threads that decode images of an encoded store; without it, one per core."
     ),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Threads = Annotated[int, typer.Option(min=1, help="Number of CPU threads to compute with.")]
 
 # Of `cltools embed --model`.
 _of_model = partial(typer.Option, rich_help_panel="With --model, for a model of another library")
 Model = Annotated[
-    str | None, _of_model(help="timm:NAME, torchvision:NAME, hf:REPO or MODULE:FUNCTION.")
+    str | None,
+    _of_model(help="Model to embed with: timm:NAME, torchvision:NAME, hf:REPO or MODULE:FUNCTION."),
 ]
 FeatureFile = Annotated[
-    Path | None, _of_model(help="File to write (.nc), which `cltools compare` reads.")
+    Path | None, _of_model(help="Embeddings file to write (.nc), which `cltools compare` reads.")
 ]
 Weights = Annotated[
     str,
     _of_model(
-        help="'default' (the library's own, which it downloads), 'none' (random ones) or a file: "
-        ".safetensors, .pt, .pth."
+        help="Weights of the model: 'default' (the library's own, which it downloads), 'none' "
+        "(random ones) or a file: .safetensors, .pt, .pth."
     ),
 ]
-Seed = Annotated[int, _of_model(min=0, help="Of random weights.")]
+Seed = Annotated[int, _of_model(min=0, help="Seed of random weights.")]
 Layers = Annotated[
     str | None,
-    _of_model(help="Modules whose outputs are wanted: a,b,… [features before the classifier]."),
+    _of_model(
+        help="Names of the modules whose outputs are wanted, as a,b,…; without it, the features "
+        "before the classifier."
+    ),
 ]
-Split = Annotated[Literal["train", "test", "all"], _of_model(help="Images to embed.")]
+Split = Annotated[Literal["train", "test", "all"], _of_model(help="Split of the images to embed.")]
 ImageSize = Annotated[
-    int | None, _of_model(min=1, help="Side of images in pixels [what the model asks for].")
+    int | None,
+    _of_model(min=1, help="Side of the images in pixels; without it, what the model asks for."),
 ]
 
 
@@ -151,12 +187,20 @@ def experiment_of(config: str) -> Any:
     """The experiment of a config file, of its content as JSON, or of a name. Raises InputError."""
     from cltools.config.experiment import load_experiment, read_config
 
-    if config.lstrip().startswith("{"):
+    path = config_file(config)
+    if path is None:
         return load_experiment(json_object(config, "the config"))
+    return load_experiment(read_config(path))
+
+
+def config_file(config: str) -> Path | None:
+    """The file of a config as `experiment_of` takes it; None for JSON. Raises InputError."""
+    if config.lstrip().startswith("{"):
+        return None
     path = Path(config)
     if re.fullmatch(r"[A-Za-z][\w-]*", config) and not path.exists():
-        path = _config_named(config)
-    return load_experiment(read_config(path))
+        return _config_named(config)
+    return path
 
 
 def _config_named(experiment: str) -> Path:

@@ -7,6 +7,7 @@ import typer
 
 from cltools.cli.options import (
     CONFIG_HELP,
+    Bounds,
     Device,
     EmbeddingPrecision,
     EmbeddingType,
@@ -14,16 +15,21 @@ from cltools.cli.options import (
     FullAt,
     ImageSize,
     Layers,
+    Logs,
     Manifests,
+    Measures,
+    Minimise,
     Model,
+    PlanFile,
     Recalibrate,
     Reference,
+    Regularity,
     Seed,
     Settings,
     Split,
     Store,
     Stores,
-    Table,
+    Surrogate,
     Tables,
     Threads,
     Weights,
@@ -34,17 +40,26 @@ from cltools.cli.options import (
     memory_remedy,
     only_given,
     own_gpu,
+    table,
 )
 from cltools.config.durations import Duration
 from cltools.config.sharing import Share
 from cltools.config.tracking import Tracker
+from cltools.figures import FIGURES
 from cltools.layout import RESULTS, Embeddings, MeasureSettings
 from cltools.runtime.errors import InputError
 
 
+def figure_names(incomplete: str) -> list[str]:
+    """The figures whose names begin so, for the completion of a shell."""
+    return [name for name in FIGURES if name.startswith(incomplete)]
+
+
 def plan(
     config: Annotated[str, typer.Argument(help=CONFIG_HELP)],
-    output: Annotated[Path | None, typer.Option(help="File to write (JSON).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write (JSON); without it, the cells are printed.")
+    ] = None,
 ) -> None:
     """Check a config and list its cells."""
     experiment = experiment_of(config)
@@ -59,11 +74,15 @@ def plan(
 
 
 def prepare(
-    name: Annotated[str, typer.Option(help="Name of the data set in the store.")],
+    name: Annotated[str, typer.Option(help="Name of the data set.")],
     definition: Annotated[
-        str, typer.Option(help='JSON or a JSON file: {"source": "folder", "path": "photos"}.')
+        str,
+        typer.Option(
+            help="Where the images come from, as JSON or in a JSON file, with the keys of datasets "
+            "in the config."
+        ),
     ],
-    store: Annotated[Path, typer.Option(help="Folder to write.")],
+    store: Annotated[Path, typer.Option(help="Folder of the image store to write.")],
     workers: Workers = None,
 ) -> None:
     """Read a data set and write it as an image store."""
@@ -76,30 +95,38 @@ def prepare(
 
 def train(
     cell: Annotated[
-        str, typer.Option(help='JSON or a JSON file: {"dataset": "digits", "horizon": 20, ...}.')
+        str,
+        typer.Option(
+            help="Settings of the cell as JSON or in a JSON file, with the keys under base in the "
+            "config."
+        ),
     ],
     store: Store,
-    run: Annotated[Path, typer.Option(help="Folder for weights, log and resume state.")],
-    manifest: Annotated[Path, typer.Option(help="Manifest to write when training is done.")],
+    run: Annotated[Path, typer.Option(help="Folder to write weights, log and resume state to.")],
+    manifest: Annotated[Path, typer.Option(help="Training manifest to write at the end (JSON).")],
     until: Annotated[
-        str | None, typer.Option(help="'20 epochs' or '300 steps'; default: the horizon.")
+        str | None,
+        typer.Option(
+            help="Where training stops: '20 epochs' or '300 steps'; without it, at the horizon."
+        ),
     ] = None,
     device: Device = "auto",
     save_every_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Time between saves of the resume state; default: 120, and 600 after an hour."
+            help="Seconds between saves of the resume state; without it 120, and 600 after an hour."
         ),
     ] = None,
     save_every_steps: Annotated[
-        int | None, typer.Option(min=1, help="Also save the resume state every so many steps.")
+        int | None,
+        typer.Option(min=1, help="Number of steps after which the resume state is saved, too."),
     ] = None,
     workers: Workers = None,
     share: Annotated[
-        Share, typer.Option(help="What the processes of torchrun share out; see config/README.md.")
+        Share, typer.Option(help="What the processes of torchrun share: objectives or batches.")
     ] = "auto",
     cells_per_gpu: Annotated[
-        int, typer.Option(min=1, help="Cells that may train on one GPU at the same time.")
+        int, typer.Option(min=1, help="Number of cells that may train on one GPU at the same time.")
     ] = 1,
     tracker: Annotated[
         Tracker | None, typer.Option(help="Program to send losses to while training.")
@@ -145,21 +172,24 @@ def embed(
     context: typer.Context,
     store: Stores,
     manifests: Annotated[
-        list[Path] | None, typer.Argument(help="Training manifests (trained-*.json).")
+        list[Path] | None, typer.Argument(help="Training manifests (trained-….json) of the cells.")
     ] = None,
     done: Annotated[
-        Path | None, typer.Option(help="File to write at the end: the list of the embeddings.")
+        Path | None,
+        typer.Option(help="File to write at the end (JSON): the list of the embeddings made."),
     ] = None,
-    dtype: Annotated[EmbeddingType, typer.Option(help="How numbers are stored.")] = "float32",
+    dtype: Annotated[
+        EmbeddingType, typer.Option(help="Type in which numbers are stored.")
+    ] = "float32",
     recalibrate: Recalibrate = False,
     unless_measured: Annotated[
         FullAt | None,
-        typer.Option(help="Leave out cells that were already measured with this --full-at."),
+        typer.Option(
+            help="Leave out the cells that `measure` has already measured with this --full-at."
+        ),
     ] = None,
     reference: Reference = "dcl",
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Never let `cltools measure` delete them.")
-    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep embeddings after measuring.")] = False,
     precision: EmbeddingPrecision = "float32",
     model: Model = None,
     output: FeatureFile = None,
@@ -233,18 +263,26 @@ def _embed_by_model(
 
 
 def export(
-    manifest: Annotated[Path, typer.Argument(help="Training manifest (trained-*.json).")],
-    objective: Annotated[str, typer.Option(help="Whose network to export, such as dcl.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="Training manifest (trained-….json) of the cell.")
+    ],
+    objective: Annotated[
+        str, typer.Option(help="Objective whose network is exported, such as dcl.")
+    ],
     to: Annotated[
         Literal["timm", "torchvision", "safetensors"],
-        typer.Option(help="The library under whose names; safetensors: this one's, all weights."),
+        typer.Option(
+            help="Library to write for; safetensors has all weights, under the names of cltools."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the model to.")],
     store: Annotated[
         Path | None,
-        typer.Option(help="Its image store [of the results in which the manifest lies]."),
+        typer.Option(help="Image store of the cell; without it, that in the same results folder."),
     ] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="The checkpoint [the last].")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Step of the checkpoint; without it, the last one.")
+    ] = None,
 ) -> None:
     """Write a trained encoder for timm or torchvision: weights, config and model card."""
     limit_threads(1)
@@ -257,17 +295,17 @@ def measure(
     manifests: Manifests,
     done: Tables,
     full_at: Annotated[
-        FullAt, typer.Option(help="Checkpoints that also get the slow measures.")
+        FullAt, typer.Option(help="Checkpoints that also get the slow measures, such as probes.")
     ] = "last",
     reference: Reference = "dcl",
     discard_embeddings: Annotated[
-        bool, typer.Option("--discard-embeddings", help="Delete embeddings after measuring.")
+        bool, typer.Option("--discard-embeddings", help="Delete the embeddings after measuring.")
     ] = False,
     recalibrated: Annotated[
-        bool, typer.Option("--recalibrated", help="Use the embeddings made with --recalibrate.")
+        bool, typer.Option("--recalibrated", help="Set if `embed` used --recalibrate.")
     ] = False,
     dtype: Annotated[
-        EmbeddingType, typer.Option(help="How the numbers of the embeddings are stored.")
+        EmbeddingType, typer.Option(help="Type in which the numbers of the embeddings are stored.")
     ] = "float32",
     precision: EmbeddingPrecision = "float32",
     device: Device = "auto",
@@ -294,7 +332,9 @@ def measure(
 
 def theory(
     manifests: Manifests,
-    measured: Annotated[Path, typer.Option(help="List written by `cltools measure`.")],
+    measured: Annotated[
+        Path, typer.Option(help="List of tables that `cltools measure` wrote (JSON).")
+    ],
     store: Stores,
     done: Tables,
     settings: Settings = "{}",
@@ -378,7 +418,9 @@ def layers(
 
 
 def project(
-    manifest: Annotated[Path, typer.Argument(help="Training manifest (trained-*.json).")],
+    manifest: Annotated[
+        Path, typer.Argument(help="Training manifest (trained-….json) of the cell.")
+    ],
     store: Store,
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",
@@ -433,10 +475,12 @@ def compare(
 
 
 def collect(
-    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    plan: PlanFile,
     lists: Annotated[
         list[Path],
-        typer.Argument(help="Lists written by `cltools measure`, `merge`, `theory` and `layers`."),
+        typer.Argument(
+            help="Lists of tables that `cltools measure`, `merge`, `theory` and `layers` wrote."
+        ),
     ],
     measures: Annotated[Path, typer.Option(help="Tidy table of all measures to write.")],
     log: Annotated[Path, typer.Option(help="Table of all training logs to write.")],
@@ -451,21 +495,35 @@ def collect(
 
 
 def plot(
-    name: Annotated[str, typer.Argument(help="Name of the figure.")],
-    output: Annotated[Path, typer.Option(help="Path without ending: .pdf, .png, .csv are added.")],
-    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
-    measures: Table = None,
-    log: Table = None,
-    theory: Table = None,
-    surrogate: Table = None,
-    minimise: Table = None,
-    regularity: Table = None,
-    project: Table = None,
-    layers: Table = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the figure; all names stand below.", autocompletion=figure_names
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(help="Path of the figure without its ending: .pdf, .png and .csv are added."),
+    ],
+    plan: PlanFile,
+    measures: Measures = None,
+    log: Logs = None,
+    theory: Bounds = None,
+    surrogate: Surrogate = None,
+    minimise: Minimise = None,
+    regularity: Regularity = None,
+    project: Annotated[Path | None, table("images in the plane")] = None,
+    layers: Annotated[Path | None, table("layers")] = None,
     papers: Annotated[
-        list[Path] | None, typer.Option(help="The papers' numbers to draw as well (CSV).")
+        list[Path] | None,
+        typer.Option(help="File of a paper's numbers to draw as well (CSV); may be repeated."),
     ] = None,
-    style: Annotated[str, typer.Option(help='JSON, e.g. {"dpi": 300}.')] = "{}",
+    style: Annotated[
+        str,
+        typer.Option(
+            help="Style as JSON or in a JSON file, with the keys of figures in the config."
+        ),
+    ] = "{}",
 ) -> None:
     """Draw one figure of an experiment from its tables."""
     limit_threads(1)
@@ -493,18 +551,20 @@ def plot(
 
 
 def claims(
-    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
+    plan: PlanFile,
     output: Annotated[
-        Path, typer.Option(help="Table to write (parquet), with a readable .md beside it.")
+        Path,
+        typer.Option(help="Table of verdicts to write (parquet), with a readable .md beside it."),
     ],
-    measures: Annotated[Path | None, typer.Option(help="measures.parquet.")] = None,
-    theory: Annotated[Path | None, typer.Option(help="theory.parquet.")] = None,
-    log: Annotated[Path | None, typer.Option(help="training_log.parquet.")] = None,
-    surrogate: Annotated[Path | None, typer.Option(help="surrogate.parquet.")] = None,
-    minimise: Annotated[Path | None, typer.Option(help="minimise.parquet.")] = None,
-    regularity: Annotated[Path | None, typer.Option(help="regularity.parquet.")] = None,
+    measures: Measures = None,
+    theory: Bounds = None,
+    log: Logs = None,
+    surrogate: Surrogate = None,
+    minimise: Minimise = None,
+    regularity: Regularity = None,
     claims: Annotated[
-        Path | None, typer.Option(help="Claims to test; default: those of the papers.")
+        Path | None,
+        typer.Option(help="File of the claims to test; without it, those of the papers."),
     ] = None,
 ) -> None:
     """Test which of the papers' claims hold in an experiment."""
@@ -519,15 +579,21 @@ def claims(
 
 def report(
     manifests: Manifests,
-    plan: Annotated[Path, typer.Option(help="Written by `cltools plan`.")],
-    measures: Annotated[Path, typer.Option(help="measures.parquet of the experiment.")],
-    claims: Annotated[Path, typer.Option(help="Its claims.parquet.")],
-    figures: Annotated[Path, typer.Option(help="Folder of its figures.")],
+    plan: PlanFile,
+    measures: Annotated[
+        Path, typer.Option(help="Table of all measures of the experiment (measures.parquet).")
+    ],
+    claims: Annotated[
+        Path, typer.Option(help="Table of verdicts of the experiment (claims.parquet).")
+    ],
+    figures: Annotated[Path, typer.Option(help="Folder of the figures of the experiment.")],
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
-    config: Annotated[str, typer.Option(help="The config to show: JSON or a JSON file.")] = "{}",
+    config: Annotated[str, typer.Option(help="Config to show, as JSON or in a JSON file.")] = "{}",
     benchmarks: Annotated[
         Path | None,
-        typer.Option(help=f"{RESULTS.benchmarks}, to show the time and memory of the jobs."),
+        typer.Option(
+            help=f"Folder with time and memory of the jobs, such as {RESULTS.benchmarks}."
+        ),
     ] = None,
 ) -> None:
     """Write one HTML file with the claims, figures, tables and software of an experiment."""
@@ -569,7 +635,12 @@ def minimise(
 
 
 def regularity(
-    cell: Annotated[str, typer.Option(help="JSON or a JSON file, as for `cltools train`.")],
+    cell: Annotated[
+        str,
+        typer.Option(
+            help="Settings of the cell as JSON or in a JSON file, as for `cltools train`."
+        ),
+    ],
     store: Store,
     output: Annotated[Path, typer.Option(help="Tidy table to write (parquet).")],
     settings: Settings = "{}",

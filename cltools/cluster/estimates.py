@@ -537,12 +537,19 @@ class Bench:
             return
         content = read_json(Path(path), made_by="cltools bench CONFIG --output FILE")
         try:
-            for entry in content["kinds"]:
-                self._costs[canonical_json(entry["kind"])] = _costs(entry["costs"])
+            self._costs = self.of_report(content)._costs
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 f"{path} is not a file of `cltools bench`: make it again with --output"
             ) from None
+
+    @classmethod
+    def of_report(cls, report: Mapping[str, Any]) -> "Bench":
+        """The costs in a report. Raises KeyError, TypeError or ValueError for what is none."""
+        bench = cls()
+        for entry in report["kinds"]:
+            bench._costs[canonical_json(entry["kind"])] = _costs(entry["costs"])
+        return bench
 
     def of(self, cell: Mapping[str, Any]) -> Costs | None:
         """The costs of a cell's kind, None where it was not measured."""

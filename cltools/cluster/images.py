@@ -32,6 +32,10 @@ KNOWN = {
     "SVHN": Images(73_257, 26_032, 32),
     "FashionMNIST": Images(60_000, 10_000, 28, channels=1),
     "digits": Images(1_438, 359, 8, channels=1),
+    # By the names that the papers' configs give them; they have no others.
+    "tiny_imagenet": Images(100_000, 10_000, 64, classes=200),
+    "mini_imagenet": Images(50_000, 5_000, 224, classes=100, encoded=True),
+    "imagenet": Images(1_281_167, 50_000, 224, classes=1000, encoded=True),
 }
 # The same by their names on the Hugging Face hub.
 ON_HUB = {
@@ -40,11 +44,22 @@ ON_HUB = {
     "zalando-datasets/fashion_mnist": "FashionMNIST",
 }
 SVHN_EXTRA = 531_131
-# Of a data set of which nothing is known before it is prepared: as Tiny-ImageNet.
-UNKNOWN = Images(100_000, 10_000, 64, classes=200)
+# Of a data set of which nothing is known before it is prepared.
+UNKNOWN = KNOWN["tiny_imagenet"]
 PHOTOGRAPH_BYTES = 110_000  # an image of ImageNet-1k, as a JPEG of 500 x 375 pixels
 BYTES_PER_PIXEL = 0.5  # of small images as JPEG files
 TRAIN_SHARE = 0.9  # where only the number of all images is known
+
+
+def images_known(name: str, extra: bool = False) -> Images | None:
+    """The images of a known data set, None for another one.
+
+    `name` may be written as in configs, as "cifar10" or "fashion_mnist". `extra`: with the further
+    training images of SVHN.
+    """
+    plain = {known.lower().replace("_", ""): images for known, images in KNOWN.items()}
+    found = plain.get(name.lower().replace("_", ""))
+    return found and found._replace(train=found.train + (SVHN_EXTRA if extra else 0))
 
 
 def images_of_cell(cell: Mapping[str, Any], definition: Mapping[str, Any], store: Path) -> Images:
@@ -73,10 +88,9 @@ def images_of_set(definition: Mapping[str, Any], store: Path) -> Images:
     if (prepared := _prepared(store)) is not None:
         return prepared._replace(encoded=encoded)
     name = definition.get("dataset") or ON_HUB.get(definition.get("repo", ""))
-    known = KNOWN.get(name or definition["source"])
+    known = images_known(name or definition["source"], bool(definition.get("extra")))
     if known is not None:
-        more = SVHN_EXTRA if definition.get("extra") else 0
-        return known._replace(train=known.train + more, side=side or known.side)
+        return known._replace(side=side or known.side)
     found = UNKNOWN._replace(side=side or UNKNOWN.side, encoded=encoded)
     each = PHOTOGRAPH_BYTES if encoded else BYTES_PER_PIXEL * found.side**2
     if size := _parquet_bytes(definition):

@@ -11,7 +11,7 @@ from typing import Any
 from cltools.config.architectures import TIMM, TRANSFORMERS
 from cltools.config.durations import Duration
 from cltools.config.recipes import RECIPES
-from cltools.config.schema import Validator, cell_keys, check, defaults, schema, shown
+from cltools.config.schema import cell_keys, check, defaults, schema, shown, validator
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_text
 
@@ -35,7 +35,7 @@ def _is_valid(cell: Mapping[str, Any]) -> bool:
 @cache
 def _is_valid_value(key: str, text: str) -> bool:
     rules = {"$defs": schema()["$defs"], "$ref": f"#/$defs/cell/properties/{key}"}
-    return bool(Validator(rules).is_valid(json.loads(text)))
+    return bool(validator()(rules).is_valid(json.loads(text)))
 
 
 def resolve_recipe(choice: str | Mapping[str, Any], where: str) -> dict[str, Any]:

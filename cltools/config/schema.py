@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, cast
-
-import jsonschema
+from typing import TYPE_CHECKING, Any, cast
 
 from cltools.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonschema
 
 # What a config may hold, far beyond any real one. More would only make the checks slow.
 DEEPEST = 20  # levels of mappings and lists
@@ -31,8 +32,10 @@ def _is_number(_: Any, value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _unique(_: Any, wanted: bool, value: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+def _unique(_: Any, wanted: bool, value: Any, __: Any) -> "Iterator[jsonschema.ValidationError]":
     """As the library's, which takes minutes for long lists of mixed values."""
+    import jsonschema
+
     if not (wanted and isinstance(value, list)):
         return
     whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in value]
@@ -40,18 +43,9 @@ def _unique(_: Any, wanted: bool, value: Any, __: Any) -> Iterator[jsonschema.Va
         yield jsonschema.ValidationError("has equal entries")
 
 
-# JSON Schema lets 2.0 pass for an integer, and NaN or infinity, which YAML has, for a number.
-_TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-    {
-        "integer": lambda _, v: isinstance(v, int) and not isinstance(v, bool),
-        "number": _is_number,
-    }
-)
-
-
 def _names(
     _: Any, names: list[str], value: Any, rules: Mapping[str, Any]
-) -> Iterator[jsonschema.ValidationError]:
+) -> "Iterator[jsonschema.ValidationError]":
     """The keyword `names`: an objective, which may have labels of its own after a colon.
 
     `with_labels` are the objectives that may. `labels` are the kinds of labels, with the smallest
@@ -66,13 +60,29 @@ def _names(
             return
         if limits and number and limits[0] <= int(number) <= limits[1]:
             return
+    import jsonschema
+
     yield jsonschema.ValidationError(f"{value!r} is no objective")
 
 
-# The stubs have no types for what `extend` makes.
-Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-    jsonschema.Draft202012Validator, {"uniqueItems": _unique, "names": _names}, type_checker=_TYPES
-)
+@cache
+def validator() -> Any:
+    """The class of jsonschema's validators with the rules above; help texts do not wait for it."""
+    import jsonschema
+
+    # JSON Schema lets 2.0 pass for an integer, and NaN or infinity, which YAML has, for a number.
+    types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, v: isinstance(v, int) and not isinstance(v, bool),
+            "number": _is_number,
+        }
+    )
+    # The stubs have no types for what `extend` makes.
+    return jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+        jsonschema.Draft202012Validator,
+        {"uniqueItems": _unique, "names": _names},
+        type_checker=types,
+    )
 
 
 @cache
@@ -102,7 +112,9 @@ def check(value: Any, definition: str | None, where: str) -> None:
     rules = schema()
     if definition is not None:
         rules = {"$defs": rules["$defs"], "$ref": f"#/$defs/{definition}"}
-    errors = Validator(rules).iter_errors(value)
+    import jsonschema
+
+    errors = validator()(rules).iter_errors(value)
     error = jsonschema.exceptions.best_match(errors)
     if error is not None:
         raise InputError(_sentence(error, where))
@@ -180,7 +192,7 @@ def with_defaults(settings: Mapping[str, Any], definition: str) -> dict[str, Any
     return {**{key: rule["default"] for key, rule in rules.items()}, **settings}
 
 
-def _sentence(error: jsonschema.ValidationError, where: str) -> str:
+def _sentence(error: "jsonschema.ValidationError", where: str) -> str:
     parts = [where, *(str(part) for part in error.absolute_path)]
     path = key_path(*parts)
     # Their types go with the validator.

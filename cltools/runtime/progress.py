@@ -22,10 +22,12 @@ def time_text(seconds: float) -> str:
 
 
 def rough_time(seconds: float) -> str:
-    """Seconds of a coarse estimate as text, in whole minutes, hours or days."""
+    """Seconds of a coarse estimate as text: tens of seconds, or whole minutes, hours or days."""
+    if seconds < 90:
+        return f"{max(10, 10 * round(seconds / 10))} s"
     for limit, unit, size in ((5400, "min", 60), (48 * 3600, "h", 3600)):
         if seconds < limit:
-            return f"{max(1, round(seconds / size))} {unit}"
+            return f"{round(seconds / size)} {unit}"
     return f"{round(seconds / 86400):,} days"
 
 

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 import cltools
-from cltools.cluster.estimates import Costs, Run, describe
+from cltools.cluster.estimates import ON_CPU, ON_GPU, Bench, Costs, Run, describe
+from cltools.cluster.forecast import Todo, by_stage, jobs_of, tasks_of
 from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, totals
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
@@ -29,9 +30,10 @@ from cltools.config.sharing import Share
 from cltools.data.encoded import EncodedSource, write_encoded_store
 from cltools.data.image_set import cell_subset, image_set, open_store
 from cltools.data.store import EncodedImages, ImageStore, write_store
+from cltools.figures import figures_of
 from cltools.layout import RESULTS, StoreFolder
 from cltools.runtime.errors import InputError
-from cltools.runtime.progress import time_text, track
+from cltools.runtime.progress import rough_time, time_text, track
 from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
 from cltools.training.distributed import join_ranks
@@ -147,7 +149,38 @@ def bench_experiment(
         (measured,) = about["kinds"]
         costs = Costs(**measured["costs"])
         entries.append(entry_of(cell, runs, costs, measured["shares"], kept_bytes(experiment)))
-    return {**about, "kinds": entries, "totals": totals(entries)}
+    report = {**about, "kinds": entries, "totals": totals(entries)}
+    return {**report, "stages": _stages(experiment, stores, report)}
+
+
+def _stages(
+    experiment: Experiment, stores: Path, report: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Stage -> its jobs and the seconds of all of them, one after another; only training is timed.
+
+    Where there is no store, a cell has as many training images as were timed.
+    """
+
+    def manifest(name: str) -> Path:
+        return StoreFolder(stores / name).manifest
+
+    tasks = tasks_of(experiment, manifest, Bench.of_report(report))
+    for cell, task in tasks.items():
+        if task.costs is not None and not manifest(task.run.cell["dataset"]).exists():
+            train = task.costs.steps_per_epoch * task.run.cell["batch_size"]
+            tasks[cell] = task._replace(images=task.images._replace(train=train))
+    machine = ON_CPU if report["device"] == "cpu" else ON_GPU
+    todo = Todo.all_of(experiment, len(figures_of(experiment)))
+    jobs = jobs_of(experiment, tasks, todo, machine, manifest)
+    return {
+        stage: {"jobs": sum(job.stage == stage for job in jobs), "seconds": rounded(seconds)}
+        for stage, seconds in by_stage(jobs).items()
+    }
+
+
+def not_prepared(experiment: Experiment, stores: Path) -> list[str]:
+    """The data sets of an experiment that have no store in this folder."""
+    return [name for name in experiment.stores if not StoreFolder(stores / name).manifest.exists()]
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -170,6 +203,13 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         f"{cells} on {report['device']}, one after another: {time_text(3600 * summed['hours'])} of "
         f"training, {summed['disk_mb'] / 1e3:.3g} GB on disk"
     )
+    if stages := report.get("stages"):
+        times = {stage: about["seconds"] for stage, about in stages.items()}
+        parts = ", ".join(f"{stage} {rough_time(s)}" for stage, s in times.items())
+        yield (
+            f"all stages, one after another: about {rough_time(sum(times.values()))} ({parts}); "
+            "training is timed, the others follow from it and from their arithmetic"
+        )
 
 
 def _kind_lines(entry: dict[str, Any], device: str) -> Iterator[str]:

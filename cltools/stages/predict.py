@@ -8,7 +8,7 @@ request time and memory by it.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,9 +24,13 @@ from cltools.cluster.estimates import (
     READS_OF_FEATURES,
     Costs,
     Run,
+    Task,
     checkpoint_steps,
     describe,
+    merge_seconds,
+    theory_seconds,
 )
+from cltools.cluster.images import Images, images_known
 from cltools.cluster.roofline import (
     CONTEXT,
     DECODING,
@@ -37,15 +41,16 @@ from cltools.cluster.roofline import (
     step_on,
 )
 from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, totals
+from cltools.config.cells import cell_id
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
-from cltools.config.schema import defaults
+from cltools.config.schema import defaults, with_defaults
 from cltools.config.sharing import Share, splits_batch
 from cltools.data.store import PER_CLASS, ImageStore, select
 from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
-from cltools.runtime.progress import time_text
+from cltools.runtime.progress import rough_time, time_text
 from cltools.training.trace import Extent, Trace, graphs_of_step, trace_step
 
 MB = 1e6
@@ -70,20 +75,8 @@ class DataSet:
     encoded: bool = False
 
 
-# The data sets of the papers and of the default experiment, by their names in the configs.
-KNOWN = {
-    "digits": DataSet((8, 8, 1), 10, 1438, 359),
-    "cifar10": DataSet((32, 32, 3), 10, 50_000, 10_000),
-    "cifar100": DataSet((32, 32, 3), 100, 50_000, 10_000),
-    "svhn": DataSet((32, 32, 3), 10, 604_388, 26_032),
-    "tiny_imagenet": DataSet((64, 64, 3), 200, 100_000, 10_000),
-    "mini_imagenet": DataSet((224, 224, 3), 100, 50_000, 5_000, encoded=True),
-    "imagenet": DataSet((224, 224, 3), 1000, 1_281_167, 50_000, encoded=True),
-}
-
-
 class Given(NamedTuple):
-    """Sizes from the command line; None takes the value from a store or from KNOWN."""
+    """Sizes from the command line; None takes the value from the store, or the known one."""
 
     image_size: int | None = None
     images: int | None = None
@@ -118,15 +111,22 @@ def run(
     """Predict an experiment, or a single cell, on the GPU named `on`; return the report.
 
     `store` is the store of the cell, or the folder that holds those of the experiment. Where it is
-    missing, sizes come from `given` and KNOWN. Raises InputError for an unknown GPU, for sizes that
-    are not known and for settings that do not fit the data.
+    missing, sizes come from `given` and `cluster.images`. Raises InputError for an unknown GPU, for
+    sizes that are not known and for settings that do not fit the data.
     """
     torch.set_num_threads(1)
-    gpu, bytes_kept, sharing, decoders = gpu_of(on), 0, Sharing(), workers or WORKERS
+    on_gpu = _On(gpu_of(on), workers=workers or WORKERS)
+    definitions: Mapping[str, Any] = {}
     if experiment is not None:
         runs = [Run(plan.cell, plan.until) for plan in experiment.plans.values()]
-        sharing = Sharing(experiment.setting("gpus_per_cell"), experiment.setting("share"))
-        bytes_kept = kept_bytes(experiment)
+        definitions, merged = experiment.stores, experiment.batches_of("merge")
+        on_gpu = on_gpu._replace(
+            sharing=Sharing(experiment.setting("gpus_per_cell"), experiment.setting("share")),
+            bytes_kept=kept_bytes(experiment),
+            theory=experiment.settings_of("theory"),
+            merge=experiment.settings_of("merge") if merged else {},
+            merged={identity for batch in merged.values() for identity in batch},
+        )
     elif cell is not None:
         runs = [Run(cell, Duration.parse(cell["horizon"]))]
     else:
@@ -135,24 +135,45 @@ def run(
     for of_kind in by_kind(runs):
         settings = dict(of_kind[0].cell)
         folder = store / settings["dataset"] if store and experiment else store
-        data = data_set(settings["dataset"], folder, given)
+        definition = definitions.get(settings["dataset"], {})
+        data = data_set(settings["dataset"], folder, given, bool(definition.get("extra")))
         trace = _trace(canonical_json(_traced(settings)), data.shape, data.encoded)
-        entries.append(_entry(of_kind, data, trace, gpu, sharing, decoders, bytes_kept))
+        entries.append(_entry(of_kind, data, trace, on_gpu))
     made_by = {"stage": "bench", "cltools": cltools.__version__, "torch": torch.__version__}
     return {
-        "device": f"{gpu.name} (predicted)",
+        "device": f"{on_gpu.gpu.name} (predicted)",
         "kinds": entries,
         "made_by": made_by,
         "totals": totals(entries),
     }
 
 
-def data_set(name: str, store: Path | None, given: Given = NOTHING_GIVEN) -> DataSet:
-    """The sizes of a data set: those given, else those of its store, else those of KNOWN.
+class _On(NamedTuple):
+    """The GPU, and the settings of an experiment; those of a single cell are the defaults.
 
-    `name` may end in the hash of its definition, as the folders of stores do. Raises InputError.
+    workers: threads that decode. bytes_kept: see `kept_bytes`. theory, merge: the settings of these
+    stages. merged: the cells that are merged.
     """
-    like = KNOWN.get(re.sub(r"-[0-9a-f]{8}$", "", name))
+
+    gpu: Gpu
+    workers: int
+    sharing: Sharing = Sharing()
+    bytes_kept: int = 0
+    theory: Mapping[str, Any] = with_defaults({}, "theory")
+    merge: Mapping[str, Any] = {}
+    merged: Collection[str] = ()
+
+
+def data_set(
+    name: str, store: Path | None, given: Given = NOTHING_GIVEN, extra: bool = False
+) -> DataSet:
+    """The sizes of a data set: those given, else those of its store, else those that are known.
+
+    `name` may end in the hash of its definition, as the folders of stores do. `extra` as in
+    `images_known`. Raises InputError.
+    """
+    known = images_known(re.sub(r"-[0-9a-f]{8}$", "", name), extra)
+    like = None if known is None else _of_images(known)
     if store is not None and StoreFolder(store).manifest.exists():
         opened = ImageStore.open(store)
         train, test = (len(opened.labels[split]) for split in PER_CLASS)
@@ -176,6 +197,11 @@ def data_set(name: str, store: Path | None, given: Given = NOTHING_GIVEN) -> Dat
         images // 5 if images else like.test,
         encoded or like.encoded,
     )
+
+
+def _of_images(images: Images) -> DataSet:
+    shape = (images.side, images.side, images.channels)
+    return DataSet(shape, images.classes, images.train, images.test, images.encoded)
 
 
 def _traced(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,20 +232,13 @@ def _images(cell: Mapping[str, Any], data: DataSet, split: str) -> int:
     return len(subset.indices)
 
 
-def _entry(
-    runs: list[Run],
-    data: DataSet,
-    trace: Trace,
-    gpu: Gpu,
-    sharing: Sharing,
-    workers: int,
-    kept: int,
-) -> dict[str, Any]:
+def _entry(runs: list[Run], data: DataSet, trace: Trace, on: _On) -> dict[str, Any]:
     """One kind of cells in the report; beside what `bench` reports, `predicted`.
 
-    That is: hours of the longest cell by stage, what limits a step, and its counts.
+    That is: hours of the longest cell by stage, how many cells are merged, what limits a step, and
+    its counts.
     """
-    cell = dict(runs[0].cell)
+    cell, gpu, sharing, workers = dict(runs[0].cell), on.gpu, on.sharing, on.workers
     images = {split: _images(cell, data, split) for split in PER_CLASS}
     if cell["batch_size"] > images["train"]:
         raise InputError(
@@ -235,7 +254,7 @@ def _entry(
     step = _shared(step, objectives, sharing.gpus, split)
     peak = round(trace.peak / split)
     costs = _costs(cell, data, images, trace._replace(peak=peak), step, workers)
-    entry = entry_of(cell, runs, costs, _shares(step), kept)
+    entry = entry_of(cell, runs, costs, _shares(step), on.bytes_kept)
     longest = max(runs, key=lambda one: one.until.in_steps(costs.steps_per_epoch))
     checkpoints = len(checkpoint_steps(longest, costs.steps_per_epoch))
     classes = cell["classes"] or data.classes
@@ -247,8 +266,13 @@ def _entry(
         "train": entry["longest_seconds"] / 3600,
         "embed": checkpoints * costs.seconds_per_embedding / 3600,
         "measure": (checkpoints * each + last) / 3600,
+        **_hours_by_costs(Task(costs, longest, _as_images(data, images, classes)), on),
     }
+    merged = sum(cell_id(dict(run.cell)) in on.merged for run in runs)
+    if not merged:
+        hours["merge"] = 0.0
     entry["predicted"] = {
+        "cells_merged": merged,
         "hours": {stage: rounded(value) for stage, value in hours.items()},
         "limit": step.limit,
         "limit_share": rounded(step.limits[step.limit] / step.on_gpu)
@@ -261,6 +285,18 @@ def _entry(
         "fits": costs.gpu_memory_mb is not None and costs.gpu_memory_mb <= gpu.memory * 1e3,
     }
     return entry
+
+
+def _as_images(data: DataSet, images: Mapping[str, int], classes: int) -> Images:
+    height, _, channels = data.shape
+    return Images(images["train"], images["test"], height, channels, classes, data.encoded)
+
+
+def _hours_by_costs(task: Task, on: _On) -> dict[str, float]:
+    """Hours of the stages that are estimated from what a step and an embedding cost."""
+    theory = theory_seconds(task, on.theory)
+    merge = merge_seconds(task, on.merge) if on.merge else 0.0
+    return {"theory": theory / 3600, "merge": merge / 3600}
 
 
 def _shared(step: Step, objectives: int, gpus: int, split: int) -> Step:
@@ -320,7 +356,10 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         f"{report['device']}: nothing was run there. Hours are of the longest cell of its kind, "
         "from bytes and arithmetic of a step and the data sheet of the GPU."
     )
-    yield "cells  train h  embed h  measure h  step ms  GPU GB  limited by                kind"
+    yield (
+        "cells  train h  embed h  measure h  theory h  merge h  step ms  GPU GB"
+        "  limited by                kind"
+    )
     for entry in report["kinds"]:
         found, costs = entry["predicted"], entry["costs"]
         hours = found["hours"]
@@ -328,12 +367,24 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         much = "" if found["fits"] else " (more than it has)"
         yield (
             f"{entry['cells']:5d}  {hours['train']:7.3g}  {hours['embed']:7.3g}"
-            f"  {hours['measure']:9.3g}  {costs['seconds_per_step'] * 1e3:7.3g}"
+            f"  {hours['measure']:9.3g}  {hours['theory']:8.3g}  {hours['merge']:7.3g}"
+            f"  {costs['seconds_per_step'] * 1e3:7.3g}"
             f"  {costs['gpu_memory_mb'] / 1e3:6.3g}{much}  {limit:<24}"
             f"  {describe(entry['kind'], kinds)}"
         )
     summed = report["totals"]
     yield (
         f"{summed['cells']} cell{'s' * (summed['cells'] > 1)}, one after another: "
-        f"{time_text(3600 * summed['hours'])} of training, {summed['disk_mb'] / 1e3:.3g} GB on disk"
+        f"{time_text(3600 * summed['hours'])} of training, at most "
+        f"{rough_time(3600 * sum(map(hours_of_all, report['kinds'])))} of all stages of cells, "
+        f"{summed['disk_mb'] / 1e3:.3g} GB on disk"
     )
+
+
+def hours_of_all(entry: Mapping[str, Any]) -> float:
+    """Hours of all stages of all cells of a kind, as if each took as long as the longest there."""
+    found = entry["predicted"]
+    hours = found["hours"]
+    each = sum(hours[stage] for stage in ("embed", "measure", "theory"))
+    rest = entry["cells"] * each + found["cells_merged"] * hours["merge"]
+    return float(entry["seconds"] / 3600 + rest)

@@ -10,10 +10,10 @@ import yaml
 from commands import planned, snakemake
 from typer.testing import CliRunner
 
-from cltools.cli import app
+from cltools.cli import app, partial
 from cltools.config.experiment import load_experiment
 from cltools.figures import figures_of
-from cltools.layout import VERSIONS
+from cltools.layout import VERSIONS, tables_of
 from cltools.runtime.sealed import write_json
 
 CONFIG = {
@@ -214,7 +214,7 @@ def test_figures_of_what_is_done(finished, monkeypatch):
     config = {**CONFIG, **sweep(0.1, 0.5, 1.0)}
     done = CliRunner().invoke(app, ["partial", json.dumps(config)])
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[0] == "2 of 3 cells are done"
+    assert done.output.splitlines()[0] == "2 of 3 cells are measured, 2 have their theory, too"
     whole, part = Path("results/tiny"), Path("results/tiny/partial")
     for name in ("measures", "training_log", "theory"):
         assert pl.read_parquet(part / f"{name}.parquet").equals(
@@ -224,3 +224,33 @@ def test_figures_of_what_is_done(finished, monkeypatch):
     assert drawn == (whole / "figures/alignment_temperature.csv").read_bytes()
     none = CliRunner().invoke(app, ["partial", json.dumps({**CONFIG, **sweep(0.7)})])
     assert "no cell of tiny" in str(none.exception)
+
+
+def test_figures_of_what_is_only_measured(finished, monkeypatch):
+    """Of two measured cells one waits for its theory, then both: bounds are of those that have it."""
+    monkeypatch.chdir(finished)
+    with_theory = {"one"}
+    monkeypatch.setattr(partial, "figures_of", lambda *_: ["losses_training", "bound_tightness"])
+    monkeypatch.setattr(
+        partial,
+        "tables_of",
+        lambda experiment, manifest: {
+            stage: table
+            for stage, table in tables_of(experiment, manifest).items()
+            if stage != "theory" or ("tau0.5" in str(manifest) and with_theory)
+        },
+    )
+    output = Path("results/tiny/of-measures")
+    arguments = ["partial", json.dumps(CONFIG), "--output", str(output)]
+    first, *drawn = CliRunner().invoke(app, arguments).output.splitlines()
+    assert first == "2 of 2 cells are measured, 1 have their theory, too"
+    assert drawn == [str(output / f"figures/{n}.pdf") for n in ("losses_training", "bound_tightness")]
+    cells = {
+        folder: pl.read_parquet(folder / "measures.parquet")["cell"].n_unique()
+        for folder in (output, output / "with-theory")
+    }
+    assert list(cells.values()) == [2, 1]
+    with_theory.clear()
+    *_, losses, bounds = CliRunner().invoke(app, arguments).output.splitlines()
+    assert losses.endswith("losses_training.pdf")
+    assert bounds == "bound_tightness: waits for theory, which no measured cell has yet"
