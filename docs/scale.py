@@ -178,7 +178,8 @@ def _rows(experiments: Mapping[str, Any]) -> Iterator[str]:
         cells = (
             f"`{name}`",
             str(sum(kind["cells"] for kind in kinds)),
-            *(_range([kind[stage] for kind in kinds]) for stage in STAGES),
+            *(_range([kind[stage] for kind in kinds]) for stage in STAGES[:-1]),
+            _range([kind["merge"] for kind in kinds]) if any(k["merge"] for k in kinds) else "–",
             _range([kind["gb"] for kind in kinds]),
             str(gpus_needed(kinds)),
             ", ".join(dict.fromkeys(kind["limit"] for kind in kinds)),

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cltools.cli import everyday, stages
+from cltools.layout import RESULTS
 
-CELL = "results/cells/CELL"
-MANIFEST = f"{CELL}/trained-20epochs.json"
-STORE = "--store results/stores/STORE"
-PLAN = "--plan results/quickstart/plan.json"
+MADE = RESULTS.experiment("quickstart")
+MANIFEST = RESULTS.cell("CELL").manifest("20epochs")
+STORE = f"--store {RESULTS.store('STORE').path}"
+PLAN = f"--plan {MADE.plan}"
 
 PANELS: Mapping[str, Mapping[Callable[..., Any], str]] = {
     "Everyday": {
@@ -18,11 +19,10 @@ PANELS: Mapping[str, Mapping[Callable[..., Any], str]] = {
         stages.compare: "cltools compare mine.npy theirs.npy --labels labels.npy",
         stages.plan: "cltools plan config/laptop/digits.yaml",
         everyday.bench: "cltools bench config/config.yaml --output bench.json",
-        stages.plot: f"cltools plot losses_training {PLAN} --log results/quickstart/training_log."
-        "parquet --output losses",
+        stages.plot: f"cltools plot losses_training {PLAN} --log {MADE.table('log')} --output losses",
     },
     "Stages of the workflow": {
-        stages.prepare: "cltools prepare --name photos --store results/stores/photos --definition "
+        stages.prepare: f"cltools prepare --name photos --store {RESULTS.store('photos').path} --definition "
         """'{"source": "folder", "path": "photos", "size": 32}'""",
         stages.train: """cltools train --cell '{"dataset": "digits", "horizon": 20}' """
         f"{STORE} --run run --manifest trained.json",
@@ -33,10 +33,9 @@ PANELS: Mapping[str, Mapping[Callable[..., Any], str]] = {
         stages.project: f"cltools project {MANIFEST} {STORE} --output project.parquet",
         stages.collect: f"cltools collect measured.json {PLAN} --measures measures.parquet --log "
         "training_log.parquet",
-        stages.claims: f"cltools claims {PLAN} --measures results/quickstart/measures.parquet "
-        "--output claims.parquet",
+        stages.claims: f"cltools claims {PLAN} --measures {MADE.table('measures')} --output claims.parquet",
         stages.report: f"cltools report {MANIFEST} {PLAN} --measures measures.parquet --claims "
-        "claims.parquet --figures results/quickstart/figures --output report.html",
+        f"claims.parquet --figures {MADE.figures} --output report.html",
     },
     "Theory": {
         stages.theory: f"cltools theory {MANIFEST} --measured measured.json {STORE} --done "

@@ -227,7 +227,7 @@ def test_figures_of_what_is_done(finished, monkeypatch):
 
 
 def test_figures_of_what_is_only_measured(finished, monkeypatch):
-    """Of two measured cells one waits for its theory, then both: bounds are of those that have it."""
+    """Of two measured cells one waits for its theory, then both do; bounds are of the others."""
     monkeypatch.chdir(finished)
     with_theory = {"one"}
     monkeypatch.setattr(partial, "figures_of", lambda *_: ["losses_training", "bound_tightness"])
@@ -244,7 +244,8 @@ def test_figures_of_what_is_only_measured(finished, monkeypatch):
     arguments = ["partial", json.dumps(CONFIG), "--output", str(output)]
     first, *drawn = CliRunner().invoke(app, arguments).output.splitlines()
     assert first == "2 of 2 cells are measured, 1 have their theory, too"
-    assert drawn == [str(output / f"figures/{n}.pdf") for n in ("losses_training", "bound_tightness")]
+    names = ("losses_training", "bound_tightness")
+    assert drawn == [str(output / f"figures/{name}.pdf") for name in names]
     cells = {
         folder: pl.read_parquet(folder / "measures.parquet")["cell"].n_unique()
         for folder in (output, output / "with-theory")
