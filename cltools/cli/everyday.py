@@ -36,6 +36,26 @@ Encoded = Annotated[
         "--encoded", help="Make random images as photographs (JPEG), which training decodes."
     ),
 ]
+OneCell = Annotated[
+    str | None,
+    typer.Option(help="Settings of one cell instead of a config, as for `cltools train`."),
+]
+StoreOrStores = Annotated[
+    Path | None,
+    typer.Option(
+        help=f"Folder of all image stores of a config, {RESULTS.stores} without it; "
+        "with --cell, the image store of the cell."
+    ),
+]
+RandomImages = Annotated[
+    bool,
+    typer.Option(
+        "--synthetic", help="Time random images, of the sizes of the store if there is one."
+    ),
+]
+Side = Annotated[int | None, typer.Option(min=1, help="Side of random images in pixels.")]
+ImageCount = Annotated[int | None, typer.Option(min=1, help="Number of random training images.")]
+ClassCount = Annotated[int | None, typer.Option(min=1, help="Number of classes of random images.")]
 On = Annotated[
     str | None,
     typer.Option(
@@ -98,34 +118,14 @@ def partial(
 
 def bench(
     config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
-    cell: Annotated[
-        str | None,
-        typer.Option(help="Settings of one cell instead of a config, as for `cltools train`."),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"Folder of all image stores of a config, {RESULTS.stores} without it; "
-            "with --cell, the image store of the cell."
-        ),
-    ] = None,
+    cell: OneCell = None,
+    store: StoreOrStores = None,
     device: Device = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Number of training steps to time.")] = 20,
-    synthetic: Annotated[
-        bool,
-        typer.Option(
-            "--synthetic", help="Time random images, of the sizes of the store if there is one."
-        ),
-    ] = False,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of random images in pixels.")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Number of random training images.")
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Number of classes of random images.")
-    ] = None,
+    synthetic: RandomImages = False,
+    image_size: Side = None,
+    images: ImageCount = None,
+    classes: ClassCount = None,
     channels: Channels = None,
     encoded: Encoded = False,
     output: Annotated[

@@ -19,10 +19,12 @@ PANELS: Mapping[str, Mapping[Callable[..., Any], str]] = {
         stages.compare: "cltools compare mine.npy theirs.npy --labels labels.npy",
         stages.plan: "cltools plan config/laptop/digits.yaml",
         everyday.bench: "cltools bench config/config.yaml --output bench.json",
-        stages.plot: f"cltools plot losses_training {PLAN} --log {MADE.table('log')} --output losses",
+        stages.plot: f"cltools plot losses_training {PLAN} --log "
+        f"{MADE.table('log')} --output losses",
     },
     "Stages of the workflow": {
-        stages.prepare: f"cltools prepare --name photos --store {RESULTS.store('photos').path} --definition "
+        stages.prepare: f"cltools prepare --name photos --store {RESULTS.store('photos').path} "
+        "--definition "
         """'{"source": "folder", "path": "photos", "size": 32}'""",
         stages.train: """cltools train --cell '{"dataset": "digits", "horizon": 20}' """
         f"{STORE} --run run --manifest trained.json",
@@ -33,7 +35,8 @@ PANELS: Mapping[str, Mapping[Callable[..., Any], str]] = {
         stages.project: f"cltools project {MANIFEST} {STORE} --output project.parquet",
         stages.collect: f"cltools collect measured.json {PLAN} --measures measures.parquet --log "
         "training_log.parquet",
-        stages.claims: f"cltools claims {PLAN} --measures {MADE.table('measures')} --output claims.parquet",
+        stages.claims: f"cltools claims {PLAN} --measures {MADE.table('measures')} "
+        "--output claims.parquet",
         stages.report: f"cltools report {MANIFEST} {PLAN} --measures measures.parquet --claims "
         f"claims.parquet --figures {MADE.figures} --output report.html",
     },

@@ -49,6 +49,20 @@ from cltools.figures import FIGURES
 from cltools.layout import RESULTS, Embeddings, MeasureSettings
 from cltools.runtime.errors import InputError
 
+SaveSeconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds between saves of the resume state; without it 120, and 600 after an hour."
+    ),
+]
+SaveSteps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of steps after which the resume state is saved, too."),
+]
+CellsPerGpu = Annotated[
+    int, typer.Option(min=1, help="Number of cells that may train on one GPU at the same time.")
+]
+
 
 def figure_names(incomplete: str) -> list[str]:
     """The figures whose names begin so, for the completion of a shell."""
@@ -111,23 +125,13 @@ def train(
         ),
     ] = None,
     device: Device = "auto",
-    save_every_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds between saves of the resume state; without it 120, and 600 after an hour."
-        ),
-    ] = None,
-    save_every_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of steps after which the resume state is saved, too."),
-    ] = None,
+    save_every_seconds: SaveSeconds = None,
+    save_every_steps: SaveSteps = None,
     workers: Workers = None,
     share: Annotated[
         Share, typer.Option(help="What the processes of torchrun share: objectives or batches.")
     ] = "auto",
-    cells_per_gpu: Annotated[
-        int, typer.Option(min=1, help="Number of cells that may train on one GPU at the same time.")
-    ] = 1,
+    cells_per_gpu: CellsPerGpu = 1,
     tracker: Annotated[
         Tracker | None, typer.Option(help="Program to send losses to while training.")
     ] = None,
