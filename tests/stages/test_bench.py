@@ -145,9 +145,17 @@ def test_a_config_of_two_kinds(tmp_path):
     assert report["totals"]["hours"] == pytest.approx(seconds / 3600, rel=1e-3)
     assert kinds[50]["seconds"] == pytest.approx(4 * kinds[50]["longest_seconds"], rel=1e-3)
     lines = text.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[1].split()[0] == "4"
     assert lines[3].startswith("5 cells on cpu, ")
+    assert lines[4].startswith("all stages, one after another: about ")
+    assert report["stages"].keys() == {
+        "prepare", "train", "embed", "measure", "theory", "plot", "report",
+    }  # fmt: skip
+    assert report["stages"]["train"]["seconds"] > seconds
+    missing = cltools("bench", path, code=2)
+    command = f"run `snakemake --until prepare --configfile {path} --cores 1` first"
+    assert command in missing
     # The rules find both kinds in the file, and no third.
     bench = Bench(output)
     assert bench.of(resolve_cell({**cell(**kinds[25]["kind"]), "seed": 7})) is not None
