@@ -230,7 +230,7 @@ def test_figures_of_what_is_only_measured(finished, monkeypatch):
     """Of two measured cells one waits for its theory, then both do; bounds are of the others."""
     monkeypatch.chdir(finished)
     with_theory = {"one"}
-    monkeypatch.setattr(partial, "figures_of", lambda *_: ["losses_training", "bound_tightness"])
+    monkeypatch.setattr(partial, "figures_of", lambda *_: ["alignment_temperature", "bound_tightness"])
     monkeypatch.setattr(
         partial,
         "tables_of",
@@ -241,10 +241,12 @@ def test_figures_of_what_is_only_measured(finished, monkeypatch):
         },
     )
     output = Path("results/tiny/of-measures")
-    arguments = ["partial", json.dumps(CONFIG), "--output", str(output)]
+    base = {"base": {"set": {"tau": 0.5}, "vary": {"seed": [0]}}}  # for the figure of bounds
+    config = {**CONFIG, "sweeps": {**CONFIG["sweeps"], **base}}
+    arguments = ["partial", json.dumps(config), "--output", str(output)]
     first, *drawn = CliRunner().invoke(app, arguments).output.splitlines()
     assert first == "2 of 2 cells are measured, 1 have their theory, too"
-    names = ("losses_training", "bound_tightness")
+    names = ("alignment_temperature", "bound_tightness")
     assert drawn == [str(output / f"figures/{name}.pdf") for name in names]
     cells = {
         folder: pl.read_parquet(folder / "measures.parquet")["cell"].n_unique()
@@ -252,6 +254,6 @@ def test_figures_of_what_is_only_measured(finished, monkeypatch):
     }
     assert list(cells.values()) == [2, 1]
     with_theory.clear()
-    *_, losses, bounds = CliRunner().invoke(app, arguments).output.splitlines()
-    assert losses.endswith("losses_training.pdf")
+    *_, alignment, bounds = CliRunner().invoke(app, arguments).output.splitlines()
+    assert alignment.endswith("alignment_temperature.pdf")
     assert bounds == "bound_tightness: waits for theory, which no measured cell has yet"
