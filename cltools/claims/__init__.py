@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema
 
+from cltools.claims.words import claimed_in_words, reading_of, scale_of
 from cltools.runtime.errors import InputError
 from cltools.runtime.yaml_text import read_yaml
 
@@ -35,6 +36,7 @@ class Test:
 
     label: str
     kind: str
+    reading: str = ""
     table: str = "measures"
     sweep: str | None = None
     base_too: bool = False
@@ -66,6 +68,17 @@ class Test:
         if not isinstance(column, str):
             raise InputError(f"a claim's {self.kind} test names no {key}: add {key} to the test")
         return column
+
+    @property
+    def said(self) -> str:
+        """The effect and what is claimed of it, as a sentence that `words.sentence` fills in."""
+        if self.kind == "bound":
+            return ""
+        unit = f" {self.unit}" if self.unit else ""
+        lead = f"{self.label}: " if self.label else ""
+        reading = self.reading or f"{lead}{{value}}{unit}"
+        claimed = claimed_in_words(self.region, scale_of(reading))
+        return f"{reading}{{interval}}; claimed: {claimed}."
 
     @property
     def claimed(self) -> str:
@@ -163,9 +176,11 @@ def _tests(label: str, spec: Mapping[str, Any]) -> Iterator[Test]:
         parts = [label, name, _pair_label(pair) if len(pairs) > 1 else ""]
         chosen = {key: value for key, value in more.items() if key in EXPRESSIONS}
         where = {key: value for key, value in more.items() if key not in EXPRESSIONS}
+        reading = reading_of(spec.get("reading", ""), name or label, pair)
         yield Test(
             **{
                 **spec,
+                "reading": reading,
                 **chosen,
                 "label": ", ".join(part for part in parts if part),
                 "where": {**spec.get("where", {}), **where},

@@ -54,7 +54,7 @@ from cltools.tidy import COLUMNS, not_told_apart, setting
 
 UNTESTED = "not tested here"
 VERDICTS = (HOLDS, FAILS, UNDECIDED, UNTESTED)
-NO_ROWS = "no such rows"
+NO_ROWS = "this experiment has no such measurements"
 PRIMARY, FURTHER = "primary", "further"
 # Family of claims -> functions that correct its p values and find the levels of its tests.
 CORRECTIONS = {PRIMARY: (holm_p, holm_levels), FURTHER: (bh_p, bh_levels)}
@@ -74,7 +74,8 @@ SCHEMA = {
     "statistic": pl.String,
     "claimed": pl.String,
     "unit": pl.String,
-    "effect": pl.Float64,  # median over seeds; for a bound, the smallest distance to it
+    "reading": pl.String,  # a sentence about the effect, see `cltools.claims.words`; not for bounds
+    "effect": pl.Float64,  # median over seeds; for a bound, the smallest margin to it
     "low": pl.Float64,
     "high": pl.Float64,
     "level": pl.Float64,  # least coverage of this interval, considered alone
@@ -201,7 +202,7 @@ class _Arms:
     def missing(self, test: Test) -> str:
         """Why there is no arm."""
         if test.table not in self.tables:
-            return f"no table {test.table}"
+            return f"the table {test.table} is not part of this experiment"
         return f"no sweep varies {test.sweep or 'the seed alone'}"
 
     def _make(self, name: str, factor: str | None, whole: bool) -> Iterator[Arm]:
@@ -274,7 +275,7 @@ def _part(test: Test, arm: Arm, least: int) -> Part:
         elif not found.left_out:  # one side of the comparison is missing
             part.rows, part.reason = 0, NO_ROWS
     elif epochs < test.needs.get("epochs", 0):
-        part.reason = f"{epochs:g} of {test.needs['epochs']:g} epochs"
+        part.reason = f"trained for {epochs:g} epochs; at least {test.needs['epochs']:g} are needed"
     elif found.levels < test.needs.get("levels", 0):
         part.reason = _too_few(test, found)
     else:
@@ -282,7 +283,7 @@ def _part(test: Test, arm: Arm, least: int) -> Part:
         part.verdict = UNDECIDED
         part.note = "; ".join(filter(None, (part.note, _shared_draws(rows, test))))
         if part.evidence.seeds < least:
-            part.reason = _too_few_seeds(test, part.evidence, least)
+            part.reason = _too_few_seeds(part.evidence, least)
         elif not part.evidence.decidable:
             part.reason = "no spread over seeds"
     return part
@@ -296,14 +297,15 @@ def _bound(test: Test, counts: Violations, least: int) -> Part:
         part.verdict = FAILS
     elif not test.proved and counts.seeds < least:
         part.verdict = UNDECIDED
-        part.reason = f"{counts.seeds} of at least {least} seeds"
+        part.reason = f"only {counts.seeds} of at least {least} seeds"
     else:
         part.verdict = HOLDS
     return part
 
 
 def _too_few(test: Test, found: Effects) -> str:
-    return f"{found.levels} of {test.needs['levels']} values of {test.x or test.along}"
+    factor, least = test.x or test.along, test.needs["levels"]
+    return f"{found.levels} values of {factor}; at least {least} are needed"
 
 
 def _left_out(test: Test, found: Effects) -> str:
@@ -313,11 +315,11 @@ def _left_out(test: Test, found: Effects) -> str:
     return f"left out: {seeds} without all values of {test.x}"
 
 
-def _too_few_seeds(test: Test, part: Evidence, least: int) -> str:
+def _too_few_seeds(part: Evidence, least: int) -> str:
     if part.seeds > 1:
         return f"{part.inside} of {part.seeds} seeds agree; at least {least} are needed"
-    agrees, claimed = ("agrees", "") if part.inside else ("disagrees", "not ")
-    return f"the one seed {agrees}: {number(part.median)} ({claimed}{test.claimed})"
+    agrees = "agrees" if part.inside else "disagrees"
+    return f"the one seed {agrees}; at least {least} are needed"
 
 
 def _shared_draws(rows: pl.DataFrame, test: Test) -> str:
@@ -364,7 +366,7 @@ def _decide_parts(trial: Trial, level: float) -> None:
         if math.isfinite(low):
             part.limits = low, high, 1 - of_part
         else:
-            part.reason = _too_few_seeds(part.test, part.evidence, least_seeds(of_part))
+            part.reason = _too_few_seeds(part.evidence, least_seeds(of_part))
 
 
 def _rows(trial: Trial, overall: str) -> Iterator[dict[str, Any]]:
@@ -386,6 +388,7 @@ def _rows(trial: Trial, overall: str) -> Iterator[dict[str, Any]]:
             "statistic": part.test.kind,
             "claimed": part.test.claimed,
             "unit": part.test.unit,
+            "reading": part.test.said,
             "low": low,
             "high": high,
             "level": level,

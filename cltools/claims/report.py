@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from cltools.claims.evaluate import FURTHER, PRIMARY, UNTESTED, VERDICTS, number
+from cltools.claims.words import counted, sentence
 
 HOW = """\
 A claim is about the median over seeds of an effect. It **holds** if an interval for this median
@@ -29,8 +30,8 @@ DETAILS = (
 )  # fmt: skip
 RESTS = """\
 Effect: the median over seeds, with its interval and the least coverage of this interval considered
-alone; for a bound, the smallest distance of a value to its bound. Seeds: how many of them have an
-effect in the claimed range. p: the p value of the whole claim in that sweep, before and after the
+alone; for a bound, the smallest margin between a value and its bound. Seeds: how many of them have
+an effect in the claimed range. p: the p value of the whole claim in that sweep, before and after the
 correction for the number of claims in its family."""
 
 
@@ -38,13 +39,13 @@ def markdown(name: str, table: pl.DataFrame, error_rate: float) -> str:
     """The claims of experiment `name` as Markdown; `table` is the result of `evaluate`."""
     claims = table.unique("claim", keep="first", maintain_order=True)
     counts = dict(claims["verdict"].value_counts().iter_rows())
-    summary = ", ".join(f"{counts.get(v, 0)} {v}" for v in VERDICTS)
+    summary = ", ".join(counted(v, counts.get(v, 0)) for v in VERDICTS)
     arms = table.filter(pl.col("p").is_not_null()).unique(["claim", "dataset", "sweep", "cells"])
     tested = {family: len(arms.filter(family=family)) for family in (PRIMARY, FURTHER)}
     lines = [
         f"# Claims of the papers in the experiment {name}",
         "",
-        f"{len(claims)} claims: {summary}.",
+        f"Of {len(claims)} claims: {summary}.",
         "",
         *HOW.format(**tested, error=error_rate).splitlines(),
         "",
@@ -99,39 +100,39 @@ def in_sweeps(rows: pl.DataFrame) -> str:
     return f"in {count} of {len(arms)} sweeps"
 
 
-def because(rows: pl.DataFrame) -> str:
-    """The reason for a claim's verdict: the parts that have this verdict."""
+def because(rows: pl.DataFrame, most: int = 2) -> str:
+    """The reason for a claim's verdict: sentences on the parts that have this verdict.
+
+    At most so many are given. A reason that all of them share stands once, at the end.
+    """
     verdict = rows["verdict"][0]
+    if verdict == UNTESTED:
+        return _capital(next((reason for reason in rows["reason"] if reason), ""))
     deciding = rows.filter(arm_verdict=verdict)
     same = deciding.filter(part_verdict=verdict)
-    if verdict == UNTESTED:
-        return next((reason for reason in rows["reason"] if reason), "")
     shown = same if len(same) else deciding
     reasons = shown["reason"].unique()
     common = reasons[0] if len(shown) > 1 and len(reasons) == 1 else ""
+    several = len(shown.unique(["dataset", "sweep", "cells"])) > 1
     texts = dict.fromkeys(
-        _found(row | {"reason": "" if common else row["reason"]})
+        (f"{row['sweep']}: " if several else "")
+        + result(row | {"reason": "" if common else row["reason"]})
         for row in shown.iter_rows(named=True)
     )
-    said = list(texts)[:2]
-    if len(texts) > 2:
-        said.append(f"and {len(texts) - 2} more")
-    return "; ".join(filter(None, (*said, common)))
+    said = list(texts)[:most]
+    if len(texts) > most:
+        said.append(f"And {len(texts) - most} more.")
+    return " ".join(filter(None, (*said, _capital(common))))
 
 
-def _found(row: dict[str, Any]) -> str:
-    """One part in words: its name, then its effect and interval, or its counts.
+def result(row: dict[str, Any]) -> str:
+    """What one part found, as a sentence, with the reason for its verdict if there is one."""
+    return " ".join(filter(None, (sentence(row), _capital(row["reason"]))))
 
-    Of a single seed, the reason gives the effect already.
-    """
-    part = f"{row['part']}: " if row["part"] else ""
-    if row["violations"] is not None:
-        cases = f"{row['violations']:,} violations in {row['rows']:,} cases"
-        if row["reason"]:
-            return f"{part}{cases}, {row['reason']}"
-        return f"{part}{cases}, smallest distance {_number(row['effect'])}"
-    shown = "" if row["seeds"] == 1 and row["reason"] else effect(row)
-    return part + ", ".join(filter(None, (shown, row["reason"])))
+
+def _capital(text: str) -> str:
+    """A reason as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def part_verdict(row: dict[str, Any]) -> str:
@@ -153,7 +154,7 @@ def _part(row: dict[str, Any]) -> tuple[str, ...]:
         row["sweep"],
         row["part"],
         part_verdict(row),
-        row["claimed"] + (f" ({row['unit']})" if row["unit"] else ""),
+        claimed(row),
         effect(row),
         seeds(row),
         f"{row['rows']:,}",
@@ -162,10 +163,16 @@ def _part(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def claimed(row: dict[str, Any]) -> str:
+    """The range that is claimed for an effect, and its unit."""
+    unit = row["unit"] if row["violations"] is None else ""
+    return str(row["claimed"]) + (f" ({unit})" if unit else "")
+
+
 def effect(row: dict[str, Any]) -> str:
     """The effect of one part with its interval, or its violations."""
     if row["violations"] is not None:
-        return f"{row['violations']:,} violations, smallest distance {_number(row['effect'])}"
+        return f"{row['violations']:,} violations, smallest margin {_number(row['effect'])}"
     return " ".join(filter(None, (_number(row["effect"]), _limits(row))))
 
 

@@ -593,6 +593,16 @@ def report(
     figures: Annotated[Path, typer.Option(help="Folder of the figures of the experiment.")],
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
     config: Annotated[str, typer.Option(help="Config to show, as JSON or in a JSON file.")] = "{}",
+    theory: Annotated[
+        Path | None, typer.Option(help="Table of bounds (theory.parquet), to show that of the loss gap.")
+    ] = None,
+    project: Annotated[
+        Path | None, typer.Option(help="Table of images as points (project.parquet), to show them.")
+    ] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a figure to show (repeatable); default: those of the plan."),
+    ] = None,
     benchmarks: Annotated[
         Path | None,
         typer.Option(
@@ -612,6 +622,9 @@ def report(
         manifests=manifests,
         config=json_object(config, "--config"),
         output=output,
+        theory=theory,
+        project=project,
+        shown=show or (),
         benchmarks=benchmarks,
     )
 

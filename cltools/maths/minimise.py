@@ -121,14 +121,45 @@ def minimise(
     Raises:
         ValueError: an unknown objective, arguments out of range, labels that are not 0..C-1.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"unknown objective {objective!r}: use one of {OBJECTIVES}")
-    if dimension < 1 or views < 2 or not head_penalty > 0 or not descent_lr > 0:
-        raise ValueError("need dimension ≥ 1, views ≥ 2, head_penalty > 0 and descent_lr > 0")
+    if not descent_lr > 0:
+        raise ValueError("need descent_lr > 0")
     free = _start(objective, labels, dimension, tau, seed, views, head_penalty)
-    lr = descent_lr if objective == "ce" else descent_lr * (tau * min(tau, 1))
+    lr = _rate(objective, tau, descent_lr)
     trajectory = [*_descend(free, descent_steps, lr), *_polish(free, newton_calls)]
     return Minimum(free.z.detach(), *np.array(trajectory).T)
+
+
+def descent(
+    objective: str,
+    labels: Tensor,
+    dimension: int,
+    tau: float,
+    seed: int,
+    steps: int = 100,
+    views: int = 2,
+) -> Minimum:
+    """The gradient descent of `minimise`, with the embeddings of every step.
+
+    Arguments are as for `minimise`, whose other settings have their defaults. Unlike there, `z` of
+    the result has shape (steps + 1, K, N, d).
+
+    Raises:
+        ValueError: as `minimise` does.
+
+    Examples:
+        >>> found = descent("nscl", torch.arange(8) % 2, dimension=3, tau=1.0, seed=0, steps=5)
+        >>> found.z.shape
+        torch.Size([6, 2, 8, 3])
+    """
+    free = _start(objective, labels, dimension, tau, seed, views)
+    way = [(free.z.detach(), one) for one in _descend(free, steps, _rate(objective, tau))]
+    z, trajectory = zip(*way, strict=True)
+    return Minimum(torch.stack(z), *np.array(trajectory).T)
+
+
+def _rate(objective: str, tau: float, lr: float = 0.2) -> float:
+    """The learning rate for embeddings, see `minimise`."""
+    return lr if objective == "ce" else lr * (tau * min(tau, 1))
 
 
 @dataclass
@@ -182,9 +213,13 @@ def _start(
     tau: float,
     seed: int,
     views: int,
-    head_penalty: float,
+    head_penalty: float = 1e-3,
 ) -> _Free:
     """The embeddings at the start, the same for all objectives, and the head if it is CE."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {objective!r}: use one of {OBJECTIVES}")
+    if dimension < 1 or views < 2 or not head_penalty > 0:
+        raise ValueError("need dimension ≥ 1, views ≥ 2 and head_penalty > 0")
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     embeddings = F.normalize(draw((views, len(labels), dimension)), dim=2)
     classes = int(labels.max()) + 1

@@ -1,26 +1,34 @@
-"""An experiment's report as one HTML page: claims, interactive plots, figures, tables, sources.
+"""An experiment's report as one HTML page: answer, interactive plots, claims, figures, sources.
 
 The page contains everything that it shows, including the plotting library. It forbids the browser
-to load anything else.
+to load anything else. Its parts are in `assets/`.
 """
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from io import BytesIO
 from typing import Any
 
 import jinja2
 import polars as pl
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from cltools.claims.evaluate import PRIMARY, UNTESTED, VERDICTS
-from cltools.claims.report import because, effect, in_sweeps, part_verdict, seeds
+from cltools.claims.report import because, in_sweeps, part_verdict, result, seeds
+from cltools.claims.words import counted
 from cltools.config.sweeps import base_or_first
+from cltools.report.answer import ends, sentences, summary
 from cltools.report.explore import exploration
-from cltools.tidy import last_step, with_setting
+
+# The figure of the answer is the first of these that the experiment has.
+FIRST = ("alignment_training", "label_effect", "gap_classes")
+LARGE = 150_000  # bytes
+SCRIPTS = ("common", "points", "sphere", "images", "means", "negatives", "gap", "alignment")
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,32 @@ class Drawn:
     png: bytes
     csv: bytes
 
+    @property
+    def title(self) -> str:
+        """The description up to its first stop or comma, as a heading."""
+        return self.description.rstrip(".").split(":")[0].split(",")[0]
+
+    @property
+    def picture(self) -> str:
+        """The PNG file in base64, with at most 256 colors, which makes it a third as large."""
+        with Image.open(BytesIO(self.png)) as image:
+            few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        written = BytesIO()
+        few.save(written, "PNG", optimize=True)
+        return base64.b64encode(written.getvalue()).decode()
+
+    @property
+    def numbers(self) -> str:
+        """The CSV file in base64; empty for large files, which would make the page too heavy."""
+        return base64.b64encode(self.csv).decode() if len(self.csv) <= LARGE else ""
+
 
 @dataclass(frozen=True)
 class Material:
     """Everything that a report is made from; tables are those of `results/<experiment>/`.
 
     `cells` maps ids of trained cells to their manifests. `made` and `jobs` are the lines of the
-    section “How it was made”.
+    section “How it was made”. `free` has points that move on a sphere, see `stages.report`.
     """
 
     name: str
@@ -49,45 +76,40 @@ class Material:
     cells: Mapping[str, Mapping[str, Any]]
     config: str
     made: Sequence[tuple[str, str]]
+    free: Mapping[str, Any]
     jobs: Sequence[tuple[str, int, str, str, str]] = field(default=())
+    theory: pl.DataFrame | None = None
+    project: pl.DataFrame | None = None
 
 
-# Columns of the table about the end of training: heading -> metric, variant, features.
-SUMMARY = {
-    "CKA with DCL": ("cka", "cosine_biased", "h"),
-    "RSA with DCL": ("rsa", "pearson_cosine", "h"),
-    "CKA, class means removed": ("cka", "residual_biased", "h"),
-    "NCCC": ("nccc", "accuracy", "h"),
-    "linear probe": ("linear_probe", "accuracy", "h"),
-    "CDNV": ("cdnv", "pairs", "h"),
-    "loss gap in nats": ("gap", "training_tau", "z"),
-    "weight gap to DCL": ("weight_gap", "mean_layer", ""),
-}
-CELL_COLUMNS = ("cell", "C", "τ", "B", "rule", "seed", "objectives", "images", "steps", "sweeps")
+CELL_COLUMNS = ("Cell", "C", "τ", "B", "Rule", "Seed", "Networks", "Images", "Steps", "Sweeps")
 
 
 def page(material: Material) -> str:
     """The HTML. Raises jinja2.UndefinedError when the template uses a name that is not defined."""
-    explore = exploration(material.measures, material.plan["sweeps"])
-    files = resources.files("cltools.report")
+    plan = material.plan
+    explore = exploration(material.measures, plan["sweeps"], material.project, plan["reference"])
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((files / "template.html").read_text())
-    drawn = {figure.name for figure in material.figures}
-    return template.render(
+        loader=jinja2.PackageLoader("cltools.report", "assets"),
+        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    parts = ends(material.measures, plan, material.theory)
+    drawn = {figure.name: figure for figure in material.figures}
+    first = next((name for name in FIRST if name in drawn), next(iter(drawn), ""))
+    return environment.get_template("page.html").render(
         name=material.name,
         datasets=sorted(set(material.measures["dataset"])),
-        css=Markup((files / "report.css").read_text()),
-        script=Markup((files / "report.js").read_text()),
+        css=_asset("report.css"),
+        scripts=[_asset(f"{name}.js") for name in SCRIPTS],
         plotly=Markup(get_plotlyjs()),
         # Labels come from users. With <, > and & as \u003c and the like, none can end the script.
-        data=htmlsafe_json_dumps(explore, allow_nan=False),
+        data=htmlsafe_json_dumps({**explore, "free": material.free}, allow_nan=False),
         explore=explore,
-        counts=_counts(material.claims),
-        claims=_claims(material.claims, drawn),
-        figures=[_encoded(figure) for figure in material.figures],
-        tables=[summary(material.measures, material.plan)],
+        answer=sentences(parts[0]),
+        numbers=summary(parts, base_or_first(plan["sweeps"])["label"]),
+        first=drawn.get(first),
+        groups=_groups(material.claims, drawn),
+        figures=[figure for figure in material.figures if figure.name != first],
         cell_columns=CELL_COLUMNS,
         cells=list(_cells(material)),
         made=material.made,
@@ -96,76 +118,38 @@ def page(material: Material) -> str:
     )
 
 
-def _counts(claims: pl.DataFrame) -> list[tuple[str, int]]:
-    verdicts = claims.unique("claim")["verdict"].to_list()
-    return [(verdict, verdicts.count(verdict)) for verdict in VERDICTS]
+def _asset(name: str) -> Markup:
+    return Markup((resources.files("cltools.report") / "assets" / name).read_text())
 
 
-def _claims(claims: pl.DataFrame, drawn: set[str]) -> list[dict[str, Any]]:
-    """The claims in the order of their list, but those that were not tested at the end."""
-    found = []
-    for _, rows in claims.group_by("claim", maintain_order=True):
-        first = rows.row(0, named=True)
-        tested = rows.filter(pl.col("part_verdict") != UNTESTED)
-        parts = [
-            {
-                "sweep": ", ".join(filter(None, (row["dataset"], row["sweep"], row["cells"]))),
-                "part": row["part"],
-                "verdict": part_verdict(row),
-                "claimed": " ".join(filter(None, (row["claimed"], row["unit"]))),
-                "effect": effect(row),
-                "seeds": seeds(row),
-                "rows": f"{row['rows']:,}",
-            }
-            for row in tested.iter_rows(named=True)
-        ]
-        keys = ("statement", "source", "verdict", "paper", "figure")
-        about = {key: first[key] for key in keys}
-        about |= {"because": because(rows), "sweeps": in_sweeps(rows), "parts": parts}
-        about |= {"drawn": first["figure"] in drawn, "primary": first["family"] == PRIMARY}
-        found.append(about)
-    return sorted(found, key=lambda claim: claim["verdict"] == UNTESTED)
+def _groups(claims: pl.DataFrame, drawn: Mapping[str, Drawn]) -> list[dict[str, Any]]:
+    """The claims by verdict. Those that hold and those that do not are open at the start."""
+    found = [_claim(rows, drawn) for _, rows in claims.group_by("claim", maintain_order=True)]
+    groups = []
+    for verdict in VERDICTS:
+        those = [claim for claim in found if claim["verdict"] == verdict]
+        about = {"verdict": verdict, "title": counted(verdict, len(those)), "claims": those}
+        groups.append(about | {"open": verdict in VERDICTS[:2]})
+    return groups
 
 
-def _encoded(figure: Drawn) -> dict[str, str]:
-    coded = {kind: base64.b64encode(getattr(figure, kind)).decode() for kind in ("png", "csv")}
-    return {"name": figure.name, "description": figure.description, **coded}
-
-
-def summary(measures: pl.DataFrame, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of means ± standard deviations over seeds, on test images at the end of training.
-
-    It shows the base sweep, or the first sweep if there is no base sweep.
-    """
-    sweep = base_or_first(plan["sweeps"])
-    rows = measures.filter(pl.col("sweeps").list.contains(sweep["name"]), split="test")
-    rows = with_setting(last_step(rows))
-    found = []
-    for (words, objective), part in rows.group_by(["setting", "objective"], maintain_order=True):
-        line = [words, objective, part["seed"].n_unique()]
-        for metric, variant, features in SUMMARY.values():
-            values = part.filter(
-                pl.col("reference").is_in(["", plan["reference"]]),
-                metric=metric, variant=variant, features=features,
-            )["value"]  # fmt: skip
-            line.append(_mean(values))
-        found.append(line)
-    columns = ["cells", "objective", "seeds", *SUMMARY]
-    if not any(words for words, *_ in found):
-        found, columns = [line[1:] for line in found], columns[1:]
-    return {
-        "title": f"End of training, test images, sweep “{sweep['label']}”: mean ± standard "
-        "deviation over seeds",
-        "columns": columns,
-        "rows": found,
-    }
-
-
-def _mean(values: pl.Series) -> str:
-    if not len(values):
-        return "–"
-    spread = f" ± {values.std():.2g}" if len(values) > 1 else ""
-    return f"{values.to_numpy().mean():.3g}{spread}"
+def _claim(rows: pl.DataFrame, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
+    first = rows.row(0, named=True)
+    tested = rows.filter(pl.col("part_verdict") != UNTESTED)
+    parts = [
+        {
+            "sweep": ", ".join(filter(None, (row["dataset"], row["sweep"], row["cells"]))),
+            "found": result(row | {"reason": ""}) or "–",
+            "verdict": part_verdict(row),
+            "seeds": seeds(row),
+            "rows": f"{row['rows']:,}",
+        }
+        for row in tested.iter_rows(named=True)
+    ]
+    about = {key: first[key] for key in ("statement", "source", "verdict", "paper")}
+    about |= {"because": because(rows), "sweeps": in_sweeps(rows), "parts": parts}
+    about |= {"figure": drawn.get(first["figure"]), "primary": first["family"] == PRIMARY}
+    return about
 
 
 def _cells(material: Material) -> Iterable[tuple[Any, ...]]:

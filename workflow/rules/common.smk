@@ -199,6 +199,17 @@ def figure_options(wildcards, input):
     return options([*tables, *(("papers", path) for path in input.papers)])
 
 
+def report_tables(wildcards):
+    # The tables that the interactive parts of the report show, beside the measures.
+    shown = ["theory", *(["project"] if "project" in config else [])]
+    return [RESULTS.experiment(wildcards.experiment).table(name) for name in shown]
+
+
+def report_options(wildcards, input):
+    tables = [(Path(path).stem, path) for path in input.tables]
+    return options([*tables, *(("show", name) for name in FIGURES_DRAWN)])
+
+
 def options_of_tables(wildcards, input):
     return options((Path(path).stem, path) for path in input.without_cells)
 

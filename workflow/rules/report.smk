@@ -5,6 +5,7 @@ rule report:
         plan=HERE.plan,
         measures=HERE.table("measures"),
         claims=HERE.claims,
+        tables=report_tables,
         figures=[HERE.figure(figure, "png") for figure in FIGURES_DRAWN],
         manifests=[manifest_of(cell) for cell in EXPERIMENT.plans],
     output:
@@ -25,10 +26,12 @@ rule report:
     params:
         config=shown_config,
         figures=figures_folder,
+        tables=report_options,
         benchmarks=str(PLACED.benchmarks),
         version=VERSIONS["report"],
     shell:
         "logged {log:q} "
         "cltools report {input.manifests:q} --plan {input.plan:q} --measures {input.measures:q} "
         "--claims {input.claims:q} --figures {params.figures:q} --config {params.config:q} "
+        "{params.tables:q} "
         "--benchmarks {params.benchmarks:q} --output {output:q} "
