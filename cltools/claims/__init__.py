@@ -75,7 +75,7 @@ class Test:
         if self.kind == "bound":
             return ""
         unit = f" {self.unit}" if self.unit else ""
-        lead = f"{self.label}: " if self.label else ""
+        lead = f"{self.label[:1].upper()}{self.label[1:]}: " if self.label else ""
         reading = self.reading or f"{lead}{{value}}{unit}"
         claimed = claimed_in_words(self.region, scale_of(reading))
         return f"{reading}{{interval}}; claimed: {claimed}."

@@ -31,8 +31,8 @@ DETAILS = (
 RESTS = """\
 Effect: the median over seeds, with its interval and the least coverage of this interval considered
 alone; for a bound, the smallest margin between a value and its bound. Seeds: how many of them have
-an effect in the claimed range. p: the p value of the whole claim in that sweep, before and after the
-correction for the number of claims in its family."""
+an effect in the claimed range. p: the p value of the whole claim in that sweep, before and after
+the correction for the number of claims in its family."""
 
 
 def markdown(name: str, table: pl.DataFrame, error_rate: float) -> str:

@@ -594,7 +594,7 @@ def report(
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
     config: Annotated[str, typer.Option(help="Config to show, as JSON or in a JSON file.")] = "{}",
     theory: Annotated[
-        Path | None, typer.Option(help="Table of bounds (theory.parquet), to show that of the loss gap.")
+        Path | None, typer.Option(help="Table of bounds (theory.parquet), for the loss gap.")
     ] = None,
     project: Annotated[
         Path | None, typer.Option(help="Table of images as points (project.parquet), to show them.")

@@ -23,7 +23,7 @@ SUMMARY = {
     "Weight gap to {}": ("weight_gap", "mean_layer", ""),
 }
 WITH_REFERENCE = ("cka", "rsa", "weight_gap")
-NONE = "–"
+NONE, ITSELF = "–", "itself"
 # Objective of CL -> its supervised counterpart.
 COUNTERPARTS = {"dcl": "nscl", "nt_xent": "nscl_with_positive"}
 # Controls: objective -> how a sentence names it.
@@ -67,15 +67,11 @@ def ends(
     rows = last_step(measures.filter(here)).filter(pl.col("split").is_in(["test", ""]))
     rows = with_setting(rows)
     bounds = None if theory is None else last_step(theory.filter(here))
-    return [
-        End(
-            part,
-            None if bounds is None else bounds.filter(pl.col("cell").is_in(part["cell"].unique())),
-            plan["reference"],
-            part["setting"][0],
-        )
-        for part in rows.partition_by("setting", maintain_order=True)
-    ]
+    found = []
+    for part in rows.partition_by("setting", maintain_order=True):
+        own = None if bounds is None else bounds.join(part.select("cell").unique(), on="cell")
+        found.append(End(part, own, plan["reference"], part["setting"][0]))
+    return found
 
 
 def sentences(end: End) -> list[str]:
@@ -197,7 +193,8 @@ def summary(parts: Sequence[End], label: str) -> dict[str, Any]:
             found.append(line + [_entry(end, objective, *which) for which in SUMMARY.values()])
     headings = [heading.format(_label(reference)) for heading in SUMMARY]
     columns = ["Cells", "Network", "Seeds", *headings]
-    kept = [i for i, _ in enumerate(columns) if any(row[i] not in ("", NONE) for row in found)]
+    empty = {"", NONE, ITSELF}
+    kept = [i for i, _ in enumerate(columns) if {row[i] for row in found} - empty]
     several = any(int(row[2]) > 1 for row in found)
     return {
         "title": f"End of training, test images, sweep “{label}”"
@@ -210,6 +207,6 @@ def summary(parts: Sequence[End], label: str) -> dict[str, Any]:
 
 def _entry(end: End, objective: str, metric: str, variant: str, features: str) -> str:
     if objective == end.reference and metric in WITH_REFERENCE:
-        return "itself"
+        return ITSELF
     values = end.by_seed(objective, metric, variant, features)["value"]
     return spread(values) if len(values) else NONE

@@ -55,7 +55,7 @@ def exploration(
         "alignment": [
             row
             for sweep in sorted(sweeps, key=lambda sweep: sweep is not base)
-            for row in _alignment(measures.filter(_of(sweep)), sweep["label"])
+            for row in _alignment(_rows(measures, sweep), sweep["label"])
         ],
         "means": _means(measures, base),
         "images": None if project is None else _images(project),
@@ -64,6 +64,15 @@ def exploration(
 
 def _of(sweep: Mapping[str, Any]) -> pl.Expr:
     return pl.col("sweeps").list.contains(sweep["name"])
+
+
+def _rows(measures: pl.DataFrame, sweep: Mapping[str, Any]) -> pl.DataFrame:
+    """The rows of a sweep, without the columns that follow from C where the sweep varies C.
+
+    Draws of classes have different numbers of images, and are averaged nonetheless.
+    """
+    follow = ["train_images", "total_steps"] if "classes" in sweep["factors"] else []
+    return measures.filter(_of(sweep)).drop(follow)
 
 
 def _start(base: pl.DataFrame) -> dict[str, Any]:
@@ -82,7 +91,7 @@ def _gaps(
     if not (line or sweep is base or "tau" in sweep["factors"]):
         return []
     value, epoch = pl.col("value"), pl.col("epoch")
-    rows = measures.filter(_of(sweep)).with_columns(
+    rows = _rows(measures, sweep).with_columns(
         progress=pl.when(epoch.max().over("cell") > 0)
         .then(epoch / epoch.max().over("cell"))
         .otherwise(1.0)
@@ -91,10 +100,14 @@ def _gaps(
         value.is_finite(), metric="gap", variant="training_tau", objective=reference, split="test"
     )
     rows = with_setting(rows, ["dataset", "classes", "tau"])
-    by = ["dataset", "classes", "tau", "setting", "epoch", "progress"]
+    # Draws of classes that differ in their number of images differ in their epochs, too, if steps
+    # are equal; so checkpoints are those of one share of the training.
+    by = ["dataset", "classes", "tau", "setting", "progress"]
+    rows = rows.with_columns(pl.col("progress").round(3))
     found = rows.group_by(by).agg(
-        mean=value.mean(), low=value.min(), high=value.max(), seeds=pl.col("seed").n_unique()
-    )
+        epoch=epoch.mean(), mean=value.mean(), low=value.min(), high=value.max(),
+        seeds=pl.col("seed").n_unique(),
+    )  # fmt: skip
     found = found.sort(by).with_columns(
         sweep=_titled(sweep["label"]), line=pl.lit(line), base=pl.lit(sweep is base)
     )

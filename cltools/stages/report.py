@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,23 @@ def run(
             the reports of two runs differ, because their times do.
 
     Raises:
-        InputError: a file is missing or damaged, or a cell of the plan has no manifest.
+        InputError: a file is missing, damaged or of an earlier version, a cell of the plan has no
+            manifest, or there is no figure of a name.
     """
     planned = read_plan(plan)
     cells = {manifest["id"]: manifest for manifest in map(read_manifest, manifests)}
     if missing := sorted(set(planned["cells"]) - set(cells)):
         raise InputError(f"cell {missing[0]} of {plan} has no manifest here: run `cltools train`")
+    if unknown := sorted(set(shown) - set(FIGURES)):
+        raise InputError(f"no figure is called {unknown[0]!r}: choose from {', '.join(FIGURES)}")
+    tested = read_experiment(claims, "claims", plan)
+    if "reading" not in tested.columns:
+        raise InputError(f"{claims} was written by an earlier version: run `cltools claims` again")
     material = Material(
         name=planned["experiment"],
         plan=planned,
         measures=read_experiment(measures, "measures", plan),
-        claims=read_experiment(claims, "claims", plan),
+        claims=tested,
         figures=[_drawn(figures, name) for name in shown or planned["figures"]],
         cells={identity: cells[identity] for identity in planned["cells"]},
         config=json.dumps(config, indent=2, ensure_ascii=False),
@@ -92,6 +99,7 @@ def _drawn(folder: Path, name: str) -> Drawn:
     return Drawn(name, FIGURES[name].description, *saved(folder / name))
 
 
+@cache
 def _free() -> dict[str, Any]:
     """Free embeddings on the way down each objective, for JSON.
 

@@ -16,8 +16,9 @@ from scipy import stats
 
 import cltools.claims as c
 from cltools.claims import statistics
-from cltools.claims.evaluate import UNTESTED, evaluate, over_arms, over_parts
+from cltools.claims.evaluate import NO_ROWS, UNTESTED, evaluate, over_arms, over_parts
 from cltools.claims.report import because, in_sweeps
+from cltools.claims.words import counted, sentence
 from cltools.figures import FIGURES
 from cltools.maths import evidence as ev
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED, Region
@@ -654,9 +655,8 @@ def test_few_seeds_never_decide(name, outcome, seeds):
         if seeds > 1:
             assert row["reason"].startswith(f"{agree} of 5 seeds agree; at least 6 are needed")
         else:
-            value = f"{row['effect']:.3g}".replace("-", "−")
-            words = f"agrees: {value} (" if agree else f"disagrees: {value} (not "
-            assert row["reason"] == f"the one seed {words}{row['claimed']})"
+            word = "agrees" if agree else "disagrees"
+            assert row["reason"] == f"the one seed {word}; at least 6 are needed"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -672,7 +672,7 @@ def test_without_rows_a_claim_is_not_tested(name):
     ]  # fmt: skip
     table = judged(claim, others)
     assert set(table["verdict"]) == {UNTESTED}
-    assert set(table["reason"]) == {"no such rows"}
+    assert set(table["reason"]) == {NO_ROWS}
 
 
 @pytest.mark.parametrize(
@@ -708,7 +708,7 @@ def test_two_values_make_no_trend(name):
     two = [row for row in made if row[x] in sorted({row[x] for row in made})[-2:]]
     table = judged(claim, two)
     assert set(table["verdict"]) == {UNTESTED}
-    assert set(table["reason"]) == {f"2 of 3 values of {x}"}
+    assert set(table["reason"]) == {f"2 values of {x}; at least 3 are needed"}
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -849,7 +849,7 @@ def test_cells_of_the_sweep_over_tau_and_of_the_base_show_ce_closer_than_scl():
         "base": FAILS, "temperature": HOLDS,
     }  # fmt: skip
     others = [{**row, "tau": 0.5} for row in swept + base]
-    assert set(judged(claim, others)["reason"]) == {"no such rows"}
+    assert set(judged(claim, others)["reason"]) == {NO_ROWS}
 
 
 def test_the_start_shows_nothing_of_the_losses_of_the_authors():
@@ -1028,7 +1028,7 @@ def test_a_claim_about_classes_says_whether_seeds_share_their_classes(draws, not
     assert table["reason"].to_list() == [note]
     assert set(table["verdict"]) == {HOLDS}
     one = judged(plain_claim("a", sweep="classes"), found[:1])
-    assert one["reason"].to_list() == ["the one seed agrees: 0.97 (> 0)"]
+    assert one["reason"].to_list() == ["the one seed agrees; at least 6 are needed"]
 
 
 def test_one_part_that_fails_refutes_the_claim():
@@ -1086,16 +1086,68 @@ def test_why_a_claim_has_its_verdict():
         return because(judged(claim, plain_rows("a", a) + plain_rows("b", b)))
 
     assert words(UP[:2], UP[1:3]) == (
-        "a: 0.975; b: 0.985; 2 of 2 seeds agree; at least 6 are needed"
+        "A: 0.975; claimed: above 0. B: 0.985; claimed: above 0. "
+        "2 of 2 seeds agree; at least 6 are needed."
     )
     assert words(UP[:2], [-1.0, 1.0]) == (
-        "a: 0.975, 2 of 2 seeds agree; at least 6 are needed; "
-        "b: 0, 1 of 2 seeds agree; at least 6 are needed"
+        "A: 0.975; claimed: above 0. 2 of 2 seeds agree; at least 6 are needed. "
+        "B: 0.00; claimed: above 0. 1 of 2 seeds agree; at least 6 are needed."
     )
     assert words(UP[:1], DOWN[:1]) == (
-        "a: the one seed agrees: 0.97 (> 0); b: the one seed disagrees: −0.97 (not > 0)"
+        "A: 0.97; claimed: above 0. The one seed agrees; at least 6 are needed. "
+        "B: −0.97; claimed: above 0. The one seed disagrees; at least 6 are needed."
     )
-    assert words(UP, UP) == "a: 1 [0.97, 1.04] at 95 %; b: 1 [0.97, 1.04] at 95 %"
+    assert words(UP, UP) == (
+        "A: 1.00 (0.97 to 1.04); claimed: above 0. B: 1.00 (0.97 to 1.04); claimed: above 0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("reading", "region", "numbers", "words"),
+    [
+        ("The gap grew by {value} nats", (0, math.inf), (0.0795, 0.0755, 0.0846),
+         "The gap grew by 0.080 nats (0.075 to 0.085); claimed: above 0."),
+        ("It is {ratio} times as large", (-math.inf, 0), (-0.335, -0.353, -0.313),
+         "It is 0.46 times as large (0.44 to 0.49); claimed: below 1."),
+        ("It is off by {percent} %", (-math.inf, 0.1), (0.0028, None, None),
+         "It is off by 0.28 %; claimed: below 10 %."),
+        ("Accuracy changes by {points} points", (-math.inf, 0.05), (0.0666, 0.0507, 0.0819),
+         "Accuracy changes by +6.66 points (5.07 to 8.19); claimed: below 5 points."),
+        ("Accuracy is {more_points}", (0, math.inf), (-0.0097, -0.0306, -0.0028),
+         "Accuracy is 0.97 percentage points lower (−3.06 to −0.28); claimed: higher."),
+        ("CKA is {more}", (-0.05, 0.05), (-0.00131, -0.00889, 0.00735),
+         "CKA is 0.001 lower (−0.009 to 0.007); claimed: −0.05 to 0.05."),
+        ("Both correlate at {value}", (0.95, math.inf), (0.99998, 0.99996, 0.99999),
+         "Both correlate at 0.99998 (0.99996 to 0.99999); claimed: above 0.95."),
+        ("Alignment changes by {signed}", (0, math.inf), (0.0308, 0.0163, 0.0493),
+         "Alignment changes by +0.03 (0.02 to 0.05); claimed: above 0."),
+    ],
+)  # fmt: skip
+def test_an_effect_in_words(reading, region, numbers, words):
+    test = c.Test("", "level", reading=reading, region=region)
+    row = {"reading": test.said, "violations": None}
+    assert sentence(row | dict(zip(("effect", "low", "high"), numbers, strict=True))) == words
+
+
+def test_a_bound_in_words():
+    row = {"part": "one step", "rows": 2400, "violations": 0, "effect": 0.0279, "unit": "nats"}
+    kept = "One step: no violation in 2,400 cases; smallest margin 0.0279 nats."
+    assert sentence(row) == kept
+    assert sentence(row | {"effect": -4e-16}).endswith("smallest margin 0 nats.")
+    broken = row | {"part": "", "violations": 4, "effect": -0.227, "unit": ""}
+    assert sentence(broken) == "4 of 2,400 cases violate it, the worst by 0.227."
+    assert counted(HOLDS, 21) == "21 claims hold"
+    assert counted(FAILS, 1) == "1 claim does not hold"
+
+
+@pytest.mark.parametrize("name", BY_SEEDS)
+def test_every_claim_has_its_words(name):
+    """No place of a reading is left empty, and what it claims is what the test does."""
+    for test in ALL[name].tests:
+        assert test.reading
+        row = {"reading": test.said, "violations": None, "effect": 0.3, "low": 0.1, "high": 0.5}
+        assert not set("{}") & set(sentence(row))
+        assert "claimed: " in sentence(row)
 
 
 # ---- the file of claims -------------------------------------------------------------------------

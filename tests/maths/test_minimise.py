@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cltools.figures.order import summary
-from cltools.maths.minimise import minimise, nscl_minimum
+from cltools.maths.minimise import descent, minimise, nscl_minimum
 from cltools.maths.whole_set import whole_set_losses
 from cltools.runtime.errors import InputError
 from cltools.stages import minimise as stage
@@ -88,6 +88,17 @@ def test_equal_seeds_give_equal_results():
 def test_on_two_points_nothing_moves():
     found = minimise("nscl", balanced(2), 1, 0.5, seed=0)
     assert found.loss[-1] == pytest.approx(found.loss[0])
+
+
+@pytest.mark.parametrize("objective", ["nscl", "ce"])
+def test_the_descent_alone_is_that_of_the_minimum(objective):
+    alone = descent(objective, balanced(3), 3, 0.5, seed=1, steps=7)
+    whole = minimise(objective, balanced(3), 3, 0.5, seed=1, descent_steps=7)
+    for name in ("time", "loss", "etf_deviation", "within_class_spread", "view_distance"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(whole, name)[:8])
+    assert alone.z.shape == (8, 2, *whole.z.shape[1:])
+    stopped = minimise(objective, balanced(3), 3, 0.5, seed=1, descent_steps=7, newton_calls=0)
+    assert torch.equal(alone.z[-1], stopped.z)
 
 
 def test_what_does_not_fit_is_refused():

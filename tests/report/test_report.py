@@ -3,11 +3,13 @@
 import base64
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from itertools import combinations, cycle, product
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -19,8 +21,8 @@ from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.config.cells import resolve_cell
 from cltools.figures.style import save
+from cltools.report.answer import NONE, ends, sentences, spread, summary
 from cltools.report.explore import exploration
-from cltools.report.page import summary
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import write_json
 from cltools.stages import report
@@ -54,6 +56,14 @@ def measures():
     return pl.concat([plain, cosines(plain.filter(pl.col("sweeps").list.contains("base")))])
 
 
+def bounds(measures):
+    """The rows of `theory.parquet` that the answer reads: a bound of 2 nats."""
+    gap = {"metric": "gap", "variant": "training_tau", "objective": "dcl", "split": "test"}
+    return measures.filter(**gap).with_columns(
+        source=pl.lit("P1 Theorem 1"), quantity=pl.lit("gap"), side=pl.lit("upper"), bound=2.0
+    )
+
+
 @pytest.fixture(scope="module")
 def material(measures, tmp_path_factory):
     """Options of the stage, of files as the stages before it write them."""
@@ -77,6 +87,8 @@ def material(measures, tmp_path_factory):
         write_json(manifests[-1], manifest)
     plan = {"experiment": "made", "reference": "dcl", "cells": cells, "sweeps": SWEEPS,
             "figures": ["alignment_training", "downstream"]}  # fmt: skip
+    tables.project([measures.row(0, named=True)]).write_parquet(folder / "project.parquet")
+    bounds(measures).write_parquet(folder / "theory.parquet")
     # An earlier config of this experiment had it drawn.
     earlier = pl.DataFrame({"tau": [0], "value": [1]})
     save(Figure((1, 1)), earlier, folder / "figures/alignment_temperature")
@@ -94,6 +106,8 @@ def material(measures, tmp_path_factory):
         "manifests": manifests,
         "config": CONFIG,
         "output": folder / "report.html",
+        "theory": folder / "theory.parquet",
+        "project": folder / "project.parquet",
         "benchmarks": folder / "benchmarks",
     }
 
@@ -109,8 +123,12 @@ def test_what_stands_in_it(page):
     for claim in load_claims().claims:
         assert claim.statement.split("(")[0].strip().replace("'", "&#39;") in text
     # Claims about the number of classes have two sweeps; three seeds decide none of them.
-    assert re.search(r'<td class="verdict undecided">undecided\s+in 2 of 2 sweeps</td>', text)
+    assert '<span class="verdict undecided">Undecided in 2 of 2 sweeps' in text
     assert "3 of 3 seeds agree; at least 6 are needed" in text
+    assert re.search(r"<h3 class=\"undecided\">\d+ claims are undecided</h3>", text)
+    # Figures have titles, and their names stand nowhere as headings.
+    assert "<h3>CKA and RSA of every objective with the reference against the epoch</h3>" in text
+    assert not re.search(r"<h\d[^>]*>\w+_\w+</h", text)
     assert text.count("(primary claim)") == sum(claim.primary for claim in load_claims().claims)
     assert text.split("<script>")[0].count("data:image/png;base64,") == 2
     assert base64.b64encode(b"epoch,value\n0,1\n").decode() in text
@@ -119,7 +137,7 @@ def test_what_stands_in_it(page):
     assert "<b>τ" not in text
     assert len(page.read_bytes()) < 15e6
     # Minutes, CPU minutes and memory of this experiment's one job.
-    row = re.search(r"<td>train</td>(.+)</tr>", text)[1]
+    row = re.search(r'<th scope="row">train</th>(.+)</tr>', text)[1]
     assert re.findall(r">([\d.]+)<", row) == ["1", "2.0", "1.5", "2.00"]
 
 
@@ -129,7 +147,97 @@ def test_the_summary_is_of_the_end_of_training(page, measures):
         variant="cosine_biased", features="h", reference="dcl", step=measures["step"].max(),
     )["value"]  # fmt: skip
     assert len(rows) == 3
-    assert f'<td class="number">{rows.mean():.3g} ± {rows.std():.2g}</td>' in page.read_text()
+    assert f'<td class="number">{spread(rows)}</td>' in page.read_text()
+
+
+def ended(measures, **changed):
+    """The end of training, of made-up rows that are changed before."""
+    plan = {"sweeps": SWEEPS, "reference": "dcl"}
+    return ends(measures, changed.pop("plan", plan), **changed)
+
+
+def test_no_column_of_the_numbers_is_empty(measures):
+    """Weights have no split, CE has no loss gap, and a metric that nobody measured is left out."""
+    found = summary(ended(measures), "base")
+    for place, column in enumerate(found["columns"]):
+        values = [row[place] for row in found["rows"]]
+        assert set(values) - {NONE, "itself"}, column
+    by_name = dict(zip(found["columns"], found["rows"][1], strict=True))
+    weights = measures.filter(
+        pl.col("sweeps").list.contains("base"), metric="weight_gap", objective="nscl",
+        step=measures["step"].max(),
+    )["value"]  # fmt: skip
+    assert by_name["Network"] == "NSCL"
+    assert by_name["Weight gap to DCL"] == spread(weights)
+    fewer = summary(ended(measures.filter(pl.col("metric") != "weight_gap")), "base")
+    assert set(found["columns"]) - set(fewer["columns"]) == {"Weight gap to DCL"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.871, 0.829, 0.91], "0.87 ± 0.04"),
+        ([0.5], "0.50"),
+        ([0.9, 0.902], "0.901 ± 0.001"),
+        ([0.5, 0.5], "0.50 ± 0.00"),
+    ],
+)
+def test_a_mean_and_its_spread(values, words):
+    assert spread(pl.Series(values)).replace("\u00a0", " ") == words
+
+
+@pytest.fixture(scope="module")
+def with_controls(measures):
+    return pl.concat([measures, tables.controls(tables.cells(3))], how="diagonal_relaxed")
+
+
+def said(measures, **changed):
+    return [one.replace("\u00a0", " ") for one in sentences(ended(measures, **changed)[0])]
+
+
+def test_the_answer(with_controls):
+    rows = with_controls
+    close, control, gap = said(rows, theory=bounds(rows))
+    assert close.startswith("After 200 epochs on digits, the features of contrastive")
+    assert re.search(r"counterpart NSCL have a CKA of 0\.\d+ ± 0\.\d+ on test images", close)
+    assert "over 3 seeds" in close
+    assert re.search(r"; SCL is at 0\.\d+ ± 0\.\d+ and CE is at 0\.\d+ ± 0\.\d+\.$", close)
+    assert control.startswith(
+        "As a control, a second DCL network with batches and views of its own"
+    )
+    assert re.search(r"second network in \d of 3 seeds and .* in \d of 3 seeds\.$", control)
+    assert re.search(r"nats above the NSCL loss; the theory allows at most 2 nats, of which", gap)
+
+
+@pytest.mark.parametrize(
+    ("without", "there"),
+    [
+        ("dcl_twin", "NSCL with shuffled labels is at"),
+        ("nscl:shuffled", "a second DCL network with batches and views of its own is at"),
+    ],
+)
+def test_the_answer_with_one_control(with_controls, without, there):
+    _, control, _ = said(with_controls.filter(pl.col("objective") != without))
+    assert control.startswith(f"As a control, {there}")
+    assert control.count(" of 3 seeds") == 1
+
+
+def test_the_answer_with_parts_missing(with_controls, measures):
+    """One seed has no ±, and nothing is said of what is not there."""
+    close, control, gap = said(with_controls.filter(seed=0))
+    assert "±" not in close + control + gap
+    assert "one seed" in close
+    assert re.search(r"NSCL is (no )?closer to DCL than .* network and (no )?closer", control)
+    assert gap.endswith("nats above the NSCL loss.")
+    close, control, _ = said(measures.filter(pl.col("objective").is_in(["dcl", "nscl"])))
+    assert "SCL is at" not in close
+    assert control.startswith("There is no control here")
+    close, control, gap = said(measures.filter(objective="dcl", metric="nccc"))
+    assert "Nothing compares it with its supervised counterpart NSCL" in close
+    assert gap == "The gap between the DCL and the NSCL loss was not measured."
+    # Without a base sweep, the first setting is described, and the sentence says which.
+    plan = {"sweeps": [s for s in SWEEPS if s["name"] == "temperature"], "reference": "dcl"}
+    assert re.search(r"on digits \(τ = 0\.\d\), the features", said(measures, plan=plan)[0])
 
 
 def test_what_can_be_explored(measures):
@@ -145,24 +253,38 @@ def test_what_can_be_explored(measures):
         for row in found["gap"]
         if row["sweep"] == "temperature" and row["tau"] == 0.1 and row["epoch"] == tables.EPOCHS[-1]
     )
+    assert (gap["progress"], gap["seeds"]) == (1, 3)
+    assert (gap["line"], gap["base"]) == (False, False)
+    assert {row["sweep"] for row in found["gap"] if row["line"]} == {
+        sweep["label"] for sweep in SWEEPS if "classes" in sweep["factors"]
+    }
+    assert found["start"] == {"classes": 10, "tau": 0.5}
     assert gap["mean"] == pytest.approx(last.mean(), rel=1e-5)
     assert gap["low"] == pytest.approx(last.min(), rel=1e-5)
     assert gap["classes"] == 10
-    first, one = found["geometry"][0], found["geometry"][2 * len(tables.EPOCHS)]
+    first, one = found["means"][0], found["means"][2 * len(tables.EPOCHS)]
     assert (first["objective"], first["epoch"], first["split"]) == ("dcl", 0, "test")
     assert (one["objective"], one["epoch"], one["split"]) == ("scl", 0, "test")
-    assert len(one["cosines"]) == 10
-    assert one["cosines"][2][5] == one["cosines"][5][2] == pytest.approx(0.02 - 1 / 9, abs=1e-3)
-    assert one["cosines"][3][3] == 1
+    assert (one["classes"], len(one["cosines"])) == (10, 45)
+    assert min(one["cosines"]) == pytest.approx(-1 / 9, abs=0.02)
+    assert found["images"] is None
+    project = tables.project()
+    images = exploration(measures, SWEEPS, project)["images"]
+    assert images["labels"] == [0, 1, 0, 1, 0, 1]
+    panel = project.filter(objective="nscl", epoch=tables.EPOCHS[1]).sort("sample")
+    (points,) = (p["xy"] for p in images["points"]
+                 if (p["objective"], p["epoch"]) == ("nscl", tables.EPOCHS[1]))  # fmt: skip
+    assert points[::2] == pytest.approx(panel["x"].to_list(), abs=0.005)
+    assert points[1::2] == pytest.approx(panel["y"].to_list(), abs=0.005)
 
 
 def test_what_a_sweep_varies_is_not_averaged(measures):
     """Means are over seeds: every temperature, and every batch size and rule, stands for itself."""
     sweeps = [sweep for sweep in SWEEPS if sweep["name"] in ("temperature", "batch")]
     found = exploration(measures, sweeps)
-    at = {"measure": "CKA", "pair": ["dcl", "nscl"], "split": "test", "epoch": tables.EPOCHS[-1]}
-    ends = {
-        row["cells"]: row["mean"]
+    at = {"measure": "CKA", "pair": ["dcl", "nscl"], "split": "test"}
+    found_ends = {
+        row["cells"]: row["mean"][-1]
         for row in found["alignment"]
         if all(row[key] == value for key, value in at.items())
     }
@@ -173,13 +295,18 @@ def test_what_a_sweep_varies_is_not_averaged(measures):
         for rule, words in (("linear", "B"), ("sqrt", "√B"))
     }
     last = tables.EPOCHS[-1]
-    assert ends == pytest.approx(
-        {name: tables.alignment(tables.cell(**cell), "nscl", last) for name, cell in wanted.items()}
+    assert found_ends == pytest.approx(
+        {
+            name: tables.alignment(tables.cell(**cell), "nscl", last)
+            for name, cell in wanted.items()
+        },
+        abs=1e-4,
     )
-    assert all(row["seeds"] == 3 for row in found["alignment"])
-    assert len({row["sweep"] for row in found["gap"]}) == 1 + 6
-    found = summary(measures, {"sweeps": sweeps, "reference": "dcl"})
-    assert found["columns"][:3] == ["cells", "objective", "seeds"]
+    assert all(set(row["seeds"]) == {3} for row in found["alignment"])
+    # Only sweeps over C and τ have a gap to show.
+    assert {row["sweep"] for row in found["gap"]} == {"temperature"}
+    found = summary(ended(measures, plan={"sweeps": sweeps, "reference": "dcl"}), "temperature")
+    assert found["columns"][:3] == ["Cells", "Network", "Seeds"]
     assert {line[0] for line in found["rows"]} == {"τ = 0.1", "τ = 0.5", "τ = 1"}
 
 
@@ -197,8 +324,10 @@ def test_values_that_are_not_finite_are_left_out(measures):
     )
     found = exploration(broken, SWEEPS)
     json.dumps(found, allow_nan=False)
-    assert {row["seeds"] for row in found["alignment"]} == {2}
-    assert found["geometry"][0]["cosines"][0][1] is None
+    assert {seeds for row in found["alignment"] for seeds in row["seeds"]} == {2}
+    assert found["means"][0]["cosines"] == []
+    one = exploration(measures.filter(seed=1), SWEEPS)["alignment"]
+    assert {sd for row in one for sd in row["sd"]} == {None}
 
 
 def test_the_same_input_gives_the_same_page(material, page, tmp_path):
@@ -269,11 +398,13 @@ def test_without_what_is_optional(material, measures, tmp_path):
     output = tmp_path / "few.html"
     plan = tmp_path / "plan.json"
     write_json(plan, {**json.loads(material["plan"].read_text()), "figures": []})
-    report.run(**{**material, "plan": plan, "measures": tmp_path / "few.parquet",
-                  "benchmarks": None, "figures": tmp_path, "output": output})  # fmt: skip
+    fewer = {"theory": None, "project": None, "benchmarks": None, "figures": tmp_path}
+    changed = {"plan": plan, "measures": tmp_path / "few.parquet", "output": output}
+    report.run(**{**material, **fewer, **changed})
     text = output.read_text()
     assert 'id="gap"' in text
-    assert 'id="geometry"' not in text
+    assert 'id="means"' not in text
+    assert 'id="images"' not in text
     assert 'id="alignment"' not in text
 
 
@@ -284,6 +415,12 @@ def test_what_is_missing_is_named(material, tmp_path):
         report.run(**{**material, "manifests": material["manifests"][1:]})
     with pytest.raises(InputError, match=r"none\.parquet does not exist: run `cltools claims`"):
         report.run(**{**material, "claims": tmp_path / "none.parquet"})
+    with pytest.raises(InputError, match=r"no figure is called 'alignment': choose from"):
+        report.run(**{**material, "shown": ["alignment"]})
+    old = pl.read_parquet(material["claims"]).drop("reading")
+    old.write_parquet(tmp_path / "old.parquet")
+    with pytest.raises(InputError, match=r"earlier version: run `cltools claims` again"):
+        report.run(**{**material, "claims": tmp_path / "old.parquet"})
     (tmp_path / "cut.parquet").write_bytes(material["measures"].read_bytes()[:1000])
     with pytest.raises(InputError, match=r"cut\.parquet is damaged"):
         report.run(**{**material, "measures": tmp_path / "cut.parquet"})
@@ -293,22 +430,29 @@ def test_what_is_missing_is_named(material, tmp_path):
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
-# Moves every control and notes whether its plot and its words changed.
+# Moves every control and back. Notes whether its plot or its words changed, whether a screen reader
+# would say something of them, and whether the keyboard reaches it.
 MOVES = """
 <script>
 window.addEventListener("load", () => {
   const moved = {};
   for (const box of document.querySelectorAll(".widget")) {
-    const seen = () => JSON.stringify([box.querySelector(".plot").data,
-      box.querySelector(".plot").layout.annotations, box.querySelector(".reading").textContent]);
+    const plot = box.querySelector(".plot"), reading = box.querySelector(".reading");
+    const seen = () => plot.innerHTML + reading.textContent;
     for (const control of box.querySelectorAll("[name]")) {
       const before = seen(), value = control.value;
       if (control.tagName === "SELECT") control.selectedIndex = control.options.length - 1;
       else control.value = control.value === control.min ? control.max : control.min;
       if (control.value === value) control.selectedIndex = 0;
       control.dispatchEvent(new Event("input"));
-      const plots = box.querySelectorAll("svg.main-svg").length;
-      moved[box.id + "." + control.name] = [before !== seen(), plots];
+      const named = box.querySelectorAll("[role=img][aria-label]:not([aria-label=''])").length;
+      const spoken = control.tagName === "SELECT" || control.getAttribute("aria-valuetext");
+      const reached = control.tabIndex === 0 && control.labels.length === 1;
+      const live = reading.ariaLive === "polite" && reading.textContent !== "";
+      const noted = [before !== seen(), named > 0, Boolean(spoken), reached, live];
+      moved[box.id + "." + control.name] = noted;
+      control.value = value;
+      control.dispatchEvent(new Event("input"));
     }
   }
   document.body.dataset.moved = JSON.stringify(moved);
@@ -339,16 +483,75 @@ def test_every_control_moves_its_plot(page, tmp_path):
     assert console == []
     moved = json.loads(re.search(r'data-moved="([^"]+)"', shown)[1].replace("&quot;", '"'))
     names = {name.split(".")[0] for name in moved}
-    assert names == {"denominator", "gap", "geometry", "alignment"}
-    still = {name for name, (changed, plots) in moved.items() if not changed or plots == 0}
-    assert not still
+    assert names == {"negatives", "sphere", "images", "means", "gap", "alignment"}
+    assert not {name: noted for name, noted in moved.items() if not all(noted)}
     assert int(re.search(r'data-width="(\d+)"', shown)[1]) <= 1280
+
+
+# What a page in a frame as narrow as a phone tells the page around it.
+PHONE = """
+<script>
+window.addEventListener("load", () => {
+  const one = document.querySelector("#alignment [name=one]").value;
+  const taken = document.querySelector(`#alignment [name=other] option[value="${one}"]`).disabled;
+  const body = getComputedStyle(document.body);
+  const shown = (id) => document.querySelector(`#${id} .reading`).textContent;
+  parent.postMessage({ width: document.documentElement.scrollWidth, taken, gap: shown("gap"),
+    alignment: shown("alignment"), ground: body.backgroundColor, ink: body.color }, "*");
+});
+</script>
+</body>"""
+FRAME = """<body><iframe src="phone.html" width="390" height="800" style="border: 0"></iframe>
+<script>
+addEventListener("message", ({ data }) => { document.body.dataset.told = JSON.stringify(data); });
+</script></body>"""
+
+
+@needs_browser
+def test_on_a_dark_phone(page, tmp_path):
+    """390 pixels wide, no part sticks out; gap and alignment start at the trained settings."""
+    (tmp_path / "phone.html").write_text(page.read_text().replace("</body>", PHONE))
+    dark = "--blink-settings=preferredColorScheme=0"
+    shown, console = browse(tmp_path, FRAME, "--dump-dom", dark)
+    assert console == []
+    told = json.loads(html.unescape(re.search(r'data-told="([^"]+)"', shown)[1]))
+    assert told["width"] <= 390
+    assert told["taken"]
+    ground, ink = (sum(map(int, re.findall(r"\d+", told[key])[:3])) for key in ("ground", "ink"))
+    assert ground < 150
+    assert ink > 600
+    assert re.search(
+        r"With 10 classes and τ = 0.5 the bound is [\d.]+ nats\. Measured", told["gap"]
+    )
+    assert re.search(r"DCL and NSCL at epoch 200: [\d.]+ ± [\d.]+ \(3 seeds\)", told["alignment"])
+
+
+AXE = os.environ.get("AXE_CORE")  # the path of axe.min.js, of the package axe-core
+CHECKED = """
+<script>
+window.addEventListener("load", async () => {
+  for (const one of document.querySelectorAll("details")) one.open = true;
+  const { violations } = await axe.run();
+  const found = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+  document.body.dataset.found = JSON.stringify(found.map((v) => [v.id, v.nodes[0].html]));
+});
+</script>
+</body>"""
+
+
+@needs_browser
+@pytest.mark.skipif(AXE is None, reason="AXE_CORE names no axe.min.js")
+def test_no_serious_fault_for_screen_readers(page, tmp_path):
+    checker = f"<script>{Path(AXE).read_text()}</script>"
+    text = page.read_text().replace("</body>", checker + CHECKED)
+    shown, _ = browse(tmp_path, text, "--dump-dom")
+    assert re.search(r'data-found="([^"]+)"', shown)[1] == "[]"
 
 
 LEGEND = """
 <script>
 window.addEventListener("load", () => {
-  const shown = [...document.querySelectorAll("#gap .legendtext")].map((text) => text.textContent);
+  const shown = [...document.querySelectorAll("#gap .keys li")].map((text) => text.textContent);
   document.body.dataset.legend = JSON.stringify(shown);
 });
 </script>

@@ -28,7 +28,7 @@ widget("alignment", ({ cells, one, other, measure, split }) => {
   const beside = ofCells.filter((row) => row.measure === measure.value && row.split === split.value && row.pair.includes(one.value));
   const partner = (row) => row.pair.find((name) => name !== one.value) ?? one.value;
   const traces = beside.filter((row) => ![one.value, other.value].includes(partner(row))).map((row) => ({
-    x: row.epoch, y: row.mean, mode: "lines", name: plain(label(partner(row))), opacity: 0.55,
+    x: row.epoch, y: row.mean, mode: "lines", name: label(partner(row)), opacity: 0.8,
     line: { color: colorOf(partner(row)), width: 1.2 }, hovertemplate: "%{y:.3f}",
   }));
   const chosen = beside.find((row) => partner(row) === other.value);
@@ -48,6 +48,6 @@ function withBand(row, name) {
   const moved = (sign) => row.mean.map((mean, i) => mean + sign * (row.sd[i] ?? 0));
   const band = row.sd.some((sd) => sd !== null)
     ? [{ x: row.epoch, y: moved(1), ...edge }, { x: row.epoch, y: moved(-1), ...edge, fill: "tonexty", fillcolor: `${color}33` }] : [];
-  return [...band, { x: row.epoch, y: row.mean, mode: "lines+markers", name: plain(label(name)),
+  return [...band, { x: row.epoch, y: row.mean, mode: "lines+markers", name: label(name),
     line: { color, width: 3 }, marker: { size: 7 }, hovertemplate: "%{y:.3f}" }];
 }

@@ -10,7 +10,7 @@ const unique = (values) => [...new Set(values)];
 const ascending = (values) => unique(values).sort((a, b) => a - b);
 const label = (objective) => data.objectives[objective].label;
 const seeds = (count) => (count === 1 ? "one seed" : `${count} seeds`);
-// Plotly takes tags in texts for markup.
+// Plotly takes tags in texts for markup, as in the names of axes.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
 // ---- colors: those of the page, light or dark ---------------------------------------------------
@@ -90,12 +90,34 @@ function show(plot, text, traces, xaxis, yaxis, height = 380) {
   const layout = {
     height, margin: { l: 10, r: 12, t: 12, b: 10 }, font: { size: 13, color: ink() }, xaxis, yaxis,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hoverlabel: { align: "left" },
-    legend: { orientation: "h", y: -0.22, x: 0, font: { size: 12 } }, dragmode: false,
-    ...(printing ? { width: 660 } : {}),
+    showlegend: false, dragmode: false, ...(printing ? { width: 660 } : {}),
   };
-  plot.setAttribute("role", "img");
-  plot.setAttribute("aria-label", text);
-  Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true });
+  let canvas = plot.querySelector(".canvas");
+  if (!canvas) {
+    canvas = document.createElement("div");
+    canvas.className = "canvas";
+    canvas.setAttribute("role", "img");
+    plot.append(canvas);
+  }
+  canvas.setAttribute("aria-label", text);
+  Plotly.react(canvas, traces, layout, { displayModeBar: false, responsive: true });
+  keys(plot, traces.filter((trace) => trace.showlegend !== false)
+    .map(({ name, line: look, opacity }) => [name, { borderTop: `3px ${{ dash: "dashed", dot: "dotted" }[look.dash] ?? "solid"} ${look.color}`,
+      opacity: opacity ?? 1 }]));
+}
+
+// The legend below a plot, as text that wraps: name and style of each entry.
+function keys(plot, entries) {
+  const list = document.createElement("ul");
+  list.className = "keys";
+  for (const [name, style] of entries) {
+    const item = document.createElement("li"), sample = document.createElement("i");
+    Object.assign(sample.style, style);
+    item.append(sample, name);
+    list.append(item);
+  }
+  plot.querySelector(".keys")?.remove();
+  plot.append(list);
 }
 
 // ---- light, dark and paper ------------------------------------------------------------------------

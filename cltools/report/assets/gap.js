@@ -19,7 +19,7 @@ function gapsAt(tau, done) {
     const key = JSON.stringify([row.dataset, row.sweep, row.classes]);
     if (row.progress >= (last.get(key)?.progress ?? 0)) last.set(key, row);
   }
-  return [...last.values()];
+  return [...last.values()].sort((a, b) => a.base - b.base); // the base cell on top
 }
 
 widget("gap", ({ classes, tau, progress }) => {
@@ -43,12 +43,14 @@ widget("gap", ({ classes, tau, progress }) => {
     const own = rows.filter((row) => nameOf(row) === name).sort((a, b) => a.classes - b.classes);
     const color = shade(gapColors[i % gapColors.length]);
     traces.push({
-      x: own.map((row) => row.classes), y: own.map((row) => row.mean), name: `measured: ${plain(name)}`,
-      mode: "lines+markers", line: { color }, marker: { color, size: 8, symbol: ["circle", "square", "triangle-up"][i % 3] },
+      x: own.map((row) => row.classes), y: own.map((row) => row.mean), name: `measured: ${name}`,
+      mode: "lines+markers", line: { color }, marker: { color, size: own[0].base ? 13 : 8, symbol: own[0].base ? "star" : ["circle", "square", "triangle-up"][i % 3] },
       error_y: { array: own.map((row) => row.high - row.mean), arrayminus: own.map((row) => row.mean - row.low), color },
     });
   });
-  const text = gapInWords(C, t, done, rows.filter((row) => row.classes === C), nameOf);
+  const here = rows.filter((row) => row.classes === C);
+  // The base cell says it all, where it is: sweeps over C have it, too.
+  const text = gapInWords(C, t, done, here.some((row) => row.base) ? here.filter((row) => row.base) : here, nameOf);
   say(text);
   show(plot, text, traces, axis("number of classes C", { type: "log", tickvals: [2, 5, 10, 20, 50, 100, 200, 500, 1000] }),
     axis("loss gap in nats", { type: "log", tickvals: [0.001, 0.01, 0.1, 1, 10, 100] }), 440);

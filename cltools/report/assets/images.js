@@ -3,7 +3,7 @@
 
 if (data.images) {
   const { labels, points, method } = data.images;
-  const objectives = unique(points.map((panel) => panel.objective));
+  const objectives = Object.keys(data.objectives).filter((name) => points.some((panel) => panel.objective === name));
   const names = Object.fromEntries(objectives.map((name) => [name, label(name)]));
   const epochs = ascending(points.map((panel) => panel.epoch));
   const reach = Math.max(...points.map((panel) => Math.max(...panel.xy.map(Math.abs))));

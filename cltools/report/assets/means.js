@@ -27,6 +27,6 @@ widget("means", ({ cell, split }) => {
   say(text);
   show(plot, text, traces,
     axis("", { tickvals: here.map((_, i) => i), ticktext: here.map((row) => plain(label(row.objective))),
-      range: [-0.5, last], showgrid: false, zeroline: false }),
+      tickangle: plot.clientWidth < 600 ? -55 : 0, range: [-0.5, last], showgrid: false, zeroline: false }),
     axis("cosine of two class means", { range: [-1.05, 1.05] }));
 });

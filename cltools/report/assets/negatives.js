@@ -13,7 +13,9 @@ widget("negatives", ({ classes, images }) => {
   const both = shade("#0072B2"), own = shade("#D55E00");
   grid(picture(row, "DCL", `Grid of ${all} by ${all} images: all but the image itself are negatives`), C, n, both, own, true);
   grid(picture(row, "NSCL", `Grid of ${all} by ${all} images: the ${C} blocks of a class are left out`), C, n, both, own, false);
-  keys(plot, [[both, "negative for both losses"], [own, "same class: negative for DCL only"], [paint("#ffffff", "#16181c"), "no negative"]]);
+  const field = (background) => ({ background, height: "12px", border: `1px solid ${faint()}` });
+  keys(plot, [["negative for both losses", field(both)], ["same class: negative for DCL only", field(own)],
+    ["no negative", field(paint("#ffffff", "#16181c"))]]);
   const gap = all > n ? number(Math.log((all - 1) / (all - n))) : "undefined";
   say(`Of the ${all - 1} other images, DCL uses all as negatives and NSCL uses ${all - n}. It leaves out ${n - 1} of the same class, `
     + `${number(100 * (n - 1) / Math.max(1, all - 1))} %. Before training the loss gap is ${gap} nats.`);
@@ -34,16 +36,4 @@ function grid(made, C, n, both, own, withClass) {
   };
   if (all <= 24) lines(all, 0.006, 0.6);
   lines(C, 0.008, 1);
-}
-
-function keys(plot, entries) {
-  const list = document.createElement("ul");
-  list.className = "keys";
-  for (const [color, text] of entries) {
-    const item = document.createElement("li"), field = document.createElement("i");
-    field.style.background = color;
-    item.append(field, text);
-    list.append(item);
-  }
-  plot.append(list);
 }
