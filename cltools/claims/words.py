@@ -93,7 +93,7 @@ def _decimals(numbers: Sequence[float]) -> int:
     apart = [max(numbers) - min(numbers), *sizes, *(1 - size for size in sizes if size > 0.9)]
     least = min((one for one in apart if one > NOTHING), default=1.0)
     usual = 2 if max(sizes) < 10 else 1
-    return min(MOST_DECIMALS, max(usual, -math.floor(math.log10(least))))
+    return min(MOST_DECIMALS, max(usual, -math.floor(math.log10(least) + NOTHING)))
 
 
 def _of_bound(row: Mapping[str, Any]) -> str:

@@ -1086,11 +1086,11 @@ def test_why_a_claim_has_its_verdict():
         return because(judged(claim, plain_rows("a", a) + plain_rows("b", b)))
 
     assert words(UP[:2], UP[1:3]) == (
-        "A: 0.975; claimed: above 0. B: 0.985; claimed: above 0. "
+        "A: 0.97; claimed: above 0. B: 0.98; claimed: above 0. "
         "2 of 2 seeds agree; at least 6 are needed."
     )
     assert words(UP[:2], [-1.0, 1.0]) == (
-        "A: 0.975; claimed: above 0. 2 of 2 seeds agree; at least 6 are needed. "
+        "A: 0.97; claimed: above 0. 2 of 2 seeds agree; at least 6 are needed. "
         "B: 0.00; claimed: above 0. 1 of 2 seeds agree; at least 6 are needed."
     )
     assert words(UP[:1], DOWN[:1]) == (
