@@ -5,6 +5,7 @@ to load anything else. Its parts are in `assets/`.
 """
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -28,6 +29,7 @@ from cltools.report.explore import exploration
 # The figure of the answer is the first of these that the experiment has.
 FIRST = ("alignment_training", "label_effect", "gap_classes")
 LARGE = 150_000  # bytes
+LEAST_TITLE = 10  # characters
 SCRIPTS = ("common", "points", "sphere", "images", "means", "negatives", "gap", "alignment")
 
 
@@ -42,8 +44,10 @@ class Drawn:
 
     @property
     def title(self) -> str:
-        """The description up to its first stop or comma, as a heading."""
-        return self.description.rstrip(".").split(":")[0].split(",")[0]
+        """The description up to its first colon or comma, or all of it where this is short."""
+        whole = self.description.rstrip(".")
+        start = re.split("[:,]", whole)[0]
+        return start if len(start) >= LEAST_TITLE else whole
 
     @property
     def picture(self) -> str:
