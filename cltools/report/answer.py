@@ -92,7 +92,7 @@ def _closeness(end: End) -> str:
     if seeds.is_empty():
         return (
             f"{where}, the table below describes {reference}. Nothing compares it with its "
-            f"supervised counterpart {_label(nearest)}, as this experiment has not trained both."
+            f"supervised counterpart {_label(nearest)}: no CKA of the two was measured on test images."
         )
     count = len(seeds)
     over = f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
@@ -119,7 +119,9 @@ def _control(end: End) -> str:
     ours = end.cka(nearest)
     found = {name: end.cka(name) for name in CONTROLS if name != end.reference}
     found = {name: seeds for name, seeds in found.items() if len(seeds)}
-    if not found or ours.is_empty():
+    if ours.is_empty():
+        return "So there is nothing that a control could be compared with."
+    if not found:
         return (
             "There is no control here (a second DCL network, or NSCL with shuffled labels), so it "
             "stays open how much of this closeness is due to the shared start and batches."

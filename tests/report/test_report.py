@@ -233,6 +233,7 @@ def test_the_answer_with_parts_missing(with_controls, measures):
     assert "SCL is at" not in close
     assert control.startswith("There is no control here")
     close, control, gap = said(measures.filter(objective="dcl", metric="nccc"))
+    assert control == "So there is nothing that a control could be compared with."
     assert "Nothing compares it with its supervised counterpart NSCL" in close
     assert gap == "The gap between the DCL and the NSCL loss was not measured."
     # Without a base sweep, the first setting is described, and the sentence says which.

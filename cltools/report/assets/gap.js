@@ -58,7 +58,7 @@ widget("gap", ({ classes, tau, progress }) => {
 
 function gapInWords(C, t, done, here, nameOf) {
   const most = bound(C, t), limit = `With ${C} classes and τ = ${number(t)} the bound is ${number(most)} nats.`;
-  if (!here.length) return `${limit} No network here was trained with both.`;
+  if (!here.length) return `${limit} No gap was measured here with both.`;
   const when = done === 0 ? "before training" : done === 1 ? "at the end of training" : `after ${number(100 * done)} % of training`;
   const found = here.map((row) => {
     const range = row.seeds > 1 ? ` (${number(row.low)} to ${number(row.high)} over ${seeds(row.seeds)})` : "";
