@@ -92,7 +92,7 @@ def _closeness(end: End) -> str:
     if seeds.is_empty():
         return (
             f"{where}, the table below describes {reference}. Nothing compares it with its "
-            f"supervised counterpart {_label(nearest)}: no CKA of the two was measured on test images."
+            f"supervised counterpart {_label(nearest)}: their CKA on test images was not measured."
         )
     count = len(seeds)
     over = f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
