@@ -16,6 +16,7 @@ import signal
 import sys
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from commands import SERVER, snakemake
 from waiting import HANGS
 
 from cltools import cli
-from cltools.cli.app import COMMANDS
+from cltools.cli.examples import PANELS
 
 CONFIG = {
     "experiment": "tiny",
@@ -260,7 +261,8 @@ def check_command(
 
 
 def names() -> tuple[str, ...]:
-    return tuple(command.__name__.replace("_", "-") for command in COMMANDS)
+    commands = chain.from_iterable(PANELS.values())
+    return tuple(command.__name__.replace("_", "-") for command in commands)
 
 
 @pytest.mark.damage

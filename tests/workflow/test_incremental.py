@@ -230,7 +230,9 @@ def test_figures_of_what_is_only_measured(finished, monkeypatch):
     """Of two measured cells one waits for its theory, then both do; bounds are of the others."""
     monkeypatch.chdir(finished)
     with_theory = {"one"}
-    monkeypatch.setattr(partial, "figures_of", lambda *_: ["alignment_temperature", "bound_tightness"])
+    monkeypatch.setattr(
+        partial, "figures_of", lambda *_: ["alignment_temperature", "bound_tightness"]
+    )
     monkeypatch.setattr(
         partial,
         "tables_of",
