@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cltools.config.schema import check, schema
+from cltools.config.schema import check
+from cltools.objectives import names
 from cltools.runtime.errors import InputError
 from cltools.runtime.faults import memory_fault
 
@@ -62,10 +63,9 @@ def _objective(name: str) -> str:
     try:
         check(name, "objective", "")
     except InputError:
-        names = ", ".join(schema()["$defs"]["objective"]["names"])
         raise InputError(
-            f"--reference {name} is no objective: choose one of {names}, or one with labels of its "
-            "own, such as nscl:shuffled"
+            f"--reference {name} is no objective: choose one of {', '.join(names())}, or one with "
+            "labels of its own, such as nscl:shuffled"
         ) from None
     return name
 

@@ -12,6 +12,7 @@ from cltools.config.architectures import TIMM, TRANSFORMERS
 from cltools.config.durations import Duration
 from cltools.config.recipes import RECIPES
 from cltools.config.schema import cell_keys, check, defaults, schema, shown, validator
+from cltools.objectives import find, names
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_text
 
@@ -82,6 +83,8 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         cell["class_draw"] = cell["seed"]
     _check_ranges(cell["recipe"], f"{where}.recipe")
     cell = dict(_with_floats(cell, schema()["$defs"]["cell"]))
+    for objective in cell["objectives"]:
+        find(objective)  # which fails where an installed package is at fault
     _check_encoder(cell, where)
     _check_framework(cell, where)
     horizon = Duration.parse(cell["horizon"])
@@ -108,12 +111,11 @@ def in_order(objectives: Iterable[str]) -> list[str]:
 
     Objectives with labels of their own come last, and more classes after fewer.
     """
-    rules = schema()["$defs"]["objective"]
-    names, kinds = rules["names"], ["", *rules["labels"]]
+    known, kinds = names(), ["", *schema()["$defs"]["objective"]["objective"]]
 
     def rank(objective: str) -> tuple[int, int, int]:
         loss, kind, number = parts_of(objective)
-        return kinds.index(kind), number, names.index(loss)
+        return kinds.index(kind), number, known.index(loss)
 
     return sorted(set(objectives), key=rank)
 
@@ -168,6 +170,12 @@ def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
 
 def _check_framework(cell: Mapping[str, Any], where: str) -> None:
     """Refuse what has no meaning in the cell's framework, and a queue that batches do not fill."""
+    momentum, targets = cell["target_momentum"], (find(o).target for o in cell["objectives"])
+    if momentum != defaults()["target_momentum"] and not any(targets):
+        raise InputError(
+            f"config key {where}.target_momentum is {momentum!r}, but no objective of the cell has "
+            "a momentum network: add byol, or leave it out"
+        )
     if cell["framework"] == "simclr":
         for key in ("queue_size", "key_momentum"):
             if cell[key] != defaults()[key]:
@@ -183,7 +191,7 @@ def _check_framework(cell: Mapping[str, Any], where: str) -> None:
             f"batch_size ({batch})"
         )
     for objective in cell["objectives"]:
-        if parts_of(objective)[0] == "scl":
+        if find(objective).contrastive and find(objective).queue is None:
             raise InputError(
                 f"config key {where}.objectives lists {objective}, which has no form with a queue: "
                 "take it out, or set framework to simclr"

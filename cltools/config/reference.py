@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from cltools.config.schema import schema
+from cltools.objectives import built_in
 
 Rule = Mapping[str, Any]
 Row = tuple[str, str, str, str]  # key, meaning, allowed values, default; all Markdown
@@ -134,8 +135,8 @@ def _of_type(kind: str, rule: Rule) -> str:
         return _list(rule)
     if kind in ("integer", "number"):
         return " ".join(filter(None, (kind, _range(rule))))
-    if "names" in rule:
-        return ", ".join(f"`{name}`" for name in rule["names"]) + ", or with labels of its own"
+    if "objective" in rule:
+        return ", ".join(f"`{name}`" for name in built_in()) + ", or with labels of its own"
     if kind == "string" and (choice := re.fullmatch(r"\^\(([^()]+)\)\\Z", rule.get("pattern", ""))):
         return ", ".join(f"`{_ANY_NAME.sub('NAME', one)}`" for one in choice[1].split("|"))
     return TYPES[kind]
@@ -143,7 +144,7 @@ def _of_type(kind: str, rule: Rule) -> str:
 
 def _list(rule: Rule) -> str:
     items = resolved(rule.get("items", {}))
-    if "enum" in items or "names" in items:
+    if "enum" in items or "objective" in items:
         return f"list of {allowed(items)}"
     first, _, rest = (allowed(items) if items else "value").partition(" ")
     several = f"{first}s {rest}".strip()

@@ -13,6 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, cast
 
+from cltools.objectives import GROUP, built_in, find, names
 from cltools.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,19 +44,19 @@ def _unique(_: Any, wanted: bool, value: Any, __: Any) -> "Iterator[jsonschema.V
         yield jsonschema.ValidationError("has equal entries")
 
 
-def _names(
-    _: Any, names: list[str], value: Any, rules: Mapping[str, Any]
+def _objective(
+    _: Any, kinds: Mapping[str, list[int]], value: Any, __: Any
 ) -> "Iterator[jsonschema.ValidationError]":
-    """The keyword `names`: an objective, which may have labels of its own after a colon.
+    """The keyword `objective`: the name of one, which may have labels of its own after a colon.
 
-    `with_labels` are the objectives that may. `labels` are the kinds of labels, with the smallest
-    and the largest number that follows, if one does.
+    `kinds` are the kinds of labels, with the smallest and the largest number that follows, if one
+    does. Of objectives of other packages, the code is imported only if the value names one.
     """
-    if not isinstance(value, str) or value in names:
+    if not isinstance(value, str) or value in names():
         return
-    found = re.fullmatch("([a-z_]+):([a-z]+)([1-9][0-9]{0,3})?", value)
-    if found is not None and found[1] in rules["with_labels"] and found[2] in rules["labels"]:
-        limits, number = rules["labels"][found[2]], found[3]
+    found = re.fullmatch("([a-z0-9_]+):([a-z]+)([1-9][0-9]{0,3})?", value)
+    if found and found[2] in kinds and found[1] in names() and find(found[1]).labels:
+        limits, number = kinds[found[2]], found[3]
         if not (limits or number):
             return
         if limits and number and limits[0] <= int(number) <= limits[1]:
@@ -80,7 +81,7 @@ def validator() -> Any:
     # The stubs have no types for what `extend` makes.
     return jsonschema.validators.extend(  # type: ignore[no-untyped-call]
         jsonschema.Draft202012Validator,
-        {"uniqueItems": _unique, "names": _names},
+        {"uniqueItems": _unique, "objective": _objective},
         type_checker=types,
     )
 
@@ -210,13 +211,15 @@ def _sentence(error: "jsonschema.ValidationError", where: str) -> str:
         case "enum":
             must = f"be one of {', '.join(map(repr, limit))}"
         case "not":
-            names = ", ".join(map(repr, limit.get("enum", ())))
-            must = f"be none of {names}, which are folders of results" if names else "be odd"
-        case "names":
-            kinds = (kind + str(most[0] if most else "") for kind, most in rules["labels"].items())
+            folders = ", ".join(map(repr, limit.get("enum", ())))
+            must = f"be none of {folders}, which are folders of results" if folders else "be odd"
+        case "objective":
+            kinds = (kind + str(most[0] if most else "") for kind, most in limit.items())
+            with_labels = (name for name, one in built_in().items() if one.labels)
             must = (
-                f"be one of {', '.join(limit)}, or {', '.join(rules['with_labels'])} with labels "
-                f"of its own, after a colon: {', '.join(kinds)}, with any such number"
+                f"be one of {', '.join(names())}, an installed one (entry point in {GROUP}), or "
+                f"{', '.join(with_labels)} with labels of its own, after a colon: "
+                f"{', '.join(kinds)}, with any such number"
             )
         case "type":
             must = f"be of type {_types(limit)}{_hint(value)}"

@@ -31,6 +31,7 @@ from matplotlib.typing import RcKeyType
 from PIL import Image
 
 from cltools.config.cells import in_order, parts_of
+from cltools.objectives import Objective, built_in, find, names
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file, whole_file
 
@@ -52,18 +53,22 @@ class Look:
     marker: str
 
 
-# The palette of Okabe and Ito, which is safe for color-blind readers, and two colors of Tol. Yellow
-# is left out because it is too faint for lines.
-OBJECTIVES: dict[str, Look] = {
-    "dcl": Look("DCL", "#0072B2", "o"),
-    "nscl": Look("NSCL", "#D55E00", "s"),
-    "scl": Look("SCL", "#009E73", "^"),
-    "ce": Look("CE", "#CC79A7", "D"),
-    "nt_xent": Look("NT-Xent", "#56B4E9", "v"),
-    "nscl_with_positive": Look("NSCL with positive", "#E69F00", "P"),
-    "nt_xent_double_positive": Look("NT-Xent, positive twice", "#332288", "*"),
-    "dcl_twin": Look("second DCL", "#882255", "X"),
-}
+# Of objectives that say no color and marker of their own, in turn.
+SPARE_COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#EE7733")
+SPARE_MARKERS = "8H1234"
+
+
+def _look(objective: Objective) -> Look:
+    place = list(names()).index(objective.name)
+    color = objective.color or SPARE_COLORS[place % len(SPARE_COLORS)]
+    marker = objective.marker or SPARE_MARKERS[place % len(SPARE_MARKERS)]
+    return Look(objective.label, color, marker)
+
+
+# Name -> look of the objectives of cltools. The first of them have the palette of Okabe and Ito,
+# which is safe for color-blind readers, and colors of Tol. Yellow is left out because it is too
+# faint for lines.
+OBJECTIVES = {name: _look(objective) for name, objective in built_in().items()}
 # Kind of labels that an objective is trained with -> label and color. Colors of Tol.
 OWN_LABELS = {
     "shuffled": ("shuffled labels", "#000000"),
@@ -139,19 +144,14 @@ def panels(rows: int, columns: int, height: float = 2.1, **subplots: Any) -> tup
 def look_of(objective: str) -> Look:
     """The look of an objective, which may have labels of its own.
 
-    Raises InputError for an objective without a look.
+    Raises InputError for an objective that is not there.
     """
     loss, kind, number = parts_of(objective)
-    try:
-        look = OBJECTIVES[loss]
-        words, color = OWN_LABELS[kind] if kind else ("", "")
-    except KeyError:
-        raise InputError(
-            f"no color is set for objective {objective!r}: add it to cltools/figures/style.py"
-        ) from None
+    look = OBJECTIVES.get(loss) or _look(find(loss))
     if not kind:
         return look
-    place = number + list(OBJECTIVES).index(loss)
+    words, color = OWN_LABELS[kind]
+    place = number + names().index(loss)
     return Look(f"{look.label}, {words.format(number)}", color, MARKERS[place % len(MARKERS)])
 
 

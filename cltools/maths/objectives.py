@@ -1,6 +1,8 @@
-"""The objectives that can be trained: DCL, NSCL, SCL, CE, and three of the authors' code.
+"""The losses of DCL, NSCL, SCL, CE, and three of the authors' code.
 
-Every contrastive objective is a masked log-sum-exp over the rows of a matrix of cosines / tau. With
+What can be trained is in `cltools.objectives`, which also has the other losses.
+
+Every contrastive loss here is a masked log-sum-exp over the rows of a matrix of cosines / tau. With
 z_i^l the projection of view l of image i, each of the B images and K views of the batch is an
 anchor (i, l):
 

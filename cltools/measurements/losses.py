@@ -18,6 +18,7 @@ from cltools.maths.objectives import CONTRASTIVE, NEED_TWO_CLASSES, loss_of
 from cltools.maths.sphere import as_views
 from cltools.maths.whole_set import whole_set_losses
 from cltools.measurements.table import Row, Sources, ViewSources, rows_of
+from cltools.objectives import find
 
 
 def loss_rows(
@@ -107,7 +108,7 @@ def dropped_rows(
 
 def _contrastive(z_views: ViewSources) -> Iterator[tuple[str, list[RowSource]]]:
     for objective, views in z_views.items():
-        if loss_of(objective) in CONTRASTIVE:
+        if find(objective).contrastive:
             yield objective, as_views(objective, views)
 
 

@@ -30,7 +30,7 @@ from cltools.runtime.progress import track
 from cltools.runtime.sealed import usable_table, write_json, write_table
 from cltools.training.manifests import read_manifest, saved_weights
 from cltools.training.merging import interpolate
-from cltools.training.networks import Network, build_network, on_device
+from cltools.training.networks import OWN_PARTS, Network, build_network, on_device
 from cltools.training.recalibration import recalibrate
 from cltools.training.trained import BLOCK, load_weights, trained_images, with_stores
 
@@ -116,7 +116,7 @@ def _last_weights(
             continue
         file = CellFolder.of(manifest_path).run.weights(objective, step)
         named = load_weights(file, hashes[objective])
-        weights[objective] = {n: w for n, w in named.items() if not n.startswith("head.")}
+        weights[objective] = {n: w for n, w in named.items() if not n.startswith(OWN_PARTS)}
     return step, weights
 
 

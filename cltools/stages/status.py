@@ -52,9 +52,9 @@ def run(*, experiment: Experiment, results: Path) -> dict[str, Any]:
     """The report on an experiment, ready for JSON.
 
     `cells`: id -> stage -> state (one of `STATES`), log, error, step, steps and, of training that
-    is not done, `live` (see `LastValues`). `counts`: stage -> state -> number of cells. `tables`:
-    file names of the experiment's tables that exist. `figures`: name -> whether it is drawn.
-    `snakemake --dry-run` shows whether they are up to date.
+    is not done or has collapsed, `live` (see `LastValues`). `counts`: stage -> state -> number of
+    cells. `tables`: file names of the experiment's tables that exist. `figures`: name -> whether it
+    is drawn. `snakemake --dry-run` shows whether they are up to date.
     """
     _cached_json.cache_clear()
     everything = Results(results)
@@ -120,7 +120,10 @@ def status_lines(report: Mapping[str, Any]) -> Iterator[str]:
 def _words(found: Mapping[str, Any]) -> str:
     state: str = found["state"]
     if found["step"] is None or state == "done":
-        return state
+        collapsed = found["live"]["collapsed"] if found["live"] else {}
+        return state + "".join(
+            f"; {model} has collapsed: {collapsed[model]}" for model in collapsed
+        )
     of = f" of {found['steps']}" if found["steps"] else ""
     said = f" ({LastValues(**found['live']).words()})" if found["live"] else ""
     return f"{state} at step {found['step']}{of}{said}"
@@ -152,7 +155,9 @@ def _training(identity: str, plan: Plan, manifest: Path, results: Results) -> St
         current = made["made_by"]["version"] == VERSIONS["train"]
         current = current and store in (None, made["store"])
         state = "done" if current else "stale"
-        return StageStatus(state, named, step=made["steps"], steps=made["steps"])
+        ended = LastValues.of(_last_rows(folder, plan), made["steps"])
+        live = ended if ended.collapsed else None
+        return StageStatus(state, named, step=made["steps"], steps=made["steps"], live=live)
     text = _end_of(log)
     step, steps = _progress(text, folder)
     rows = _last_rows(folder, plan)

@@ -4,17 +4,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cltools.runtime.errors import InputError
 
 CUDA_GRAPHS = "cuda_graphs"  # a value of the config key `compile`
 
 
-def compiled(
-    network: nn.Module, cell: Mapping[str, Any]
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The network's forward pass, as the cell's key `compile` says. It uses the network's weights.
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def compiled(network: Forward, cell: Mapping[str, Any]) -> Forward:
+    """The forward pass of a network, as the cell's key `compile` says. It uses the network's weights.
 
     - `false`: the network itself.
     - `true`: compiled when it is first called. Kernels are not chosen by timing them, so that every

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,8 @@ class LiveRow(NamedTuple):
 
     step: steps done. epoch: the same in epochs. loss: the model's own, in nats. dcl, nscl: these
     losses of the model's projections, and gap: dcl - nscl. lr: of the last step. steps_per_second:
-    of the rank that trains the model, with the time of saves.
+    of the rank that trains the model, with the time of saves. z_std and z_rank: how far z spreads,
+    see `maths.spread`; of objectives that could collapse.
     """
 
     step: int
@@ -43,6 +44,17 @@ class LiveRow(NamedTuple):
     grad_norm: float
     lr: float
     steps_per_second: float
+    z_std: float = math.nan
+    z_rank: float = math.nan
+
+    @property
+    def collapse(self) -> str:
+        """How z has collapsed, in words; "" where it has not, or where that is unknown."""
+        if self.z_std < POINT:
+            return f"all images have nearly the same z (spread {self.z_std:.2g} of 1)"
+        if self.z_rank < LINE:
+            return f"z lies nearly on a line ({self.z_rank:.2g} dimensions)"
+        return ""
 
     def line(self) -> str:
         """The row as it stands in the file."""
@@ -50,6 +62,11 @@ class LiveRow(NamedTuple):
         return ",".join(cells) + "\n"
 
 
+# Below these values of z_std and z_rank, z has collapsed: to a point, or to a line. An untrained
+# network has about 1 and several dimensions; what loses less is seen in the measures
+# (`effective_rank`, `uniformity`).
+POINT, LINE = 0.1, 1.5
+OLDEST = len(LiveRow._fields) - 2  # columns that versions before z_std and z_rank wrote
 TAIL = 4096  # bytes at the end of a file, in which each model has a row
 HEADER = ",".join(LiveRow._fields) + "\n"
 
@@ -58,7 +75,7 @@ def rows_of(text: str) -> Iterator[LiveRow]:
     """The rows in a text of whole lines. Headers, and what a killed writer tore, are left out."""
     for line in text.splitlines():
         cells = line.split(",")
-        if len(cells) != len(LiveRow._fields):
+        if len(cells) not in (OLDEST, len(LiveRow._fields)):
             continue
         step, epoch, model, *values = cells
         try:
@@ -167,13 +184,15 @@ class LastValues:
     """What the last rows of a run say of it, ready for JSON: None where it is unknown.
 
     losses: model -> its own loss. gap: that of DCL's network, or of the first that has one.
-    seconds_left: until the run stops, at the speed of the slowest rank.
+    seconds_left: until the run stops, at the speed of the slowest rank. collapsed: model -> how its
+    z has collapsed, of those where it has.
     """
 
     losses: dict[str, float | None]
     gap: float | None
     steps_per_second: float | None
     seconds_left: float | None
+    collapsed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Mapping[str, LiveRow], stop: int | None) -> "LastValues":
@@ -186,6 +205,7 @@ class LastValues:
             gap=next((row.gap for row in dcl_first if math.isfinite(row.gap)), None),
             steps_per_second=_finite(speed),
             seconds_left=max(0, steps) / speed if stop is not None and speed > 0 else None,
+            collapsed={model: row.collapse for model, row in rows.items() if row.collapse},
         )
 
     def words(self) -> str:
@@ -198,6 +218,7 @@ class LastValues:
             said.append(f"{self.steps_per_second:.3g} steps/s")
         if self.seconds_left is not None:
             said.append(f"{time_text(self.seconds_left)} left")
+        said += [f"{model} has collapsed: {how}" for model, how in self.collapsed.items()]
         return "; ".join(said)
 
 

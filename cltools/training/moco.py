@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cltools.maths.objectives import KeyMasks
 from cltools.runtime.devices import to_device
 from cltools.training.batches import Batches
 from cltools.training.compiled import compiled
+from cltools.training.momentum import MomentumNetwork
 from cltools.training.networks import Network
 
 
@@ -33,9 +33,9 @@ class KeyQueue:
     """
 
     def __init__(self, network: Network, cell: dict[str, Any]) -> None:
-        self.network = network.requires_grad_(False).train()
+        self._averaged = MomentumNetwork(network)
+        self._momentum: float = cell["key_momentum"]
         self._forward = compiled(network, cell)
-        self._follow = get_ema_multi_avg_fn(cell["key_momentum"])  # type: ignore[no-untyped-call]
         shape = (
             cell["queue_size"] // cell["batch_size"],
             cell["batch_size"],
@@ -43,9 +43,14 @@ class KeyQueue:
         )
         self.keys = next(network.parameters()).new_zeros(shape)
 
+    @property
+    def network(self) -> Network:
+        """The network that computes the keys."""
+        return self._averaged.network
+
     def follow(self, trained: Network) -> None:
         """Move the weights towards the trained ones. BatchNorm statistics are not changed."""
-        self._follow(list(self.network.parameters()), list(trained.parameters()), None)
+        self._averaged.follow(trained, self._momentum)
 
     def keys_of(self, views: Tensor) -> Tensor:
         """The keys (B, d) of views (B, c, H, W)."""
@@ -65,14 +70,12 @@ class KeyQueue:
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of everything that a resumed run needs."""
         yield "queue", self.keys
-        for name, tensor in self.network.state_dict().items():
-            yield f"network/{name}", tensor
+        yield from self._averaged.state()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Set the tensors that `state` gave; raises KeyError or RuntimeError if they do not fit."""
         self.keys.copy_(tensors["queue"])
-        weights = {k.removeprefix("network/"): v for k, v in tensors.items() if k != "queue"}
-        self.network.load_state_dict(weights)
+        self._averaged.restore(tensors)
 
 
 def queued_positions(batches: Batches, step: int, length: int) -> Tensor:

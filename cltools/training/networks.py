@@ -1,4 +1,4 @@
-"""Encoders, the projector of the papers and the linear head of CE.
+"""Encoders, the projector of the papers, and what some objectives have behind it.
 
 One class builds residual networks of all sizes. With the published blocks, its modules have the
 names of torchvision's, and it computes the same as torchvision's ResNet (tested). torchvision's
@@ -28,8 +28,8 @@ from cltools.config.architectures import (
     Transformer,
     usual_patch,
 )
-from cltools.maths.objectives import loss_of
 from cltools.models.timm_encoder import TimmEncoder
+from cltools.objectives import find
 from cltools.runtime.errors import InputError
 
 
@@ -212,26 +212,69 @@ class Projector(nn.Sequential):
         return {"projector": self[2]}
 
 
+class Predictor(nn.Sequential):
+    """Projections to predictions of another view's: Linear-BN-ReLU-Linear, as in SimSiam and BYOL.
+
+    The first linear layer has no bias.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__(
+            nn.Linear(features, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, features),
+        )
+
+
 Encoder = ResNet | VisionTransformer | TimmEncoder
+# Prefixes of the names of tensors that not all objectives have.
+OWN_PARTS = ("head.", "predictor.")
 
 
 class Network(nn.Module):
     """Encoder, projector and, for CE, a linear head on the normalized projection.
 
     `forward` maps images (n, c, h, w) to features h (n, features) and projections z
-    (n, projector_dim). z has unit norm and is in float32. `class_logits` maps z to (n, classes).
+    (n, projector_dim). z has unit norm and is in float32. `project` gives projections that are not
+    normalized. `class_logits` maps z to (n, classes), and `predict` projections to predictions of
+    the same shape. Weights of the head and the predictor have names, and so random numbers, of
+    their own: the others are the same with and without them.
+
+    Args:
+        hidden, outputs: widths of the projector.
+        classes: of the head; None for no head.
+        predictor: hidden width of the predictor; None for no predictor.
     """
 
-    def __init__(self, encoder: Encoder, hidden: int, outputs: int, classes: int | None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        hidden: int,
+        outputs: int,
+        classes: int | None,
+        predictor: int | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = Projector(encoder.features, hidden, outputs)
         if classes is not None:
             self.head = nn.Linear(outputs, classes)
+        if predictor is not None:
+            self.predictor = Predictor(outputs, predictor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, projections = self.project(x)
+        return h, F.normalize(projections, dim=1)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.encoder(x)
-        return h, F.normalize(self.projector(h).float(), dim=1)
+        return h, self.projector(h).float()
+
+    def predict(self, projections: Tensor) -> Tensor:
+        with torch.autocast(projections.device.type, enabled=False):
+            predictions: Tensor = self.predictor(projections.float())
+            return predictions
 
     def class_logits(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
@@ -240,18 +283,27 @@ class Network(nn.Module):
 
 
 def build_network(
-    cell: Mapping[str, Any], image_shape: Sequence[int], classes: int, objective: str
+    cell: Mapping[str, Any],
+    image_shape: Sequence[int],
+    classes: int,
+    objective: str,
+    shared_parts: bool = False,
 ) -> Network:
     """The network of one objective of a cell; `initialize` then sets its weights from the seed.
 
-    image_shape is the (h, w, c) of its input. Raises InputError where the patches of a ViT do not
-    fit it, and for a model of timm as `TimmEncoder` does.
+    image_shape is the (h, w, c) of its input. With `shared_parts`, it has only what the networks of
+    all objectives have. Raises InputError where the patches of a ViT do not fit it, and for a model
+    of timm as `TimmEncoder` does.
     """
+    needs = find(objective)
+    head = needs.classifier and not shared_parts
+    predictor = None if shared_parts or needs.predictor is None else needs.predictor(cell)
     return Network(
         _encoder(cell, image_shape),
         cell["projector_hidden"],
         cell["projector_dim"],
-        classes if loss_of(objective) == "ce" else None,
+        classes if head else None,
+        predictor,
     )
 
 

@@ -15,7 +15,7 @@ from cltools.layout import RunFolder
 from cltools.maths.objectives import loss_of
 from cltools.training.live import HEADER, Follower, LiveRow, going_on_without
 from cltools.training.trackers import Tracked, begin, values_of
-from cltools.training.trainer import CoupledTrainer
+from cltools.training.trainer import SPREAD, CoupledTrainer
 
 # How long training waits at its end until a tracker has sent everything, and after a signal or an
 # error: Slurm gives a job 30 seconds after SIGTERM.
@@ -30,6 +30,8 @@ class LiveLog:
         self.trainer, self.path = trainer, run.live(trainer.ranks.rank)
         self._own = {o: trainer.columns.index(loss_of(o)) for o in trainer.networks}
         self._columns = [trainer.columns.index(name) for name in ("dcl", "nscl", "grad_norm")]
+        self._spread = [trainer.columns.index(name) for name in SPREAD if name in trainer.columns]
+        self._warned: set[str] = set()
         self._last = time.monotonic()
         self._works = True
 
@@ -39,8 +41,21 @@ class LiveLog:
             return
         self._works = False
         with going_on_without(self.path):
-            self._append("".join(row.line() for row in self._rows(rows)))
+            found = self._rows(rows)
+            self._append("".join(row.line() for row in found))
             self._works = True
+            self._warn(found)
+
+    def _warn(self, rows: list[LiveRow]) -> None:
+        """Say once of each model that its z has collapsed."""
+        for row in rows:
+            if row.collapse and row.model not in self._warned:
+                self._warned.add(row.model)
+                log.warning(
+                    "%s has collapsed at step %d: %s; its loss says nothing then: lower lr, "
+                    "lengthen warmup or raise batch_size",
+                    row.model, row.step, row.collapse,
+                )  # fmt: skip
 
     def _rows(self, rows: Tensor) -> list[LiveRow]:
         now, trainer = time.monotonic(), self.trainer
@@ -61,6 +76,7 @@ class LiveLog:
                 grad_norm=mean[grad_norm],
                 lr=trainer.lr_at(trainer.step - 1),
                 steps_per_second=speed,
+                **{name: mean[at] for name, at in zip(SPREAD, self._spread, strict=False)},
             )
             for (objective, own), mean, gap in zip(self._own.items(), means, gaps, strict=True)
         ]

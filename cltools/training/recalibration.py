@@ -57,6 +57,8 @@ def recalibrate_all(networks: Sequence[nn.Module], data: ImageSet, block: int = 
         for hook in hooks:
             hook.remove()
     for norm, blocks in seen.items():
+        if not blocks:  # of a predictor, through which nothing has passed
+            continue
         variance, mean = _pooled(blocks)
         buffers = dict(norm.named_buffers())
         buffers["running_var"].copy_(variance)

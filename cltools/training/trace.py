@@ -37,7 +37,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cltools.data.image_set import EncodedImageSet, ImageSet
 from cltools.data.views import Recipe, ViewParameters
-from cltools.maths.objectives import loss_of
+from cltools.objectives import find
 from cltools.training.batches import owner
 from cltools.training.compiled import CUDA_GRAPHS
 from cltools.training.optimizers import build_optimizer
@@ -85,7 +85,7 @@ class Trace(NamedTuple):
     """A training step: its kernels, and bytes of GPU memory.
 
     weights: of all networks, with their buffers.
-    held: of the weights, gradients, optimizers and keys.
+    held: of the weights, gradients, optimizers, keys and momentum networks.
     peak: the most that a step needs beyond that, which is mostly what the backward pass needs.
     features: of h.
     """
@@ -111,6 +111,8 @@ def trace_step(cell: dict[str, Any], extent: Extent) -> Trace:
     for queue in trainer.queues.values():
         fake_network(queue.network, mode)
         queue.keys = mode.from_tensor(queue.keys)
+    for target in trainer.targets.values():
+        fake_network(target.network, mode)
     for objective, network in trainer.networks.items():
         trainer.optimizers[objective] = build_optimizer(cell, network)
     trainer.step = trainer.queued
@@ -140,9 +142,10 @@ def graphs_of_step(cell: Mapping[str, Any]) -> dict[str, int]:
 
 def stand_ins(cell: Mapping[str, Any]) -> dict[str, int]:
     """Objectives of a cell whose steps differ in cost -> how many of the cell's each stands for."""
-    kinds: dict[tuple[bool, bool], list[str]] = {}
+    kinds: dict[tuple[str, bool], list[str]] = {}
     for objective in cell["objectives"]:
-        kind = loss_of(objective) == "ce", _is_private(cell, objective)
+        loss = find(objective)
+        kind = "contrastive" if loss.contrastive else loss.name, _is_private(cell, objective)
         kinds.setdefault(kind, []).append(objective)
     return {same[0]: len(same) for same in kinds.values()}
 
@@ -166,6 +169,9 @@ def _bytes_of(trainer: CoupledTrainer, objective: str) -> tuple[int, int]:
     if objective in trainer.queues:
         queue = trainer.queues[objective]
         more += [queue.keys, *queue.network.parameters(), *queue.network.buffers()]
+    if objective in trainer.targets:
+        target = trainer.targets[objective].network
+        more += [*target.parameters(), *target.buffers()]
     return sum(t.nbytes for t in weights), sum(t.nbytes for t in more)
 
 

@@ -62,6 +62,10 @@ class Tracked(NamedTuple):
         self.told.write_text(str(step))
 
 
+# Columns of live rows that each model has of its own.
+OF_MODELS = ("loss", "dcl", "nscl", "gap", "grad_norm", "z_std", "z_rank")
+
+
 def values_of(rows: Iterable[LiveRow]) -> dict[str, float]:
     """What trackers show of a step: "loss/dcl", "gap/nscl", …, and what all models share.
 
@@ -70,7 +74,7 @@ def values_of(rows: Iterable[LiveRow]) -> dict[str, float]:
     values: dict[str, float] = {}
     for row in rows:
         shared = {"epoch": row.epoch, "lr": row.lr, "steps_per_second": row.steps_per_second}
-        own = {name: getattr(row, name) for name in ("loss", "dcl", "nscl", "gap", "grad_norm")}
+        own = {name: getattr(row, name) for name in OF_MODELS}
         values = {**shared, **values, **{f"{name}/{row.model}": own[name] for name in own}}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 

@@ -8,6 +8,10 @@ influence each other. A step does not wait for the device.
 An objective may have labels of its own (see `labels`). Its row of the log then holds the losses,
 the bound and the composition of batches that these labels give.
 
+What an objective needs beside encoder and projector is in its declaration (`cltools.objectives`): a
+head, a predictor, a momentum network, a queue. The step passes its batch through what is there and
+hands all outputs to the loss. It knows no objective by name.
+
 Several ranks (see `distributed`) can train one run together. Either each trains some of the
 objectives, and holds the networks of these alone. Or each passes its part of the batch through its
 copies of all networks; losses, masks and labels are those of the whole batch on every rank.
@@ -20,25 +24,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cltools.config.durations import Duration
 from cltools.data.image_set import ImageSet
 from cltools.maths.objectives import (
-    CONTRASTIVE,
-    NEED_TWO_CLASSES,
-    QUEUE_OBJECTIVES,
     KeyMasks,
     PairMasks,
-    contrastive_loss,
-    cross_entropy,
-    key_logits,
     loss_of,
     pair_masks,
-    queue_loss,
-    similarity_logits,
 )
 from cltools.maths.randomness import initialize
+from cltools.maths.spread import spread
+from cltools.objectives import Outputs, find, names
 from cltools.runtime.devices import computing_in, to_device
 from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches, batches_of_models, owner
@@ -47,16 +46,20 @@ from cltools.training.distributed import Ranks
 from cltools.training.gradients import backward, gradient_norm
 from cltools.training.labels import Labels, labels_of_models
 from cltools.training.moco import KeyQueue, key_masks, queued_positions
-from cltools.training.networks import Network, build_network, on_device
+from cltools.training.momentum import MomentumNetwork, target_momentum
+from cltools.training.networks import OWN_PARTS, Network, build_network, on_device
 from cltools.training.optimizers import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
 
 # Rows of the log are copied from the device once in this many steps, since a copy has to wait.
 FLUSH_STEPS = 50
 # Logged for every contrastive model, whatever it is trained with. This takes almost no time.
 ALWAYS_LOGGED = ("dcl", "nscl", "scl")
+# Logged for models whose objective is `watched`, see `maths.spread`.
+SPREAD = ("z_std", "z_rank")
 
 
-# From images to their features and normalized projections (h, z).
+# From images to their features and projections, which are normalized unless the objective needs
+# those that are not.
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -109,8 +112,11 @@ class CoupledTrainer:
         self.peak_lr = peak_lr(cell["lr_rule"], cell["lr"], cell["batch_size"], cell["base_batch"])
         self.queued: int = cell["queue_size"] // cell["batch_size"]  # batches; 0 without a queue
         own = {loss_of(objective) for objective in cell["objectives"]}
-        self.logged = [c for c in CONTRASTIVE if c in ALWAYS_LOGGED or c in own]
-        self.columns = ["grad_norm", *self.logged, "ce"]
+        contrastive = {loss for loss in own if find(loss).contrastive}.union(ALWAYS_LOGGED)
+        self.logged = [name for name in names() if name in contrastive]
+        others = [name for name in names() if name in own - contrastive - {"ce"}]
+        watched = any(find(loss).watched for loss in own)
+        self.columns = ["grad_norm", *self.logged, "ce", *others, *(SPREAD if watched else ())]
 
         self.models: list[str] = cell["objectives"]
         own_models = self.ranks.objectives({o: work_of_step(cell, o) for o in self.models})
@@ -120,8 +126,14 @@ class CoupledTrainer:
         self.queues = {
             o: KeyQueue(self._network(o), cell) for o in own_models if has_queue(cell, o)
         }
+        self.targets = {
+            o: MomentumNetwork(self._network(o, shared_parts=True))
+            for o in own_models
+            if find(o).target
+        }
         self.optimizers = {o: build_optimizer(cell, n) for o, n in self.networks.items()}
-        self.forward: dict[str, Forward] = {o: compiled(n, cell) for o, n in self.networks.items()}
+        self.forward = {o: self._forward(o, n) for o, n in self.networks.items()}
+        self.forward_target = {o: self._forward(o, t.network) for o, t in self.targets.items()}
 
         self.step = 0
         # First step -> number of parts that batches are split into from there on.
@@ -136,13 +148,18 @@ class CoupledTrainer:
         self._measured = torch.empty(0, len(self.models), len(self.columns))
         self._composition = torch.empty(0, len(self.models), 2, dtype=torch.int64)
 
-    def _network(self, objective: str) -> Network:
-        """The network of an objective with its initial weights."""
+    def _network(self, objective: str, shared_parts: bool = False) -> Network:
+        """The network of an objective with its initial weights; see `build_network`."""
         classes = self.labels[objective].classes
-        network = build_network(self.cell, self.data.image_shape, classes, objective)
+        shape = self.data.image_shape
+        network = build_network(self.cell, shape, classes, objective, shared_parts)
         initialize(network, self.cell["seed"], owner(self.cell, objective, "init"))
         self.ranks.couple(network)
         return on_device(network, self.device)
+
+    def _forward(self, objective: str, network: Network) -> Forward:
+        forward = network.project if find(objective).unnormalized else network
+        return compiled(forward, self.cell)
 
     def in_steps(self, duration: str) -> int:
         return Duration.parse(duration).in_steps(self.steps_per_epoch)
@@ -160,7 +177,7 @@ class CoupledTrainer:
         """
         digest = hashlib.sha256()
         for name, tensor in next(iter(self.networks.values())).state_dict().items():
-            if not name.startswith("head."):
+            if not name.startswith(OWN_PARTS):
                 digest.update(name.encode())
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -175,7 +192,7 @@ class CoupledTrainer:
             composition.append([batch.largest_class, batch.classes])
             if objective in self.queues:
                 self._renew_keys(objective, batch)
-            if loss_of(objective) in NEED_TWO_CLASSES and batch.classes < 2:
+            if find(objective).two_classes and batch.classes < 2:
                 # No anchor of this batch has a negative, so that the model takes no step. The
                 # manifest counts these steps.
                 rows.append(batch.views.new_full((len(self.columns),), torch.nan))
@@ -247,19 +264,8 @@ class CoupledTrainer:
             projected = self._project(self.forward[objective], views)
         self.lap("forward")
         ends = projected.detach().requires_grad_()  # where `backward` changes the precision
-        z = torch.unflatten(ends, 0, (passed, -1))
-        own = loss_of(objective)
-        if own == "ce":
-            # Class logits are gathered, not z. The head's gradient on a rank then comes from its
-            # own images only, as for all other weights, so that summing over ranks is correct.
-            loss = cross_entropy(self.ranks.gather(network.class_logits(z)), batch.labels)
-            others = {"ce": loss.detach()}
-        else:
-            value = self._losses(objective, self.ranks.gather(z), batch)
-            loss = value(own)
-            with torch.no_grad():
-                others = {name: value(name) for name in self._defined(objective, batch, but=own)}
-            others[own] = loss.detach()
+        outputs = self._outputs(objective, network, torch.unflatten(ends, 0, (passed, -1)), batch)
+        loss, logged = self._losses(objective, outputs, batch)
         self.lap("losses")
         backward(loss, ends, projected, self.cell["precision"])
         self.ranks.sum_gradients(network)
@@ -267,28 +273,64 @@ class CoupledTrainer:
         grad_norm = gradient_norm(network)
         self.lap("logging")
         optimizer.step()
+        if objective in self.targets:
+            momentum = target_momentum(self.cell["target_momentum"], self.step, self.horizon)
+            self.targets[objective].follow(network, momentum)
         self.lap("optimizer")
         undefined = loss.new_full((), torch.nan)
-        return torch.stack([grad_norm, *(others.get(name, undefined) for name in self.columns[1:])])
+        return torch.stack([grad_norm, *(logged.get(name, undefined) for name in self.columns[1:])])
 
-    def _losses(self, objective: str, z: Tensor, batch: _Batch) -> Callable[[str], Tensor]:
-        """A function from names of contrastive losses to values, given z (K, B, d) of the batch."""
-        masks = batch.masks
-        if isinstance(masks, KeyMasks):
-            keys = self.queues[objective].until(self.step)
-            logits = key_logits(z[0], keys, self.cell["tau"])
-            return lambda name: queue_loss(name, logits, masks)
-        logits = similarity_logits(z, self.cell["tau"])
-        return lambda name: contrastive_loss(name, logits, masks)
+    def _outputs(
+        self, objective: str, network: Network, projections: Tensor, batch: _Batch
+    ) -> Outputs:
+        """What the loss is computed from, given projections (K, B, d) of this rank's part.
 
-    def _defined(self, objective: str, batch: _Batch, but: str) -> list[str]:
-        """The losses to log for this batch, without `but`."""
-        names = set(self.logged) - {but}
+        What has weights of its own is applied before ranks gather it. Its gradient on a rank then
+        comes from its own images only, as for all other weights, so that summing over ranks is
+        correct.
+        """
+        needs, gather = find(objective), self.ranks.gather
+        z, more = projections, dict[str, Tensor]()
+        if needs.predictor is not None:
+            more["predictions"] = gather(self._apart(network.predict, projections))
+        if needs.unnormalized:
+            more["projections"] = gather(projections)
+            z = F.normalize(more["projections"], dim=-1)
+        elif needs.classifier:
+            more["class_logits"] = gather(network.class_logits(z))
+        else:
+            z = gather(z)
+        if objective in self.targets:
+            with torch.no_grad(), computing_in(self.cell["precision"], self.device):
+                computed = self._project(self.forward_target[objective], batch.views)
+            more["targets"] = gather(torch.unflatten(computed, 0, (len(projections), -1)))
         if objective in self.queues:
-            names &= set(QUEUE_OBJECTIVES)
-        if batch.classes < 2:
-            names -= set(NEED_TWO_CLASSES)
-        return [name for name in self.logged if name in names]
+            more["keys"] = self.queues[objective].until(self.step)
+        return Outputs(z, batch.labels, self.cell["tau"], batch.masks, **more)
+
+    def _losses(
+        self, objective: str, outputs: Outputs, batch: _Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimize, and what is logged of this batch, by column."""
+        with_queue = objective in self.queues
+
+        def value(name: str) -> Tensor | None:
+            loss = find(name).queue if with_queue else find(name).loss
+            return None if loss is None else loss(outputs)
+
+        own = loss_of(objective)
+        loss = value(own)
+        assert loss is not None  # see `_check_framework` of the cell
+        logged = {own: loss.detach()}
+        with torch.no_grad():
+            if find(objective).contrastive:
+                for name in self.logged:
+                    if name != own and (batch.classes > 1 or not find(name).two_classes):
+                        found = value(name)
+                        logged |= {} if found is None else {name: found}
+            if find(objective).watched:
+                logged |= zip(SPREAD, spread(outputs.z.flatten(0, 1)), strict=True)
+        return loss, logged
 
     def _renew_keys(self, objective: str, batch: _Batch) -> None:
         """Update the key network, and put its keys of the batch's second views into the queue."""
@@ -300,13 +342,19 @@ class CoupledTrainer:
         self.lap("forward")
 
     def _project(self, network: Forward, views: Tensor) -> Tensor:
-        """z (K*B, d) of the views.
+        """z (K*B, d) of the views, or projections that are not normalized.
 
         They pass through the network together, or each separately with its own batch statistics.
         """
         if self.cell["view_forward"] == "together":
             return network(views)[1]
         return torch.cat([network(view)[1] for view in views.chunk(self.cell["views"])])
+
+    def _apart(self, part: Callable[[Tensor], Tensor], projections: Tensor) -> Tensor:
+        """(K, B, d) to the same shape; batch statistics are those that `_project` takes."""
+        if self.cell["view_forward"] == "together":
+            return part(projections.flatten(0, 1)).view_as(projections)
+        return torch.stack([part(view) for view in projections])
 
     def flush(self) -> None:
         """Copy the rows of the log to the CPU.
@@ -326,7 +374,7 @@ class CoupledTrainer:
         for number, objective in enumerate(self.networks):
             own = rows[:, number, self.columns.index(loss_of(objective))]
             bad = ~own.isfinite()
-            if loss_of(objective) in NEED_TWO_CLASSES:
+            if find(objective).two_classes:
                 bad &= composition[:, number, 1] > 1
             if bad.any():
                 raise InputError(
@@ -370,7 +418,7 @@ class CoupledTrainer:
         self.flush()
         one_class = (self._composition[:until, :, 1] == 1).sum(dim=0).tolist()
         found = dict(zip(self.models, one_class, strict=True))
-        return {o: count for o, count in found.items() if loss_of(o) in NEED_TWO_CLASSES}
+        return {o: count for o, count in found.items() if find(o).two_classes}
 
     def log(self, until: int) -> dict[str, np.ndarray]:
         """Columns of the training log, with one row per model and step before `until`.
@@ -433,7 +481,7 @@ class CoupledTrainer:
         return tensors, about
 
     def _own_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of this rank's networks, optimizers and queues."""
+        """Names and tensors of this rank's networks, optimizers, queues and momentum networks."""
         for objective, network in self.networks.items():
             for name, tensor in network.state_dict().items():
                 yield f"network/{objective}/{name}", tensor
@@ -445,6 +493,9 @@ class CoupledTrainer:
         for objective, queue in self.queues.items():
             for name, tensor in queue.state():
                 yield f"keys/{objective}/{name}", tensor
+        for objective, target in self.targets.items():
+            for name, tensor in target.state():
+                yield f"target/{objective}/{name}", tensor
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Set a state that `state` gave; raises KeyError or RuntimeError if it does not fit."""
@@ -462,6 +513,8 @@ class CoupledTrainer:
             network.load_state_dict(_below(f"network/{objective}/", tensors))
             if objective in self.queues:
                 self.queues[objective].restore(_below(f"keys/{objective}/", tensors))
+            if objective in self.targets:
+                self.targets[objective].restore(_below(f"target/{objective}/", tensors))
             parameters = dict(network.named_parameters())
             optimizer = self.optimizers[objective]
             for key, value in _below(f"optimizer/{objective}/", tensors).items():
@@ -472,16 +525,18 @@ class CoupledTrainer:
 
 def has_queue(cell: Mapping[str, Any], objective: str) -> bool:
     """Whether an objective of the cell is trained with a queue of keys."""
-    return cell["framework"] == "moco" and loss_of(objective) != "ce"
+    return cell["framework"] == "moco" and find(objective).contrastive
 
 
 def work_of_step(cell: Mapping[str, Any], objective: str) -> int:
     """The work of an objective's step, in passes of the batch's images forward through a network.
 
     A backward pass counts as two. With a queue, one view passes forward and backward and the other
-    forward through the key network; otherwise all views pass forward and backward.
+    forward through the key network; otherwise all views pass forward and backward, and forward
+    through the momentum network where there is one.
     """
-    return 3 + 1 if has_queue(cell, objective) else 3 * cell["views"]
+    views: int = cell["views"]
+    return 3 + 1 if has_queue(cell, objective) else (3 + find(objective).target) * views
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,43 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
+
+from typing import TYPE_CHECKING
+
+from cltools.objectives.declared import Objective, Outputs, over_pairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REDUNDANCY = 5e-3  # λ, Section 3.2 of the paper
+EPSILON = 1e-5  # added to variances, as BatchNorm does, which the authors' code uses
+
+
+def barlow_twins(a: "Tensor", b: "Tensor") -> "Tensor":
+    """The loss of two views (B, d), not normalized (Eq. 1 of the paper).
+
+    With the correlations C (d, d) of the dimensions of one view with those of the other, over the
+    batch: sum of (1 - C_ii)² + λ · sum of C_ij² over i ≠ j.
+    """
+    correlations = _standardized(a).T @ _standardized(b) / len(a)
+    diagonal = correlations.diagonal()
+    others = correlations.square().sum() - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + REDUNDANCY * others
+
+
+def _standardized(x: "Tensor") -> "Tensor":
+    variance = x.var(dim=0, correction=0)
+    return (x - x.mean(dim=0)) / (variance + EPSILON).sqrt()
+
+
+def loss(outputs: Outputs) -> "Tensor":
+    """`barlow_twins`, the mean over pairs of views."""
+    return over_pairs(barlow_twins, outputs.projections)
+
+
+OBJECTIVE = Objective(
+    name="barlow_twins",
+    loss=loss,
+    label="Barlow Twins",
+    color="#B8860B",
+    marker=">",
+    projections=True,
+)
