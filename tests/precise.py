@@ -19,10 +19,12 @@ def make_float_double(patch) -> None:
 
 
 def in_float64(trainer: CoupledTrainer) -> CoupledTrainer:
-    """The trainer, its networks and queues in float64."""
+    """The trainer, its networks, queues and momentum networks in float64."""
     for network in trainer.networks.values():
         network.double()
     for queue in trainer.queues.values():
         queue.network.double()
         queue.keys = queue.keys.double()
+    for target in trainer.targets.values():
+        target.network.double()
     return trainer

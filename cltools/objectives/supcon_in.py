@@ -22,7 +22,7 @@ def loss(outputs: Outputs) -> "Tensor":
     from cltools.maths.objectives import masked_logsumexp
 
     masks = cast("PairMasks", outputs.masks)
-    positives = masks.same_class.sum(dim=1)
+    positives = masks.same_class.sum(dim=1).to(outputs.logits.dtype)
     numerator = masked_logsumexp(outputs.logits, masks.same_class) - positives.log()
     return (masked_logsumexp(outputs.logits, masks.not_self) - numerator).mean()
 

@@ -119,7 +119,7 @@ def _steps(trainer, steps):
     with pytest.MonkeyPatch.context() as patch:
         if isinstance(ranks, LocalSlice):
             own = lambda z, tau: _own_anchors(similarity_logits(z, tau), ranks)  # noqa: E731
-            patch.setattr("cltools.training.trainer.similarity_logits", own)
+            patch.setattr("cltools.maths.objectives.similarity_logits", own)
         for _ in range(steps):
             trainer.train_step()
     made = {}
@@ -184,9 +184,10 @@ def test_compiled_networks_gather_too(digits, alone):
         assert max(furthest(made, alone[1]).values()) < 1e-12
 
 
-def test_a_queue_of_keys_is_that_of_one_process(digits):
-    """MoCo: weights and log after three steps."""
-    moco = {"framework": "moco", "queue_size": 48, "objectives": ["dcl", "nscl", "ce"]}
+def test_further_parts_are_those_of_one_process(digits):
+    """Queues, predictors and momentum networks: weights and log after three steps."""
+    parts = ["barlow_twins", "byol", "simsiam", "vicreg"]
+    moco = {"framework": "moco", "queue_size": 48, "objectives": ["dcl", "nscl", "ce", *parts]}
     ((alone,),) = on_ranks(1, steps_in_float64, digits, 3, **moco)
     for (made,) in on_ranks(2, steps_in_float64, digits, 3, **moco):
         apart = furthest(made, alone)

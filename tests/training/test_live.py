@@ -54,7 +54,7 @@ def whole(digits, tmp_path_factory):
 
 
 def row(step, model="dcl", **values):
-    numbers = dict.fromkeys(LiveRow._fields[3:], 1.0)
+    numbers = {**dict.fromkeys(LiveRow._fields[3:], 1.0), "z_rank": 5.0}
     return LiveRow(**{**numbers, "step": step, "epoch": step / 10, "model": model, **values})
 
 
@@ -120,13 +120,31 @@ def test_ranks_write_the_rows_of_their_models(digits, whole, tmp_path):
     live = RunFolder(tmp_path / "run")
     assert live.all_live == [live.live()]
     ours, theirs = (
-        {(row.step, row.model): row[3:-1] for row in read_live(RunFolder(folder / "run"))}
+        {
+            (row.step, row.model): row._replace(steps_per_second=0)[3:]
+            for row in read_live(RunFolder(folder / "run"))
+        }
         for folder in (tmp_path, whole)
     )
     assert ours.keys() == theirs.keys()
     for key, values in ours.items():
         assert values == pytest.approx(theirs[key], rel=1e-5, nan_ok=True)
     assert files(tmp_path) == files(whole)
+
+
+def test_collapse_is_named(tmp_path):
+    """To a point or to a line. A row without the two columns, of an older version, is read too."""
+    without = {"z_std": math.nan, "z_rank": math.nan}
+    found = [row(1), row(1, z_std=0.05), row(1, z_rank=1.2), row(1, **without)]
+    assert [bool(one.collapse) for one in found] == [False, True, True, False]
+    words = LastValues.of({"byol": found[1], "simsiam": found[2]}, 100).words()
+    assert "byol has collapsed: all images have nearly the same z (spread 0.05 of 1)" in words
+    assert "simsiam has collapsed: z lies nearly on a line (1.2 dimensions)" in words
+    run = RunFolder(tmp_path)
+    run.live().write_text(row(1).line().rsplit(",", 2)[0] + "\n")
+    (read,) = read_live(run)
+    assert read[:10] == row(1)[:10]
+    assert math.isnan(read.z_std)
 
 
 def test_files_of_several_ranks(tmp_path):
