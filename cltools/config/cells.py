@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -11,7 +12,16 @@ from typing import Any
 from cltools.config.architectures import TIMM, TRANSFORMERS
 from cltools.config.durations import Duration
 from cltools.config.recipes import RECIPES
-from cltools.config.schema import cell_keys, check, defaults, schema, shown, validator
+from cltools.config.schema import (
+    cell_keys,
+    check,
+    defaults,
+    key_path,
+    schema,
+    shown,
+    unknown_key,
+    validator,
+)
 from cltools.objectives import find, names
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_text
@@ -83,8 +93,7 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
         cell["class_draw"] = cell["seed"]
     _check_ranges(cell["recipe"], f"{where}.recipe")
     cell = dict(_with_floats(cell, schema()["$defs"]["cell"]))
-    for objective in cell["objectives"]:
-        find(objective)  # which fails where an installed package is at fault
+    cell["objective_settings"] = _objective_settings(cell, f"{where}.objective_settings")
     _check_encoder(cell, where)
     _check_framework(cell, where)
     horizon = Duration.parse(cell["horizon"])
@@ -104,6 +113,38 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     sources = list(cell_keys()["coupling"]["items"]["enum"])
     cell["coupling"] = sorted(cell["coupling"], key=sources.index)
     return cell
+
+
+def _objective_settings(cell: Mapping[str, Any], where: str) -> dict[str, dict[str, float]]:
+    """The settings of the cell's objectives that are not at their defaults, checked.
+
+    Raises InputError for settings of objectives that the cell has not, or that these have not, for
+    numbers out of range, and where an installed package with an objective is at fault.
+    """
+    trained = {found.name: found for found in map(find, cell["objectives"])}
+    changed: dict[str, dict[str, float]] = {}
+    for name, settings in sorted(cell["objective_settings"].items()):
+        if name not in trained:
+            raise InputError(
+                f"config key {key_path(where, name)} is about an objective that the cell does not "
+                "train: add it to objectives, or take its settings out"
+            )
+        known = trained[name].settings
+        for key, value in sorted(settings.items()):
+            place = key_path(where, name, key)
+            if key not in known:
+                if not known:
+                    raise InputError(f"config key {place} is unknown: {name} has no settings")
+                raise InputError(unknown_key(place, known))
+            low, high = known[key].at_least, known[key].below
+            if not low <= value < high:
+                below = f" and below {high:g}" if math.isfinite(high) else ""
+                raise InputError(
+                    f"config key {place} is {shown(value)}, but must be at least {low:g}{below}"
+                )
+            if value != known[key].default:
+                changed.setdefault(name, {})[key] = float(value) + 0.0  # which makes 0 of -0
+    return changed
 
 
 def in_order(objectives: Iterable[str]) -> list[str]:
@@ -170,12 +211,6 @@ def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
 
 def _check_framework(cell: Mapping[str, Any], where: str) -> None:
     """Refuse what has no meaning in the cell's framework, and a queue that batches do not fill."""
-    momentum, targets = cell["target_momentum"], (find(o).target for o in cell["objectives"])
-    if momentum != defaults()["target_momentum"] and not any(targets):
-        raise InputError(
-            f"config key {where}.target_momentum is {momentum!r}, but no objective of the cell has "
-            "a momentum network: add byol, or leave it out"
-        )
     if cell["framework"] == "simclr":
         for key in ("queue_size", "key_momentum"):
             if cell[key] != defaults()[key]:

@@ -12,14 +12,25 @@ the package is there. A config can name what is installed, and no other code.
 
 import pkgutil
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from cltools.objectives.declared import Objective, Outputs
 from cltools.runtime.errors import InputError
 
-__all__ = ["GROUP", "Objective", "Outputs", "built_in", "find", "names", "package_of"]
+__all__ = [
+    "GROUP",
+    "Objective",
+    "Outputs",
+    "built_in",
+    "find",
+    "names",
+    "package_of",
+    "settings_of",
+]
 
 GROUP = "cltools.objectives"  # of entry points
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
@@ -78,6 +89,13 @@ def find(objective: str) -> Objective:
             f"with an entry point of that name in the group {GROUP}"
         )
     return _loaded(points[0])
+
+
+def settings_of(cell: Mapping[str, Any], objective: str) -> dict[str, float]:
+    """The settings of an objective in a cell, by name."""
+    found = find(objective)
+    given = cell["objective_settings"].get(found.name, {})
+    return {name: given.get(name, one.default) for name, one in found.settings.items()}
 
 
 def package_of(objective: str) -> str | None:

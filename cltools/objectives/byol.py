@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cltools.objectives.declared import Objective, Outputs, across_views, cosines
+from cltools.objectives.declared import MOMENTUM, Objective, Outputs, Setting, across_views, cosines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,4 +33,5 @@ OBJECTIVE = Objective(
     marker="d",
     predictor=hidden,
     target=True,
+    settings={MOMENTUM: Setting(0.996, below=1)},  # Section 3.2
 )

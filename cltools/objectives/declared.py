@@ -3,8 +3,9 @@
 This module and the files beside it import quickly: torch is imported when a loss is computed.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from cltools.maths.objectives import KeyMasks, PairMasks
 
+MOMENTUM = "momentum"  # the setting of the momentum network
 ABSENT = cast("Tensor", None)  # losses use what their objective asks for, and that is there
 
 
@@ -55,7 +57,16 @@ class Outputs:
         return similarity_logits(self.z, self.tau)
 
 
-Loss = Callable[[Outputs], "Tensor"]
+Loss = Callable[..., "Tensor"]  # of Outputs, and of the settings by name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number of an objective: its default, and its range, at_least <= number < below."""
+
+    default: float
+    at_least: float = 0.0
+    below: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ class Objective:
     """One way to train a network. Its file is named after it, and so is the page in docs.
 
     name: as configs, tables and files have it.
-    loss: from `Outputs` to a scalar, to be minimized.
+    loss: from `Outputs` to a scalar, to be minimized. It gets the settings as keyword arguments.
+    settings: by name; a config changes them with the key `objective_settings`.
     label: its name in figures. color and marker: of its curves, as matplotlib writes them; None
         for the next ones that no built-in objective has.
     labels: whether the loss uses labels. It can then be trained with labels of its own too.
@@ -74,7 +86,8 @@ class Objective:
     projections: whether the loss uses projections that are not normalized.
     predictor: from the cell to the hidden width of the predictor, a small network behind the
         projector; None for none.
-    target: whether a momentum network computes targets.
+    target: whether a momentum network computes targets. Its momentum is the setting `momentum`,
+        which the loss does not get. It rises along a cosine to 1 at the horizon.
     classifier: whether there is a linear head on z.
     """
 
@@ -91,6 +104,11 @@ class Objective:
     predictor: Callable[[Mapping[str, Any]], int] | None = None
     target: bool = False
     classifier: bool = False
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.target and MOMENTUM not in self.settings:
+            raise ValueError(f"{self.name} has a momentum network, but no setting {MOMENTUM}")
 
     @property
     def unnormalized(self) -> bool:

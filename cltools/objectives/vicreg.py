@@ -1,27 +1,29 @@
 """VICReg: variance, invariance and covariance (Bardes, Ponce & LeCun 2022, arXiv 2105.04906)."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from cltools.objectives.declared import Objective, Outputs, over_pairs
+from cltools.objectives.declared import Objective, Outputs, Setting, over_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Section 4.2 of the paper; ε and the two divisors below as in the authors' code (main_vicreg.py).
-INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
-EPSILON = 1e-4
+EPSILON = 1e-4  # this and the divisors below are those of the authors' code (main_vicreg.py)
 
 
-def vicreg(a: "Tensor", b: "Tensor") -> "Tensor":
+def vicreg(
+    a: "Tensor", b: "Tensor", invariance: float, variance: float, covariance: float
+) -> "Tensor":
     """The loss of two views (B, d), not normalized, of B ≥ 2 images.
 
-    25 · mean squared difference + 25 · half of both views' mean of max(0, 1 - standard deviation)
-    over dimensions + both views' sum of squared covariances of two dimensions, divided by d.
+    invariance · mean squared difference + variance · half of both views' mean over dimensions of
+    max(0, 1 - standard deviation) + covariance · both views' sum of squared covariances of two
+    dimensions, divided by d.
     """
-    invariance = (a - b).square().mean()
-    variance = _variance(a) + _variance(b)
-    covariance = _covariance(a) + _covariance(b)
-    return INVARIANCE * invariance + VARIANCE * variance + COVARIANCE * covariance
+    apart = (a - b).square().mean()
+    spread = _variance(a) + _variance(b)
+    redundant = _covariance(a) + _covariance(b)
+    return invariance * apart + variance * spread + covariance * redundant
 
 
 def _variance(x: "Tensor") -> "Tensor":
@@ -35,9 +37,10 @@ def _covariance(x: "Tensor") -> "Tensor":
     return (matrix.square().sum() - matrix.diagonal().square().sum()) / dimension
 
 
-def loss(outputs: Outputs) -> "Tensor":
+def loss(outputs: Outputs, invariance: float, variance: float, covariance: float) -> "Tensor":
     """`vicreg`, the mean over pairs of views."""
-    return over_pairs(vicreg, outputs.projections)
+    one = partial(vicreg, invariance=invariance, variance=variance, covariance=covariance)
+    return over_pairs(one, outputs.projections)
 
 
 OBJECTIVE = Objective(
@@ -47,4 +50,10 @@ OBJECTIVE = Objective(
     color="#117733",
     marker="<",
     projections=True,
+    # Section 4.2 of the paper.
+    settings={
+        "invariance": Setting(25.0),
+        "variance": Setting(25.0),
+        "covariance": Setting(1.0),
+    },
 )

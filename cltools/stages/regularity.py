@@ -79,7 +79,6 @@ from cltools.training.regularity import (
 from cltools.training.trainer import CoupledTrainer
 
 Array = NDArray[np.float64]
-FRAMEWORK = ("framework", "queue_size", "key_momentum", "target_momentum")
 OBJECTIVES = ("dcl", "nscl")  # the surrogate's CL and NSCL, in its order
 
 
@@ -137,7 +136,8 @@ def followed_cell(cell: Mapping[str, Any], steps: int) -> dict[str, Any]:
         "objectives": list(OBJECTIVES),
         "coupling": ["init", "batches", "views"],
         "views": 2,
-        **{key: defaults()[key] for key in FRAMEWORK},
+        "objective_settings": {},
+        **{key: defaults()[key] for key in ("framework", "queue_size", "key_momentum")},
         "optimizer": "sgd",
         "momentum": 0.0,
         "weight_decay": 0.0,

@@ -37,7 +37,8 @@ from cltools.maths.objectives import (
 )
 from cltools.maths.randomness import initialize
 from cltools.maths.spread import spread
-from cltools.objectives import Outputs, find, names
+from cltools.objectives import Outputs, find, names, settings_of
+from cltools.objectives.declared import MOMENTUM
 from cltools.runtime.devices import computing_in, to_device
 from cltools.runtime.errors import InputError
 from cltools.training.batches import Batches, batches_of_models, owner
@@ -274,7 +275,8 @@ class CoupledTrainer:
         self.lap("logging")
         optimizer.step()
         if objective in self.targets:
-            momentum = target_momentum(self.cell["target_momentum"], self.step, self.horizon)
+            base = settings_of(self.cell, objective)[MOMENTUM]
+            momentum = target_momentum(base, self.step, self.horizon)
             self.targets[objective].follow(network, momentum)
         self.lap("optimizer")
         undefined = loss.new_full((), torch.nan)
@@ -316,7 +318,9 @@ class CoupledTrainer:
 
         def value(name: str) -> Tensor | None:
             loss = find(name).queue if with_queue else find(name).loss
-            return None if loss is None else loss(outputs)
+            settings = settings_of(self.cell, name)
+            settings.pop(MOMENTUM, None)
+            return None if loss is None else loss(outputs, **settings)
 
         own = loss_of(objective)
         loss = value(own)
