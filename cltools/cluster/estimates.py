@@ -26,7 +26,8 @@ from cltools.runtime.sealed import read_json
 # what it keeps are here too, because they enter the estimate separately.
 COST_FREE = (
     "base_batch", "checkpoints", "class_draw", "horizon", "key_momentum", "lr", "lr_rule",
-    "lr_schedule", "objective_settings", "seed", "tau", "trust_coefficient", "warmup", "weight_decay",
+    "lr_schedule", "objective_settings", "seed", "tau", "trust_coefficient", "warmup",
+    "weight_decay",
 )  # fmt: skip
 # What is assumed of machines, where nothing was benched: operations per second of a GPU such as an
 # A100 in networks of these kinds (their memory limits them, not their arithmetic), and seconds of a

@@ -32,6 +32,7 @@ from cltools.layout import VERSIONS, CellFolder, RunFolder
 from cltools.maths.bounds import gap_bound
 from cltools.maths.labellings import dropped_pairs
 from cltools.maths.objectives import labels_of
+from cltools.objectives import package_of
 from cltools.runtime.devices import talk_of_precision
 from cltools.runtime.errors import InputError, Stopped
 from cltools.runtime.files import only_process, remove_scratch, sha256_file, whole_file
@@ -335,6 +336,7 @@ def _write_manifest(
     """Write the log up to the last checkpoint, and the manifest that lists the files."""
     store.check()
     cell, stop = trainer.cell, checkpoints[-1]
+    packages = {o: package for o in cell["objectives"] if (package := package_of(o))}
     log_file = run.log(until.slug)
     _write_log(trainer, stop, log_file)
     write_json(
@@ -361,6 +363,7 @@ def _write_manifest(
                 "torch": torch.__version__,
                 "processor": _processor(trainer.device),
                 **({"timm": version("timm")} if cell["architecture"].startswith(TIMM) else {}),
+                **({"objectives": packages} if packages else {}),
             },
         },
     )
