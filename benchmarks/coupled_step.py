@@ -6,8 +6,13 @@ other, with one forward pass per view, in NCHW layout and float32. For every con
 broadcasts cosines to 2B x 2B x d numbers. "ours" is the trainer as the pipeline runs it. Networks,
 images, recipe, objectives, optimizer and threads are the same. Each runs in a process of its own.
 
+With `--parts`, the coupled step of eight objectives is compared with the sum of the steps of cells
+that train one of them each. All step in turn in one process, and seconds are those of its CPU, so
+that other programs on the machine do not change the ratio. It is below 1, since views are made once.
+
     python benchmarks/coupled_step.py                                            # ResNet-18, B = 64
     python benchmarks/coupled_step.py --architecture small_resnet --batch 256
+    python benchmarks/coupled_step.py --architecture small_resnet --parts
 """
 
 import argparse
@@ -15,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +40,21 @@ from cltools.training.trainer import CoupledTrainer
 
 CPU = torch.device("cpu")
 OBJECTIVES = ["dcl", "nscl", "scl", "ce"]
+EIGHT = ["dcl", "nscl", "scl", "ce", "vicreg", "barlow_twins", "byol", "simsiam"]
 WAYS = ("straightforward", "ours", "ours in bfloat16")
 
 
-def cell(architecture: str, batch: int, threads: int, precision: str = "float32") -> dict:
+def cell(
+    architecture: str,
+    batch: int,
+    threads: int,
+    precision: str = "float32",
+    objectives: Sequence[str] = OBJECTIVES,
+) -> dict:
     return resolve_cell(
         {
             "dataset": "random", "recipe": "cifar", "horizon": "1000 steps", "batch_size": batch,
-            "architecture": architecture, "objectives": OBJECTIVES, "optimizer": "sgd",
+            "architecture": architecture, "objectives": list(objectives), "optimizer": "sgd",
             "threads": threads, "precision": precision,
         }
     )  # fmt: skip
@@ -104,13 +118,21 @@ def straightforward(settings: dict, images: np.ndarray, labels: Tensor, steps: i
     return seconds
 
 
-def ours(settings: dict, images: np.ndarray, labels: Tensor, steps: int) -> list[float]:
+@contextmanager
+def trainers(
+    cells: Sequence[dict], images: np.ndarray, labels: Tensor
+) -> Iterator[list[CoupledTrainer]]:
+    """A trainer for each cell, all of the same images."""
     with tempfile.TemporaryDirectory() as folder:
         split = (images, labels.numpy())
         names = [str(number) for number in range(10)]
         write_store(Path(folder), "random", names, {"train": split, "test": split}, {})
-        data = image_set(open_store(Path(folder), settings), settings, "train", CPU)
-        trainer = CoupledTrainer(settings, data, CPU)
+        store = open_store(Path(folder), cells[0])
+        yield [CoupledTrainer(c, image_set(store, c, "train", CPU), CPU) for c in cells]
+
+
+def ours(settings: dict, images: np.ndarray, labels: Tensor, steps: int) -> list[float]:
+    with trainers([settings], images, labels) as (trainer,):
         seconds = []
         for _ in range(steps):
             began = time.perf_counter()
@@ -120,12 +142,37 @@ def ours(settings: dict, images: np.ndarray, labels: Tensor, steps: int) -> list
         return seconds
 
 
+def made_up(batch: int) -> tuple[np.ndarray, Tensor]:
+    """Random images and labels of ten classes."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (4 * batch, 32, 32, 3), np.uint8), torch.arange(4 * batch) % 10
+
+
+def compare_parts(architecture: str, batch: int, steps: int, threads: int) -> None:
+    """Print the CPU seconds of a step of eight objectives, and of a step of each alone."""
+    torch.set_num_threads(threads)
+    lists = [EIGHT, *([objective] for objective in EIGHT)]
+    # These losses of random images grow with the usual learning rate, which takes no less time.
+    cells = [{**cell(architecture, batch, threads, objectives=o), "lr": 1e-3} for o in lists]
+    seconds: list[list[float]] = [[] for _ in cells]
+    with trainers(cells, *made_up(batch)) as all_of_them:
+        for _ in range(steps + 2):
+            for taken, trainer in zip(seconds, all_of_them, strict=True):
+                began = time.process_time()
+                trainer.train_step()
+                taken.append(time.process_time() - began)
+    together, *alone = (float(np.median(taken[2:])) for taken in seconds)
+    print(f"{architecture}, B = {batch}, {threads} thread(s): CPU seconds per step")
+    for objective, taken in zip(EIGHT, alone, strict=True):
+        print(f"{objective:>18}: {taken:8.3f}")
+    print(f"{'sum of the parts':>18}: {sum(alone):8.3f}")
+    print(f"{'coupled':>18}: {together:8.3f}   {together / sum(alone):5.2f} of the sum")
+
+
 def measure(way: str, architecture: str, batch: int, steps: int, threads: int) -> None:
     """Print the median seconds of a step, without the first two steps."""
     torch.set_num_threads(threads)
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (4 * batch, 32, 32, 3), np.uint8)
-    labels = torch.arange(4 * batch) % 10
+    images, labels = made_up(batch)
     precision = "bfloat16" if way.endswith("bfloat16") else "float32"
     settings = cell(architecture, batch, threads, precision)
     step = straightforward if way == "straightforward" else ours
@@ -139,8 +186,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", action="store_true", help="one cell of eight, and eight of one")
     chosen = parser.parse_args()
     shared = (chosen.architecture, chosen.batch, chosen.steps, chosen.threads)
+    if chosen.parts:
+        compare_parts(*shared)
+        return
     if chosen.way:
         measure(chosen.way, *shared)
         return

@@ -28,9 +28,9 @@ def _standardized(x: "Tensor") -> "Tensor":
     return (x - x.mean(dim=0)) / (variance + EPSILON).sqrt()
 
 
-def loss(outputs: Outputs, redundancy: float) -> "Tensor":
-    """`barlow_twins`, the mean over pairs of views."""
-    return over_pairs(partial(barlow_twins, redundancy=redundancy), outputs.projections)
+def loss(outputs: Outputs, redundancy: float, scale: float) -> "Tensor":
+    """`scale` times `barlow_twins`, the mean over pairs of views."""
+    return scale * over_pairs(partial(barlow_twins, redundancy=redundancy), outputs.projections)
 
 
 OBJECTIVE = Objective(
@@ -40,5 +40,6 @@ OBJECTIVE = Objective(
     color="#B8860B",
     marker=">",
     projections=True,
-    settings={"redundancy": Setting(5e-3)},  # λ, Section 3.2 of the paper, for d = 8192
+    # λ of Section 3.2 of the paper, for d = 8192. The authors' code has a scale, their paper none.
+    settings={"redundancy": Setting(5e-3), "scale": Setting(1.0)},
 )

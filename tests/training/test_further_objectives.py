@@ -203,11 +203,11 @@ def test_measures_and_theory(digits, together, tmp_path):
 
     (table,) = json.loads(measured.read_text())["tables"].values()
     rows = pl.read_parquet(table)
-    for metric in ("cka", "effective_rank", "uniformity", "cdnv", "weight_gap", "knn_accuracy"):
+    for metric in ("cka", "effective_rank", "uniformity", "cdnv", "weight_gap", "knn"):
         assert objectives(rows, metric=metric) >= {"byol", "simsiam", "vicreg"}, metric
     assert objectives(rows, metric="gap") == {"dcl", "supcon_in"}
     (table,) = json.loads(bounded.read_text())["tables"].values()
-    assert objectives(pl.read_parquet(table), metric="gap") == {"dcl", "supcon_in"}
+    assert objectives(pl.read_parquet(table), quantity="gap") == {"dcl", "supcon_in"}
 
 
 @pytest.mark.parametrize(
@@ -245,12 +245,16 @@ def test_work_of_a_step():
     assert [work_of_step(cell(), o) for o in ("dcl", "simsiam", "byol")] == [6, 6, 8]
 
 
-# Of h, on 400 images; the smallest gain when this was written is 0.08.
-MARGIN = 0.04
+# Of h, from 0.72 before training, with 400 images; the smallest gain is some 0.11.
+MARGIN = 0.05
 LEARNS = {
     "images_per_class": 40, "batch_size": 50, "projector_hidden": 64, "projector_dim": 32,
     "horizon": "100 steps", "warmup": "10 steps", "lr": 0.05, "base_batch": 50,
-    "objective_settings": {"byol": {"momentum": 0.9}, "barlow_twins": {"redundancy": 0.1}},
+    "objective_settings": {
+        "byol": {"momentum": 0.9},
+        "barlow_twins": {"redundancy": 0.1, "scale": 0.1},
+        "vicreg": {"invariance": 2.5, "variance": 2.5, "covariance": 0.1},
+    },
 }  # fmt: skip
 
 
