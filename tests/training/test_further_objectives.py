@@ -167,6 +167,7 @@ def onto_a_line(outputs):
     return 1 - outputs.z[:, :, 0].square().mean()
 
 
+@pytest.mark.slow
 def test_collapse_is_told(digits, tmp_path, caplog, monkeypatch):
     """Once, and in the live rows, from which `cltools status` has it."""
     collapsing = replace(find("simsiam"), loss=onto_a_line)
