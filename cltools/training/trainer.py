@@ -319,7 +319,8 @@ class CoupledTrainer:
         def value(name: str) -> Tensor | None:
             loss = find(name).queue if with_queue else find(name).loss
             settings = settings_of(self.cell, name)
-            settings.pop(MOMENTUM, None)
+            if find(name).target:
+                del settings[MOMENTUM]
             return None if loss is None else loss(outputs, **settings)
 
         own = loss_of(objective)
