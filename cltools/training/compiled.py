@@ -15,7 +15,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def compiled(network: Forward, cell: Mapping[str, Any]) -> Forward:
-    """The forward pass of a network, as the cell's key `compile` says. It uses the network's weights.
+    """The forward pass of a network, as the cell's key `compile` says. It uses its weights.
 
     - `false`: the network itself.
     - `true`: compiled when it is first called. Kernels are not chosen by timing them, so that every
