@@ -14,7 +14,7 @@ from cltools.runtime.gpus import gpu_count, release_gpus
 from cltools.runtime.processor import has_bfloat16
 
 log = logging.getLogger("cltools")
-OTHER_BUILD = "install a torch that fits the GPU and its driver (README.md says how)"
+OTHER_BUILD = "install a torch that fits the GPU and its driver (docs/environments.md says how)"
 # The oldest GPUs, by compute capability, that compute in TF32 and bfloat16.
 FIRST_WITH_TF32 = (8, 0)
 
