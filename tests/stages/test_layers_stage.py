@@ -2,6 +2,7 @@
 
 import shutil
 
+import dictionary
 import numpy as np
 import polars as pl
 import pytest
@@ -49,6 +50,7 @@ def test_h_and_z_are_those_of_the_embeddings(manifest, digits):
     files = embed.embed_cell(manifest, ImageStore.open(digits), CPU)
     table = pl.read_parquet(compared(manifest, digits))
     assert table["step"].unique().sort().to_list() == [0, 2, 4]
+    assert dictionary.missing("layers", table) == []
     import xarray as xr
 
     for step, file in zip((0, 2, 4), files, strict=True):

@@ -13,6 +13,7 @@ from cltools.config.cells import resolve_cell
 from cltools.config.experiment import load_experiment
 from cltools.layout import CellFolder, Embeddings
 from cltools.maths.projection import principal_plane, turned, umap_plane
+from cltools.measurements.descriptions import COLUMNS
 from cltools.runtime.errors import InputError
 from cltools.stages import embed, project, train
 from cltools.stages.project import all_turned, some_images
@@ -120,6 +121,7 @@ def test_project(settings, recalibrate, manifest, digits, tmp_path):
         recalibrate=recalibrate,
     )
     table = pl.read_parquet(output)
+    assert table.columns == list(COLUMNS["project"])
     embed.run(
         manifests=[manifest],
         stores=[digits],

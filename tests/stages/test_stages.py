@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
+import dictionary
 import numpy as np
 import polars as pl
 import pytest
@@ -95,6 +96,11 @@ def test_measures(made):
     assert set(accuracies["n"]) == {150, 100}
     keys = ["step", "split", "objective", "reference", "features", "metric", "variant"]
     assert not table.select(keys).is_duplicated().any()
+
+
+@pytest.mark.parametrize("name", ["measures", "log", "theory"])
+def test_all_that_tables_hold_is_described(made, name):
+    assert dictionary.missing(name, pl.read_parquet(made / f"{name}.parquet")) == []
 
 
 def test_measured_against_another_reference(made, tmp_path):

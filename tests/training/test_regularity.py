@@ -20,6 +20,7 @@ from cltools.maths.surrogate import (
     similarity_steps,
     touched_entries,
 )
+from cltools.measurements.descriptions import COLUMNS
 from cltools.runtime.errors import InputError
 from cltools.stages import regularity
 from cltools.stages.regularity import follow, followed_cell
@@ -373,7 +374,7 @@ def test_stage_writes_the_same_bytes_twice(digits, tmp_path):
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     table = pl.read_parquet(tmp_path / "a.parquet")
     assert table.height == 6
-    assert table.columns[:6] == ["tau", "batch_size", "images", "seed", "step", "objective"]
+    assert table.columns == list(COLUMNS["regularity"])
     assert all(table.select(pl.exclude("objective").is_finite().all()).row(0))
 
 
