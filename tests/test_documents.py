@@ -14,8 +14,12 @@ from pathlib import Path
 
 import measured
 import pytest
+import yaml
 from places import ROOT
 from test_architecture import MAY_IMPORT
+
+import cltools
+from cltools.layout import VERSIONS
 
 FOLDERS = "cltools|tests|docs|config|workflow|benchmarks|slurm"
 # A path from the root of the project. Where it goes on with a placeholder its folder must exist.
@@ -110,6 +114,21 @@ def test_contributing_says_how_tests_with_markers_are_run():
     markers = {marker.partition(":")[0] for marker in options["markers"]}
     said = re.findall(r"`uv run pytest -m (\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert sorted(said) == sorted(markers)
+
+
+def test_the_version_stands_in_one_place():
+    """Pages that repeat it say the same; the package's metadata comes from there."""
+    assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == cltools.__version__
+    latest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert latest[1] == cltools.__version__
+
+
+def test_every_number_of_a_stage_has_a_line_that_says_why():
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| .+ \|$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    numbers = [(stage, n + 1) for stage, last in sorted(VERSIONS.items()) for n in range(last)]
+    assert [(stage, int(number)) for stage, number in rows] == numbers
 
 
 @pytest.mark.parametrize("page", measured.PAGES)
