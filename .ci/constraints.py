@@ -24,7 +24,7 @@ LIST = re.compile(r"^constraint-dependencies = \[\n.*?^\]\n", re.M | re.S)
 def resolved(upgrade: bool) -> list[str]:
     """All packages that the project, its extras and its development need, with their versions."""
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--no-header", "--no-annotate"]
-    command += ["--all-extras", "--group", "dev", PROJECT.name]
+    command += ["--all-extras", "--group", "dev", "--group", "docs", PROJECT.name]
     # uv reads the old list in pyproject.toml, too.
     with_old = PROJECT.read_text()
     try:
