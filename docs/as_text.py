@@ -98,6 +98,18 @@ class Numbers:
         near = any(close_call(row, self.error_rate) for row in found.iter_rows(named=True))
         return (f"**{said}**" if said in (HOLDS, FAILS) else said) + ", close call" * near
 
+    def needs(self, **verdicts: str) -> str:
+        """Nothing; raises InputError unless these claims have these verdicts.
+
+        For text whose words follow from them.
+        """
+        for claim, wanted in verdicts.items():
+            if (said := str(self._claim(claim)["verdict"][0])) != wanted:
+                raise InputError(
+                    f"the text says that {claim} {wanted}, but it is {said}: reword it"
+                )
+        return ""
+
     def cases(self, claim: str) -> str:
         """How many rows the tests of a claim read."""
         return count(int(self._claim(claim)["rows"].sum()))
