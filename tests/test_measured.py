@@ -190,9 +190,9 @@ def test_verdicts(verdicts):
     assert verdicts.cases("agreed") == "2,900"
     with pytest.raises(InputError, match="no claim is called other"):
         verdicts.verdict("other")
-    assert verdicts.needs(holding="holds", split="undecided") == ""
-    with pytest.raises(InputError, match="says that split holds, but it is undecided: reword it"):
-        verdicts.needs(holding="holds", split="holds")
+    assert verdicts.needs(holding=["holds"], split=["does not hold", "undecided"]) == ""
+    with pytest.raises(InputError, match="if the verdict on split is undecided: reword it"):
+        verdicts.needs(holding=["holds"], split=["holds"])
 
 
 def test_the_table_of_claims_leaves_out_what_nothing_tests(verdicts):
