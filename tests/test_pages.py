@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 
+import click
 import numpy as np
 import pytest
 import typer
@@ -87,17 +88,14 @@ OURS = sorted({command for _, command in COMMANDS if command.startswith("cltools
 @pytest.mark.parametrize("command", OURS)
 def test_commands_and_options_exist(command):
     _, name, *arguments = shlex.split(command)
-    group = typer.main.get_command(app)
-    context = group.commands[name].make_context(name, arguments, resilient_parsing=True)
-    assert not context.args
+    found = typer.main.get_command(app).commands[name]
+    parser = found.make_parser(click.Context(found, info_name=name))
+    parser.parse_args(arguments)
 
 
-@pytest.mark.parametrize("command", OURS)
-def test_an_unknown_option_is_noticed(command):
-    _, name, *arguments = shlex.split(command)
-    group = typer.main.get_command(app)
-    with pytest.raises(Exception, match=r"--no-such-option"):
-        group.commands[name].make_context(name, [*arguments, "--no-such-option"])
+def test_an_unknown_option_is_noticed():
+    with pytest.raises(Exception, match="--no-such-option"):
+        test_commands_and_options_exist("cltools plan photos.yaml --no-such-option")
 
 
 def images(folder):
@@ -117,7 +115,12 @@ def test_the_commands_run(tmp_path, monkeypatch):
     images(tmp_path / "photos")
     page = (ROOT / "docs/images.md").read_text()
     (config,) = re.findall(r"^```yaml\n(.+?)^```", page, re.M | re.S)
-    (tmp_path / "photos.yaml").write_text(config.replace("/data/photos", str(tmp_path / "photos")))
+    for theirs, ours in {
+        "/data/photos": str(tmp_path / "photos"), "[0, 1, 2]": "[0]", "horizon: 12": "horizon: 3",
+    }.items():  # fmt: skip
+        assert theirs in config
+        config = config.replace(theirs, ours)
+    (tmp_path / "photos.yaml").write_text(config)
     shutil.copy(ROOT / "cltools/claims/claims.yaml", "my.yaml")
     np.savez("theirs.npz", features=np.random.rand(50, 4))
     np.save("first.npy", np.random.rand(50, 4))
