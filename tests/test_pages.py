@@ -125,9 +125,11 @@ def test_the_commands_run(tmp_path, monkeypatch):
     np.savez("theirs.npz", features=np.random.rand(50, 4))
     np.save("first.npy", np.random.rand(50, 4))
     np.save("second.npy", np.random.rand(50, 4))
-    here = {"config/config.yaml": "photos.yaml", "results/quickstart": "results/photos",
-            "config/laptop": str(ROOT / "config/laptop"), "ours.safetensors": "first.npy",
-            "/tmp/": f"{tmp_path}/", "bench my.yaml": "bench photos.yaml"}  # fmt: skip
+    here = {  # in this order, as the project may lie below /tmp
+        "/tmp/": f"{tmp_path}/", "config/config.yaml": "photos.yaml",
+        "results/quickstart": "results/photos", "config/laptop": str(ROOT / "config/laptop"),
+        "ours.safetensors": "first.npy", "bench my.yaml": "bench photos.yaml",
+    }  # fmt: skip
     done = 0
     for page in WALKED:
         for command in (command for name, command in COMMANDS if name == page):
