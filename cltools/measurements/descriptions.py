@@ -68,6 +68,10 @@ DRIFT = {
     "log10_bound": "log10 of Theorem 1's bound on the distance, as stated",
     "log10_bound_realised": "the same with the class fractions of the batches that were drawn",
 }
+SPREAD = {
+    "z_std": "spread of z in the batch: standard deviation, mean over dimensions",
+    "z_rank": "effective rank of z in the batch",
+}
 COLUMNS: dict[str, dict[str, str]] = {
     "measures": MEASURED,
     "layers": {
@@ -92,6 +96,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "nscl_with_positive": "NSCL loss with the positive in the denominator, in nats",
         "nt_xent_double_positive": "NT-Xent loss with the positive twice, in nats",
         "ce": "cross entropy of the model `ce`, in nats",
+        "supcon_in": "SupCon loss with the mean inside the logarithm, in nats",
+        "vicreg": "VICReg loss of the model `vicreg`; a column only where it is trained",
+        "barlow_twins": "the same of Barlow Twins",
+        "byol": "the same of BYOL",
+        "simsiam": "the same of SimSiam",
+        **SPREAD,
         "gap_bound": "bound on `dcl` − `nscl` for this batch, in nats",
     },
     "live": {
@@ -103,6 +113,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "gap": "`dcl` − `nscl`, in nats",
         "grad_norm": "norm of the gradient, mean",
         "lr": "learning rate of the last step",
+        **SPREAD,
         "steps_per_second": "steps per second, with the time of saves",
     },
     "theory": {
