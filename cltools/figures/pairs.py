@@ -34,8 +34,10 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     names = style.ordered([*drawn["objective"], *drawn["reference"]])
     if len(names) < 3:
         raise InputError("the base sweep trains fewer than three objectives: add more to it")
-    figure, axes = style.panels(len(ROWS), 2, height=0.28 * len(names) + 1.1, width_ratios=[2, 1])
-    image = None
+    figure, axes = style.panels(
+        ["cka", "cka_residual"], ["map", "tree"], height=0.28 * len(names) + 1.1, flatter=1,
+        narrowest=1.8, width_ratios=[2, 1],
+    )  # fmt: skip
     for row, ((metric, variant), title) in zip(axes, ROWS.items(), strict=True):
         field = _matrix(drawn.filter(metric=metric, variant=variant), names)
         tree = _tree(field)
@@ -45,7 +47,6 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         row[0].set_title(title)
         style.slant_labels(row[0])
         _draw_tree(row[1], tree, len(names))
-    figure.colorbar(image, ax=axes, label="CKA", aspect=40, pad=0.01)
     style.finish(
         figure,
         "Alignment of all pairs of objectives at the end of training",
@@ -53,6 +54,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         f"{tidy.setting(cells)}. Test images, encoder features h, each run at its last step. CKA "
         "of cosine similarities, debiased; below after class means are subtracted. Trees: average "
         f"linkage of 1 − CKA. {tables.means_note(plotted)}",
+        bar=(image, "CKA"),
     )
     return figure, plotted
 

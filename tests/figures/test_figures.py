@@ -77,7 +77,7 @@ def test_needs_the_sweep_that_varies_the_factor():
 
 def test_needs_the_stages_whose_work_it_shows():
     without = {name for name, spec in FIGURES.items() if not spec.needs(made_up.SWEEPS)}
-    of_stages = {"merging", "umap_grid", "surrogate_drift", "collapse_order"}
+    of_stages = {"merging", "features_plane", "surrogate_drift", "collapse_order"}
     of_stages |= {"layers_training", "layers_pairs"}
     of_labels = {"labels_negatives", "label_effect"}
     assert without == of_stages | of_labels | {"alignment_pairs"}
@@ -570,9 +570,9 @@ def test_all_numbers_of_the_papers_can_be_read():
         assert table.null_count().sum_horizontal().item() == 0
 
 
-def test_umap_grid(drawn):
+def test_features_plane(drawn):
     """Six of seven checkpoints, the first and the last among them; points as they came."""
-    rows = numbers(drawn, "umap_grid", objective="ce")
+    rows = numbers(drawn, "features_plane", objective="ce")
     epochs = rows["epoch"].unique().sort().to_list()
     assert len(epochs) == 6
     assert (epochs[0], epochs[-1]) == (0, 50)
@@ -586,7 +586,7 @@ def test_pictures_of_a_cell_without_measures(inputs, tmp_path):
     other.write_parquet(tmp_path / "p.parquet")
     tables = inputs | {"project": tmp_path / "p.parquet"}
     with pytest.raises(InputError, match="run `cltools project` again"):
-        plot("umap_grid", tables, made_up.SWEEPS, tmp_path / "f", {})
+        plot("features_plane", tables, made_up.SWEEPS, tmp_path / "f", {})
 
 
 def test_one_seed_has_no_deviation(tmp_path):

@@ -125,7 +125,7 @@ def test_merging_and_simulations_are_added_to_what_is_there(finished, tmp_path):
            "collect": 1}  # fmt: skip
     drawn = {"plot": 19, "claims": 1, "report": 1}
     assert planned(there, more) == new | drawn
-    names = ("merging", "umap_grid", "surrogate_drift", "collapse_order", "layers_pairs")
+    names = ("merging", "features_plane", "surrogate_drift", "collapse_order", "layers_pairs")
     figures = [f"results/tiny/figures/{name}.pdf" for name in names]
     snakemake(there, *figures, config=more)
     folder = there / "results/tiny"
