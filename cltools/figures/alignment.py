@@ -223,9 +223,7 @@ def _comparable(arm: pl.DataFrame, clock: str) -> pl.DataFrame:
     )
 
 
-def _heat_map(
-    ax: Axes, part: pl.DataFrame, clock: str, lowest: float
-) -> tuple[AxesImage, bool]:
+def _heat_map(ax: Axes, part: pl.DataFrame, clock: str, lowest: float) -> tuple[AxesImage, bool]:
     """Draw the means as colors and numbers; returns also whether there are gaps."""
     part = part.unique(["classes", clock]).sort("classes", clock)
     runs = dict(part.group_by("classes").agg(pl.col("seeds").max()).iter_rows())

@@ -106,7 +106,8 @@ def _label_above(dots: Axes, labels: Sequence[str], counts: Sequence[Sequence[st
     dots.set_yticks([])
     at = dots.get_yaxis_transform()
     for y, (label, numbers) in enumerate(zip(labels, counts, strict=True)):
-        about = {"transform": at, "va": "center", "fontsize": "x-small"}
+        about: dict[str, Any] = {"transform": at, "va": "center", "fontsize": "x-small"}
+        about["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
         dots.text(0.01, y - 0.45, label, **about)
         dots.text(0.99, y - 0.45, " / ".join(numbers), ha="right", **about)
 
@@ -133,9 +134,7 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     if narrow:
         _label_above(dots, [_label(one) for one in shown.iter_rows(named=True)], counts)
     else:
-        dots.set_yticks(
-            range(len(shown)), [_label(one) for one in shown.iter_rows(named=True)]
-        )
+        dots.set_yticks(range(len(shown)), [_label(one) for one in shown.iter_rows(named=True)])
         for y, texts in enumerate([list(COUNTS), *counts], -1):
             for number, text in enumerate(texts):
                 weight = "bold" if y < 0 else "normal"

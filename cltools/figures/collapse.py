@@ -176,12 +176,12 @@ def _draw_free(row: Sequence[Axes], free: pl.DataFrame) -> str:
     for ax, (column, title), label in zip(row, OF_FREE.items(), labels, strict=True):
         for run in free.partition_by("objective", "seed", maintain_order=True):
             look = style.look_of(run["objective"][0])
-            # Earlier lines are wider, so that they show below later ones.
-            wide = 2.6 - 1.6 * names.index(run["objective"][0]) / max(1, len(names) - 1)
+            # The first objective is wide, so that it shows below others.
+            size, wide = (8, 3.4) if run["objective"][0] == names[0] else (4, 1.0)
             ax.plot(run["iteration"], run[column], color=look.color, linewidth=wide)
             below = run.filter(pl.col(column) < COLLAPSED)["iteration"]
             if len(below):
-                left = {"color": look.color, "clip_on": False, "markersize": 5}
+                left = {"color": look.color, "clip_on": False, "markersize": size}
                 ax.plot(below[0], COLLAPSED, look.marker, **left)
         ax.set_yscale("log")
         ax.set_ylim(COLLAPSED, 2 * max(1.0, free[column].max()))

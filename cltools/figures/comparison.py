@@ -27,9 +27,7 @@ def heat_maps(names: Sequence[str], matrices: Mapping[str, np.ndarray], about: s
     count = len(names)
     columns = len(matrices) if count <= SIDE_BY_SIDE else 1
     height = max(1.2, CELL * count + 0.5)
-    figure, axes = style.panels(
-        len(matrices) // columns, columns, height, flatter=1, sharey=True
-    )
+    figure, axes = style.panels(len(matrices) // columns, columns, height, flatter=1, sharey=True)
     lowest = min(0.0, *(float(np.nanmin(matrix)) for matrix in matrices.values()))
     labels = [f"{shortened(name, LONGEST)}  {number}" for number, name in enumerate(names, 1)]
     for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):

@@ -80,7 +80,11 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
     bound = plotted.filter(model="dcl", quantity="nscl loss + bound")
     losses = plotted.filter(pl.col("quantity") != "nscl loss + bound")["mean"]
     top = losses.max() + FAR * (losses.max() - losses.min())
-    shown = {("dcl", "dcl loss"): row[:1], ("dcl", "nscl loss"): row, ("nscl", "nscl loss"): row[1:]}
+    shown = {
+        ("dcl", "dcl loss"): row[:1],
+        ("dcl", "nscl loss"): row,
+        ("nscl", "nscl loss"): row[1:],
+    }
     note = ""
     if not bound.is_empty() and bound["mean"].min() < top:
         shown["dcl", "nscl loss + bound"] = row[:1]

@@ -19,6 +19,7 @@ ROWS = {
     ("cka", "cosine_debiased"): "CKA",
     ("cka", "residual_debiased"): "CKA without class means",
 }
+NARROWEST = 1.8  # inches of a panel
 FURTHER = (("rsa", "pearson_cosine"),)
 
 
@@ -36,7 +37,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         raise InputError("the base sweep trains fewer than three objectives: add more to it")
     figure, axes = style.panels(
         ["cka", "cka_residual"], ["map", "tree"], height=0.28 * len(names) + 1.1, flatter=1,
-        narrowest=1.8, width_ratios=[2, 1],
+        narrowest=NARROWEST, width_ratios=[2, 1],
     )  # fmt: skip
     for row, ((metric, variant), title) in zip(axes, ROWS.items(), strict=True):
         field = _matrix(drawn.filter(metric=metric, variant=variant), names)
@@ -46,7 +47,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         image = style.heat_map(row[0], field[np.ix_(order, order)], labels, labels)
         row[0].set_title(title)
         style.slant_labels(row[0])
-        _draw_tree(row[1], tree, len(names))
+        _draw_tree(row[1], tree, labels)
     style.finish(
         figure,
         "Alignment of all pairs of objectives at the end of training",
@@ -82,11 +83,13 @@ def _tree(field: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def _draw_tree(ax: Axes, tree: NDArray[np.float64], leaves: int) -> None:
-    """The tree, whose leaves stand beside the rows of the heat map."""
+def _draw_tree(ax: Axes, tree: NDArray[np.float64], labels: list[str]) -> None:
+    """The tree, whose leaves stand beside the rows of the heat map, or have names where below it."""
     dendrogram(
         tree, orientation="right", ax=ax, no_labels=True, link_color_func=lambda node: style.THEORY
     )
-    ax.set(xlabel="1 − CKA", ylim=(0, 10 * leaves))  # scipy puts a leaf every 10 units
-    ax.set_yticks([])
+    ax.set(xlabel="1 − CKA", ylim=(0, 10 * len(labels)))  # scipy puts a leaf every 10 units
+    below = style.narrow(2 * NARROWEST)
+    ax.set_yticks([5 + 10 * i for i in range(len(labels))] if below else [], labels * below)
+    ax.tick_params(axis="y", length=0)
     ax.grid(visible=False)

@@ -27,6 +27,7 @@ from matplotlib.ticker import (
     FixedFormatter,
     FixedLocator,
     LogLocator,
+    MaxNLocator,
     NullFormatter,
     NullLocator,
     StrMethodFormatter,
@@ -607,7 +608,8 @@ def _add_bar(sheet: Sheet, bar: tuple[AxesImage, str], *, beside: bool) -> float
     if beside:
         sheet.colorbar(image, ax=axes, label=label, aspect=40, pad=0.01)
         return 0.0
-    sheet.colorbar(image, ax=axes, label=label, aspect=40, pad=0.02, location="bottom")
+    about = {"ticks": MaxNLocator(5), "location": "bottom"}
+    sheet.colorbar(image, ax=axes, label=label, aspect=40, pad=0.02, **about)
     return BAR
 
 

@@ -28,7 +28,9 @@ def faults(figure: Figure) -> list[str]:
     boxes = np.array([text.get_window_extent(renderer).extents for text, _ in texts])
     names = [" ".join(text.get_text().split())[:50] for text, _ in texts]
     width, height = figure.bbox.size
-    outside = (boxes[:, :2] < -SLACK).any(1) | (boxes[:, 2:] > [width + SLACK, height + SLACK]).any(1)
+    outside = (boxes[:, :2] < -SLACK).any(1) | (boxes[:, 2:] > [width + SLACK, height + SLACK]).any(
+        1
+    )
     found += [f"leaves the canvas: {names[i]}" for i in np.flatnonzero(outside)]
     for i, j in zip(*np.nonzero(np.triu(_overlap(boxes, boxes), 1)), strict=True):
         if not all(texts[k][0].get_rotation() % 90 for k in (i, j)):  # slanted labels are parallel
