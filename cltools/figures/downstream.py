@@ -54,8 +54,8 @@ def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             *style.paper_handles(papers, **THEIRS),
         ],
         f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
-        f"{tables.seeds_note(plotted, cells)} Numbers: test images. The axes differ and do not begin at "
-        f"0; chance is {chances}.",
+        f"{tables.seeds_note(plotted, cells)} Numbers: test images. The axes differ and do not "
+        f"begin at 0; chance is {chances}.",
     )
     return figure, tables.with_papers(plotted, papers)
 

@@ -244,14 +244,14 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         [*handles, *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} r: Pearson "
         "correlation of the two curves over their checkpoints. Whole set: all images are "
-        "negatives, τ as in training. As in the authors’ code: positive in the denominator, τ = 1, an augmented and a "
-        "plain view, batches of the training size.",
+        "negatives, τ as in training. As in the authors’ code: positive in the denominator, τ = 1, "
+        "an augmented and a plain view, batches of the training size.",
     )
     return figure, tables.with_papers(plotted, papers)
 
 
 def _correlation(panel: pl.DataFrame) -> str:
-    """ "r = 0.99 over 6 checkpoints" as a line of its own, the correlation of the two curves; empty for fewer than three checkpoints."""
+    """A line with the correlation of the two curves; empty for fewer than three checkpoints."""
     curves = panel.unique(["objective", "epoch"]).pivot("objective", index="epoch", values="mean")
     curves = curves.drop_nulls()
     if len(curves) < 3 or not all(curves[model].std() for model in ("dcl", "nscl")):

@@ -84,7 +84,7 @@ def _tree(field: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _draw_tree(ax: Axes, tree: NDArray[np.float64], labels: list[str]) -> None:
-    """The tree, whose leaves stand beside the rows of the heat map, or have names where below it."""
+    """The tree; its leaves stand beside the rows of the heat map, or have names where below it."""
     dendrogram(
         tree, orientation="right", ax=ax, no_labels=True, link_color_func=lambda node: style.THEORY
     )

@@ -44,6 +44,7 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         ],
         f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "
         f"‖W − W′‖ / mean of ‖W‖ and ‖W′‖, averaged over layers; it would be √2 for two "
-        f"independent random layers. The panels have scales of their own. CKA: encoder features h, cosine similarities, biased estimator.",
+        f"independent random layers. The panels have scales of their own. CKA: encoder features "
+        f"h, cosine similarities, biased estimator.",
     )
     return figure, tables.with_papers(plotted, papers)

@@ -30,12 +30,7 @@ def run(
     drawn too where they are about the same data set. Raises InputError when a table or the rows of
     the figure are missing.
     """
-    planned = read_plan(plan)
-    sweeps = {sweep["name"]: sweep for sweep in planned["sweeps"]}
-    used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
-    read = {table: _read(tables.get(table), table, plan) for table in used}
-    numbers = read_papers(papers)
-    experiment = ExperimentTables(sweeps, **read, papers=numbers, reference=planned["reference"])
+    experiment = read_for(name, plan, tables, papers)
     with applied(style, name):
         if unknown := style.get("panels", {}).keys() - FIGURES.keys():
             raise InputError(
@@ -44,6 +39,18 @@ def run(
             )
         figure, plotted = draw(name, experiment)
         save(figure, plotted, output)
+
+
+def read_for(
+    name: str, plan: Path, tables: Mapping[str, Path], papers: Sequence[Path] = ()
+) -> ExperimentTables:
+    """The tables that figure `name` shows; arguments and errors are those of `run`."""
+    planned = read_plan(plan)
+    sweeps = {sweep["name"]: sweep for sweep in planned["sweeps"]}
+    used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
+    read = {table: _read(tables.get(table), table, plan) for table in used}
+    numbers = read_papers(papers)
+    return ExperimentTables(sweeps, **read, papers=numbers, reference=planned["reference"])
 
 
 def _read(path: Path | None, name: str, plan: Path) -> pl.DataFrame:
