@@ -190,8 +190,8 @@ def _draw_networks(row: Sequence[Axes], found: pl.DataFrame) -> None:
             wide = 2.4 if name == MOVING[0] else 1.0
             color = look_of(name).color
             moved.plot(one["sum_lr"], one["value"], color=color, linestyle=dash, linewidth=wide)
-    apart.set(title="Two networks and their surrogates, apart", ylabel="Distance (log scale)")
-    moved.set(title="Each of them, from its start", ylabel="Distance (log scale)")
+    apart.set(title="Networks: distance between DCL and NSCL", ylabel="Distance (log scale)")
+    moved.set(title="Networks: distance from their start", ylabel="Distance (log scale)")
     for ax in row:
         ax.set_xscale("log")
         ax.set_xlabel("Ση (log scale)")
