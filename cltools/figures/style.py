@@ -459,16 +459,13 @@ def finish(
     Raises InputError if the style names a panel that the figure does not have.
     """
     style = _CHOSEN.get()
-    sheet.caption = f"{title}. {footnote}"
+    sheet.caption = f"{title}{'' if title.endswith('?') else '.'} {footnote}"
     grid = _arranged(sheet, style["panels"])
     sheet.grid = grid
-    broken = len(grid[0]) < len(sheet.width_ratios or grid[0])
     size = rcParams["font.size"]
     width = rcParams["figure.figsize"][0]
     across = max(len(row) for row in grid)
-    spec = sheet.add_gridspec(
-        len(grid), across, width_ratios=None if broken else _ratios(sheet, across)
-    )
+    spec = sheet.add_gridspec(len(grid), across, width_ratios=_ratios(sheet, across))
     for row, of_row in enumerate(grid):
         for column, ax in enumerate(of_row):
             ax.set_subplotspec(spec[row, column])
@@ -488,6 +485,7 @@ def finish(
 
 
 def _ratios(sheet: Sheet, across: int) -> Sequence[float] | None:
+    """The width ratios of the figure's columns, unless its rows are broken."""
     ratios = sheet.width_ratios
     return ratios if ratios is not None and len(ratios) == across else None
 
