@@ -93,12 +93,10 @@ def _handles(colors: Mapping[int, str]) -> list[Line2D]:
 
 
 def _of_networks() -> list[Line2D]:
-    black = {dash: Look("", THEORY, "") for dash in OF_NETWORKS.values()}
     return [
         *(style.handle(look_of(o), f"trained with {look_of(o).label}", marker="") for o in MOVING),
         style.handle(Look("two networks", THEORY, "")),
-        *(style.handle(look, "surrogates", linestyle=dash) for dash, look in black.items()
-          if dash != "-"),
+        style.handle(Look("surrogates", THEORY, ""), linestyle=OF_NETWORKS["its surrogate"]),
         style.handle(Look("bound for the surrogates", THEORY, ""), linestyle=":"),
     ]  # fmt: skip
 
