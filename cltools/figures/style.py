@@ -369,16 +369,17 @@ def factor_axis(ax: Axes, values: Iterable[float], label: str) -> None:
     ax.set_xlabel(f"{label} (log scale)")
 
 
-def log_axis(ax: Axes) -> None:
-    """A logarithmic y axis. If it has at most four decades, its numbers have no exponents."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
+def log_axis(ax: Axes, side: str = "y") -> None:
+    """A logarithmic axis [y]. If it has at most four decades, its numbers have no exponents."""
+    ax.set(**{f"{side}scale": "log"})
+    axis = ax.yaxis if side == "y" else ax.xaxis
+    low, high = axis.get_view_interval()
     decades = math.log10(high / low)
     if decades > 4:
         return
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def heat_map(

@@ -191,7 +191,7 @@ def _draw_networks(row: Sequence[Axes], found: pl.DataFrame) -> None:
     apart.set(title="Networks: distance between DCL and NSCL", ylabel="Distance (log scale)")
     moved.set(title="Networks: distance from their start", ylabel="Distance (log scale)")
     for ax in row:
-        ax.set_xscale("log")
+        style.log_axis(ax, "x")
         ax.set_xlabel("Ση (log scale)")
     _limits(row, "y", found)
 

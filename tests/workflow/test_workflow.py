@@ -63,7 +63,9 @@ def test_all_is_there(finished):
         "alignment_pairs",
     }  # fmt: skip
     for name in names:
-        assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv", "txt"))
+        assert all(
+            (figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv", "txt")
+        )
     assert pl.read_parquet(finished / "results/tiny/claims.parquet").height > 0
     assert (finished / "results/tiny/claims.md").exists()
     plan = json.loads((finished / "results/tiny/plan.json").read_text())
