@@ -27,7 +27,7 @@ VERSIONS = {
     "measure": 8,
     "plan": 4,
     "collect": 5,
-    "plot": 4,
+    "plot": 5,
     "surrogate": 2,
     "theory": 4,
     "merge": 4,
@@ -370,7 +370,7 @@ def readable(claims: Path) -> Path:
 
 
 def figure_file(folder: Path, name: str, ending: str) -> Path:
-    """`ending` is pdf, png or csv."""
+    """`ending` is pdf, png, csv or txt."""
     return folder / f"{name}.{ending}"
 
 

@@ -229,7 +229,7 @@ FIGURES: dict[str, FigureSpec] = {
         tables=("layers",),
         objectives=(REFERENCE,),
     ),
-    "umap_grid": FigureSpec(
+    "features_plane": FigureSpec(
         "Features of the same images in two dimensions, for every objective and checkpoint.",
         "pictures",
         tables=("measures", "project"),

@@ -1,6 +1,5 @@
 """Alignment with the reference: during training, and at its end against C, τ and B."""
 
-import textwrap
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ from matplotlib.lines import Line2D
 
 from cltools import tidy
 from cltools.figures import style, tables
+from cltools.figures.style import Look
 from cltools.figures.tables import ExperimentTables
 
 PAPER, DEBIASED, RSA = "cosine_biased", "cosine_debiased", "pearson_cosine"
 # The last one is a control: is the network still near its start?
 METRICS = ("cka", "rsa", "cka_to_init")
-LABEL_WIDTH = 26  # characters per line of an arm's name, so that a line fits the panel's height
+THIN = {"linestyle": (0, (2.5, 1.5)), "linewidth": 0.9, "zorder": 4}  # of the debiased CKA
 CONTROL_NOTE = (
     "CKA with own initial weights: if it is near 1, the network has hardly changed, and alignment "
     "says little."
@@ -50,10 +50,12 @@ def panels(experiment: ExperimentTables) -> dict[str, str]:
 
 def _draw(ax: Axes, table: pl.DataFrame, x: str, metric: str, *, bars: bool) -> None:
     """One panel with a curve for every objective."""
-    drawn = table.filter(pl.col("metric") == metric)
-    for name in style.ordered(drawn["objective"]):
-        look = style.look_of(name)
-        style.curve(ax, drawn.filter(pl.col("objective") == name), x, look, bars=bars)
+    names = style.ordered(table["objective"])
+    for name, shift in zip(names, style.shifts(len(names)), strict=True):
+        one = table.filter(metric=metric, objective=name)
+        if not one.is_empty():
+            shift = shift if bars else 1.0
+            style.curve(ax, one, x, style.look_of(name), bars=bars, shift=shift)
 
 
 def _handles(table: pl.DataFrame) -> list[Line2D]:
@@ -73,7 +75,7 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
         experiment, cells, metric=["cka", "rsa"], reference=experiment.reference, split=splits
     )
 
-    figure, axes = style.panels(len(METRICS), 2, height=1.9, sharex=True, sharey="row")
+    figure, axes = style.panels(METRICS, splits, height=1.9, sharex=True, sharey="row")
     for row, (metric, title) in zip(axes, panels(experiment).items(), strict=True):
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(split=split)
@@ -83,24 +85,25 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
                     "objective", maintain_order=True
                 ):
                     means = thin.unique("epoch").sort("epoch")
-                    color = style.look_of(name).color
-                    ax.plot(means["epoch"], means["mean"], "--", color=color, linewidth=0.8)
+                    ax.plot(means["epoch"], means["mean"], color=style.darker(name), **THIN)
+            if metric != "cka_to_init":
+                ax.axhline(1, color=style.look_of(experiment.reference).color, linewidth=1.4)
             for name in style.ordered(plotted["objective"]):
                 theirs = papers.filter(metric=metric, split=split, objective=name)
                 style.paper_curve(ax, theirs, "epoch", style.look_of(name))
             ax.set_title(f"{title}, {'training' if split == 'train' else 'test'} images")
+            ax.set_ylabel(title.split()[0])
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["mean"])
-            ax.label_outer()
-        row[0].set_ylabel(title.split()[0])
-    thin = style.handle(style.NEUTRAL, "CKA, debiased", marker="", linestyle="--", linewidth=0.8)
+    thin = style.handle(Look("CKA, debiased", style.THEORY, ""), **THIN)
     style.finish(
         figure,
         f"Alignment of each objective with {experiment.reference_label} during training",
         [*_handles(plotted), thin, *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. Encoder features h. "
         f"{tables.seeds_note(plotted, cells, 'band')} CKA: cosine similarities, biased estimator "
-        f"(as in the paper); RSA: Pearson correlation of cosine distances. {CONTROL_NOTE}"
+        f"(as in the paper); RSA: Pearson correlation of cosine distances. "
+        f"{experiment.reference_label} with itself is 1. {CONTROL_NOTE}"
         + " The CKA in P2’s figures is of raw features."
         * (not papers.is_empty()),
     )
@@ -119,21 +122,21 @@ def _against(
     # The footnote does not repeat what an axis or the panel titles show.
     leave_out = [factor, "lr_rule"] if factor == "batch_size" else [factor]
     arms = plotted["arm"].unique(maintain_order=True)
-    figure, axes = style.panels(len(arms), len(METRICS), sharex=True, sharey=True)
+    figure, axes = style.panels(len(arms), METRICS, height=1.9, sharex=True, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
         for ax, (metric, panel) in zip(row, panels(experiment).items(), strict=True):
             _draw(ax, plotted.filter(arm=arm), factor, metric, bars=True)
-            ax.set_title(panel)
-            ax.set_ylabel(textwrap.fill(arm, LABEL_WIDTH) if len(arms) > 1 else "Similarity")
+            ax.set_title(f"{panel}\n{arm}" if len(arms) > 1 else panel)
+            ax.set_ylabel("Similarity")
             style.factor_axis(ax, plotted[factor], label)
             style.alignment_axis(ax, plotted["value"])
-            ax.label_outer()
     style.finish(
         figure,
         f"Alignment of each objective with {experiment.reference_label} against {words}",
         _handles(plotted),
         f"{tidy.setting(cells, leave_out)}. Test images, encoder features h, each run at its "
-        f"last step. {tables.seeds_note(plotted, cells)} {CONTROL_NOTE}{note}",
+        f"last step. {tables.seeds_note(plotted, cells)} Objectives at the same "
+        f"{label.split()[-1]} are drawn side by side. {CONTROL_NOTE}{note}",
     )
     return figure, plotted.drop("panel")
 
@@ -144,7 +147,7 @@ def alignment_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
         " With more classes an epoch has more images and more steps, so that training for the same "
         "number of epochs is longer."
     )
-    return _against(experiment, "classes", "Number of classes C", "the number of classes", note)
+    return _against(experiment, "classes", "Classes C", "the number of classes", note)
 
 
 def alignment_temperature(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
@@ -178,26 +181,29 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
         maps.append((arm, _comparable(means, clock), clock, label))
     plotted = pl.concat([part for _, part, _, _ in maps], how="diagonal")
     if not papers.is_empty():
-        mean = papers.with_columns(mean=pl.col("value"))
+        mean = papers.with_columns(mean=pl.col("value"), seeds=pl.lit(None, pl.UInt32))
         maps.append((f"{papers['figure'][0]}, CKA of raw features", mean, "epoch", "Epoch"))
     tall = max(part["classes"].n_unique() for _, part, _, _ in maps)
-    figure, axes = style.panels(len(maps), 2, height=0.24 * tall + 0.6, sharey="row")
-    image, pair = None, f"NSCL with {experiment.reference_label}"
+    figure, axes = style.panels(
+        len(maps), splits, height=0.24 * tall + 0.6, flatter=1, sharey="row"
+    )
+    lowest = max(0.0, np.floor(10 * min(part["mean"].min() for _, part, _, _ in maps)) / 10)
+    pair = f"NSCL with {experiment.reference_label}"
+    white = False
     for row, (title, part, clock, label) in zip(axes, maps, strict=True):
         for ax, split in zip(row, splits, strict=True):
-            image = _heat_map(ax, part.filter(split=split), clock)
+            image, gaps = _heat_map(ax, part.filter(split=split), clock, lowest)
+            white |= gaps
             images = "training" if split == "train" else "test"
             ax.set_title(f"{title}, {images} images" if len(maps) > 1 else f"{images} images")
-            ax.set(xlabel=label, ylabel="Number of classes C")
-            if ax is not row[0]:
-                ax.set_ylabel("")
-    figure.colorbar(image, ax=axes, label=f"CKA of {pair}", aspect=30, pad=0.01)
+            ax.set(xlabel=label, ylabel="Classes C (runs)")
     style.finish(
         figure,
         f"CKA of {pair} by number of classes and epoch",
         [],
         f"{tidy.setting(cells, ['classes'])}. Encoder features h, cosine similarities, biased "
-        f"estimator. {tables.means_note(plotted)} White: no checkpoint.",
+        f"estimator. {tables.means_note(plotted)}" + " White: no checkpoint." * white,
+        bar=(image, f"CKA of {pair}"),
     )
     return figure, tables.with_papers(plotted.drop("panel"), papers)
 
@@ -217,11 +223,14 @@ def _comparable(arm: pl.DataFrame, clock: str) -> pl.DataFrame:
     )
 
 
-def _heat_map(ax: Axes, part: pl.DataFrame, clock: str) -> AxesImage:
-    """Draw the means as colors and numbers."""
+def _heat_map(ax: Axes, part: pl.DataFrame, clock: str, lowest: float) -> tuple[AxesImage, bool]:
+    """Draw the means as colors and numbers; returns also whether there are gaps."""
     part = part.unique(["classes", clock]).sort("classes", clock)
+    runs = dict(part.group_by("classes").agg(pl.col("seeds").max()).iter_rows())
     classes, times = (part[column].unique().sort().to_list() for column in ("classes", clock))
     field = np.full((len(classes), len(times)), np.nan)
     for c, time, mean in part.select("classes", clock, "mean").iter_rows():
         field[classes.index(c), times.index(time)] = mean
-    return style.heat_map(ax, field, [f"{time:g}" for time in times], [f"{c}" for c in classes])
+    labels = [f"{c} ({runs[c]})" if runs[c] else f"{c}" for c in classes]
+    image = style.heat_map(ax, field, [f"{time:g}" for time in times], labels, lowest=lowest)
+    return image, bool(np.isnan(field).any())

@@ -25,7 +25,8 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
     groups = plotted.select(CELLS).unique().sort(CELLS).rows()
     objectives = style.ordered(plotted.filter(pl.col("metric") != "cka_to_init")["objective"])
 
-    figure, axes = style.panels(len(METRICS), 1, height=1.9, sharex=True)
+    figure, axes = style.panels(METRICS, 1, height=1.9, sharex=True)
+    labels = [f"{dataset}\n{architecture}" for dataset, architecture in groups]
     for (ax,), metric in zip(axes, METRICS, strict=True):
         width = 0.8 / len(objectives)
         for number, name in enumerate(objectives):
@@ -37,12 +38,11 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         if metric == "cka":
             _controls(ax, plotted, groups, experiment.reference)
         ax.set(title=panels(experiment)[metric], ylabel=metric.upper())
+        ax.set_xticks(range(len(groups)), labels)
         style.alignment_axis(ax, plotted["value"])
         ax.grid(axis="x", visible=False)
         ax.tick_params(axis="x", length=0)
     other = experiment.reference_label
-    labels = [f"{dataset}\n{architecture}" for dataset, architecture in groups]
-    axes[-1, 0].set_xticks(range(len(groups)), labels)
     style.finish(
         figure,
         f"Alignment of each objective with {other} by data set and architecture",

@@ -1,7 +1,10 @@
 """How tight the bounds of the papers are, and whether they hold."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import polars as pl
-from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools.figures import style
@@ -33,21 +36,24 @@ NAMES = {
     "centring": "Centering lemma",
     "weight_distance": "Distance of weights",
 }
+COUNTS = ("claimed", "violated", "vacuous")
+BESIDE = 6.4  # inches: a narrower figure has no room for names and counts beside the panel
+LINEAR = 3.0  # orders of magnitude up to which the axis is linear
 VARIANTS = {
     "corollary": "(1 − ρ)/(1 + ρ), measured ρ",
     "tight": "√(1 − ρ²), measured ρ",
     "theorem_1_stated": "ρ from Theorem 1",
     "theorem_1_realised": "ρ from Theorem 1, real batches",
-    "stated": "with ε",
+    "stated": "as stated",
     "realised": "real batches",
-    "effective_step": "with ε and lr / (1 − momentum)",
-    "best": "best a",
-    "displayed": "as displayed",
+    "effective_step": "with momentum",
+    "best": "best constant",
+    "displayed": "printed constant",
     "training_tau": "training τ",
     "tau_1": "τ = 1",
     "dcl_gradient": "CL",
     "nscl_gradient": "NSCL",
-    "form": "form only",
+    "form": "constants left out",
 }
 
 
@@ -87,6 +93,25 @@ def tightness(theory: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _label(one: Mapping[str, Any]) -> str:
+    """The name of a bound, and which form of it."""
+    variant = VARIANTS.get(one["variant"])
+    if variant and one["quantity"] == "rsa":
+        variant = variant.replace("ρ", "r")
+    return NAMES.get(one["quantity"], one["quantity"]) + f": {variant}" * bool(variant)
+
+
+def _label_above(dots: Axes, labels: Sequence[str], counts: Sequence[Sequence[str]]) -> None:
+    """Each name and its counts above the line of its bound, where there is no room beside it."""
+    dots.set_yticks([])
+    at = dots.get_yaxis_transform()
+    for y, (label, numbers) in enumerate(zip(labels, counts, strict=True)):
+        about: dict[str, Any] = {"transform": at, "va": "center", "fontsize": "x-small"}
+        about["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        dots.text(0.01, y - 0.45, label, **about)
+        dots.text(0.99, y - 0.45, " / ".join(numbers), ha="right", **about)
+
+
 def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """How far each bound is from the measured value, over all cells of the experiment."""
     table = tightness(experiment.theory)
@@ -96,47 +121,49 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         | (pl.col("side") == "upper"), ~((pl.col("quantity") == "batch_gap")
         & (pl.col("side") == "lower")),
     )  # fmt: skip
-    figure, (row,) = style.panels(
-        1, 2, height=0.21 * len(shown) + 0.5, width_ratios=[1.8, 1], sharey=True
+    narrow = style.narrow(BESIDE)
+    figure, ((dots,),) = style.panels(
+        1, 1, height=(0.31 if narrow else 0.2) * (len(shown) + 1) + 0.5, flatter=1
     )
-    dots, numbers = row
-    numbers.axis("off")
-    columns = (("claimed", 0.2), ("violated", 0.6), ("vacuous", 1.0))
-    right = {"ha": "right", "va": "center_baseline", "fontsize": rcParams["ytick.labelsize"]}
-    for name, place in columns:
-        numbers.text(place, -1, name, fontweight="bold", **right)
-    labels = []
     for y, one in enumerate(shown.iter_rows(named=True)):
         look = KINDS[one["kind"]]
         low, middle, high = (one[f"{which}_orders"] for which in ("smallest", "median", "largest"))
         dots.plot([low, high], [y, y], "-", color=look.color, linewidth=1, alpha=0.6)
         dots.plot(middle, y, look.marker, color=look.color)
-        for name, place in columns:
-            numbers.text(place, y, f"{one[name]:,}", **right)
-        variant = VARIANTS.get(one["variant"])
-        labels.append(NAMES.get(one["quantity"], one["quantity"]) + f": {variant}" * bool(variant))
-    dots.set_yticks(range(len(labels)), labels)
-    dots.set_ylim(len(labels) - 0.4, -1.6)
+    counts = [[f"{one[name]:,}" for name in COUNTS] for one in shown.iter_rows(named=True)]
+    if narrow:
+        _label_above(dots, [_label(one) for one in shown.iter_rows(named=True)], counts)
+    else:
+        dots.set_yticks(range(len(shown)), [_label(one) for one in shown.iter_rows(named=True)])
+        for y, texts in enumerate([list(COUNTS), *counts], -1):
+            for number, text in enumerate(texts):
+                weight = "bold" if y < 0 else "normal"
+                style.beside(dots, y, text, 0.62 * (number + 1), fontweight=weight)
+    dots.set_ylim(len(shown) - 0.4, -1.6 if not narrow else -1.2)
     dots.tick_params(axis="y", length=0)
     dots.grid(axis="y", visible=False)
     dots.axvline(0, color=style.THEORY, linewidth=0.9, linestyle=":", zorder=1)
     # Up to three orders the axis is linear. Beyond, it is logarithmic, for bounds that are hundreds
     # of orders away.
-    dots.set_xscale("symlog", linthresh=3, linscale=2)
-    dots.set_xticks([-3, -2, -1, 0, 1, 2, 3, 10, 100, 1000])
-    dots.set_xticklabels(["-3", "-2", "-1", "0", "1", "2", "3", "10", "100", "1000"])
-    dots.set_xlim(
-        min(-0.5, 1.3 * shown["smallest_orders"].min()),
-        max(3.0, 1.3 * shown["largest_orders"].max()),
-    )
-    dots.set_xlabel("Orders of magnitude from the measured value to its bound")
+    dots.set_xscale("symlog", linthresh=LINEAR, linscale=2)
+    ticks = [-100, -10, -3, -2, -1, 0, 1, 2, 3, 10, 100, 1000]
+    dots.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    ends = (min(-0.5, 1.3 * shown["smallest_orders"].min()),
+            max(LINEAR, 1.3 * shown["largest_orders"].max()))  # fmt: skip
+    dots.axvspan(LINEAR, max(ends[1], LINEAR), color="#F3F3F3", zorder=0, linewidth=0)
+    dots.axvspan(min(ends[0], -LINEAR), -LINEAR, color="#F3F3F3", zorder=0, linewidth=0)
+    dots.set_xlim(*ends)
+    dots.set_xlabel("Orders of magnitude from value to bound (gray: log scale)")
     style.finish(
         figure,
         "How tight the bounds are, and whether they hold",
         [style.handle(look) for look in KINDS.values()],
-        "All cells, checkpoints and splits; dot: median, line: range of all cases. Left of 0 a "
-        "bound that is claimed is violated. CKA and RSA have lower bounds: here 1 − bound is "
-        "compared with 1 − value. Claimed: cases where the bound is defined. Vacuous: those where "
-        "it allows every possible value. The sources are in the table that belongs to this figure.",
+        "All cells, checkpoints and splits; marker: median, line: range of all cases. Left of 0 a "
+        "bound that is claimed is violated. The axis is linear up to 3 orders of magnitude and "
+        "logarithmic beyond (gray). CKA and RSA have lower bounds: here 1 − bound is compared with "
+        "1 − value; ρ and r are the relative distances of the two similarity matrices that enter "
+        f"them. Numbers{' at the right' * narrow}, in this order: claimed, the cases where the "
+        "bound is defined; violated; vacuous, those where it allows every possible value. The "
+        "sources are in the table that belongs to this figure.",
     )
     return figure, table

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from cltools.figures import style
@@ -13,15 +12,13 @@ from cltools.runtime.text_table import shortened
 SIDE_BY_SIDE = 8  # with more names, the maps are put below each other
 LONGEST = 32  # characters of a name
 CELL = 0.24  # inches, the height of a number
-BAR = 0.1  # inches, the width of the bar of colors
 
 
 def draw_pairs(
     path: Path, names: Sequence[str], matrices: Mapping[str, np.ndarray], about: str
 ) -> None:
     """Draw matrices (names, names) of similarities, by their titles, to a PNG, PDF or SVG file."""
-    # Matplotlib reads some settings only when it draws, so the figure is saved inside too.
-    with rc_context(style.parameters({})):
+    with style.applied({}):
         style.save_as(heat_maps(names, matrices, about), path)
 
 
@@ -30,7 +27,7 @@ def heat_maps(names: Sequence[str], matrices: Mapping[str, np.ndarray], about: s
     count = len(names)
     columns = len(matrices) if count <= SIDE_BY_SIDE else 1
     height = max(1.2, CELL * count + 0.5)
-    figure, axes = style.panels(len(matrices) // columns, columns, height, sharey=True)
+    figure, axes = style.panels(len(matrices) // columns, columns, height, flatter=1, sharey=True)
     lowest = min(0.0, *(float(np.nanmin(matrix)) for matrix in matrices.values()))
     labels = [f"{shortened(name, LONGEST)}  {number}" for number, name in enumerate(names, 1)]
     for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
@@ -38,9 +35,6 @@ def heat_maps(names: Sequence[str], matrices: Mapping[str, np.ndarray], about: s
         image.set_clim(lowest, 1)
         ax.set_ylim(count - 0.5, -0.5)  # the first name at the top
         ax.set_title(title)
-        ax.label_outer()
-        ax.tick_params(labelbottom=True)
-    tall = figure.get_size_inches()[1] / BAR
-    figure.colorbar(image, ax=axes, label="Similarity", aspect=tall, pad=0.01)
-    style.finish(figure, "Similarity of representations, pair by pair", [], about)
+    title = "Similarity of representations, pair by pair"
+    style.finish(figure, title, [], about, bar=(image, "Similarity"))
     return figure

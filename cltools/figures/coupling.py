@@ -25,9 +25,9 @@ LEVELS = (
 )
 PANELS = {
     ("cka", PAPER): "CKA with DCL",
-    ("cka", "residual_biased"): "CKA with DCL,\nclass means removed",
+    ("cka", "residual_biased"): "CKA with DCL, class means removed",
     ("rsa", RSA): "RSA with DCL",
-    ("cka_to_init", PAPER): "CKA with own\ninitial weights",
+    ("cka_to_init", PAPER): "CKA with own initial weights",
 }
 
 
@@ -40,7 +40,10 @@ def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     objectives = style.ordered(plotted["objective"])
     arms = plotted["arm"].unique(maintain_order=True)
 
-    figure, axes = style.panels(len(arms), len(PANELS), height=0.3 * len(levels) + 0.5, sharey=True)
+    figure, axes = style.panels(
+        len(arms), ["cka", "cka_residual", "rsa", "start"], height=0.3 * len(levels) + 0.5,
+        flatter=1, narrowest=1.7, sharey=True,
+    )  # fmt: skip
     for row, arm in zip(axes, arms, strict=True):
         for ax, ((metric, variant), title) in zip(row, PANELS.items(), strict=True):
             panel = plotted.filter(arm=arm, metric=metric, variant=variant)
@@ -49,9 +52,7 @@ def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             ax.set_yticks(range(len(levels)), levels)
             ax.set_ylim(len(levels) - 0.4, -0.6)
             ax.grid(axis="y", visible=False)
-            ax.set_xlabel("Similarity")
-            ax.label_outer()
-        row[0].set_ylabel("Shared by all objectives")
+            ax.set(xlabel="Similarity", ylabel="Shared by all objectives")
     for column, (metric, _) in enumerate(PANELS):
         _limit(axes[:, column], plotted, control=metric == "cka_to_init")
     style.finish(

@@ -13,8 +13,7 @@ WAYS = {"all_way": "all classes", "two_way": "two classes"}
 PROBES = {"few_shot_nccc": "Nearest class center", "few_shot_linear_probe": "Linear probe"}
 SHOTS = pl.col("variant").str.extract(r"shots_(\d+)$").cast(pl.Int64)
 ERROR, BOUND, LIMIT = "error", "bound", "bound, limit"
-# The axis ends at this multiple of the largest error. Bounds above it are not visible.
-ROOM = 40.0
+HIGHEST = 2.0  # the end of the axis: a bound above 1 says nothing, so that none is drawn above it
 
 
 def _errors(ended: pl.DataFrame, features: str) -> pl.DataFrame:
@@ -95,7 +94,9 @@ def _draw_errors(
     )
     objectives = style.ordered(plotted["objective"])
 
-    figure, axes = style.panels(len(WAYS), len(PROBES), height=2.4, sharex=True, sharey="row")
+    figure, axes = style.panels(
+        list(WAYS), ["nccc", "linear_probe"], height=2.2, sharex=True, sharey="row"
+    )
     for row, (ways, classes) in zip(axes, WAYS.items(), strict=True):
         for ax, (probe, title) in zip(row, PROBES.items(), strict=True):
             panel = plotted.filter(ways=ways, probe=probe)
@@ -104,14 +105,14 @@ def _draw_errors(
             ax.set_title(f"{title}, {classes}")
             shots = plotted["shots"].drop_nulls()
             style.factor_axis(ax, shots, "Labeled images per class")
-            ax.label_outer()
+            ax.set_ylabel("Test error (log scale)")
         errors = plotted.filter(ways=ways, quantity=ERROR)["mean"]
         above_0 = errors.filter(errors > 0)
         if not above_0.is_empty():  # an error of 0 cannot be drawn on a logarithmic axis
-            row[0].set_ylim(above_0.min() / 2, min(ROOM, ROOM * above_0.max()))
+            row[0].set_ylim(above_0.min() / 2, HIGHEST)
         style.log_axis(row[0])
-        row[0].axhspan(1, 1e9, color="#F0F0F0", zorder=0, linewidth=0)
-        row[0].set_ylabel("Test error (log scale)")
+        for ax in row:
+            ax.axhspan(1, 1e9, color="#EDEDED", zorder=0, linewidth=0)
     gray = Look("", THEORY, "")
     style.finish(
         figure,
@@ -119,14 +120,14 @@ def _draw_errors(
         [
             *(style.handle(style.look_of(name)) for name in objectives),
             style.handle(gray, "bound (P1, Proposition 1)", linestyle="--", linewidth=1),
-            style.handle(gray, "its limit for many shots", linestyle=":", linewidth=1),
+            style.handle(gray, "its limit for many shots", linestyle="", marker="<"),
         ],
         f"{tidy.setting(cells)}. {words.capitalize()}, each run at its last step. "
         f"{tables.seeds_note(plotted.filter(quantity=ERROR), cells)} Errors: means over draws of "
         "the labeled images (and of the two classes). The bound is for the nearest class center, "
         "with its best constant and the variances of the test images. It is proved for labeled "
-        "images from the same distribution; these are training images. In the gray region, above "
-        "1, it says nothing. Limit: 4 (C′ − 1) × directional CDNV, where C′ is the number of "
+        "images from the same distribution; these are training images. Above 1 (gray) it says "
+        "nothing and is not drawn. Limit: 4 (C′ − 1) × directional CDNV, where C′ is the number of "
         "classes to choose from.",
     )
     return figure, plotted
@@ -139,4 +140,7 @@ def _draw(ax: Axes, one: pl.DataFrame, look: Look) -> None:
         means = bound.unique("shots", keep="first").sort("shots")
         ax.plot(means["shots"], means["mean"], "--", color=look.color, linewidth=1)
     for limit in one.filter(quantity=LIMIT)["mean"].unique():
-        ax.axhline(limit, color=look.color, linestyle=":", linewidth=1)
+        # At the right end, where the limits of several objectives do not hide each other.
+        if limit < HIGHEST:
+            at = ax.get_yaxis_transform()
+            ax.plot(1.0, limit, "<", color=look.color, transform=at, clip_on=False, zorder=4)

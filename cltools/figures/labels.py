@@ -42,16 +42,14 @@ def labels_negatives(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame
     plotted = tidy.spread(cells, ["metric", *by, "objective", "share"])
     arms = plotted.select(by).unique().sort(by).rows(named=True) if by else [{}]
 
-    figure, axes = style.panels(len(arms), len(PANELS), height=2.3, sharex=True, sharey=True)
+    figure, axes = style.panels(len(arms), list(PANELS), height=2.3, sharex=True, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
         for ax, (metric, (_, title)) in zip(row, PANELS.items(), strict=True):
             _draw_curves(ax, plotted.filter(metric=metric, **arm))
             words = [tidy.in_words(column, [value]) for column, value in arm.items()]
             ax.set_title(", ".join([title, *words]))
-            ax.set_xlabel("Share of DCL’s negatives that are dropped")
+            ax.set(xlabel="Share of DCL’s negatives that are dropped", ylabel="Similarity")
             style.alignment_axis(ax, plotted["value"])
-            ax.label_outer()
-        row[0].set_ylabel("Similarity")
     style.finish(
         figure,
         "NSCL with true and with meaningless labels: which negatives matter?",
@@ -134,7 +132,10 @@ def label_effect(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     both = pl.concat(found.values(), how="diagonal")
     plotted = tidy.spread(both, ["factor", "quantity", "objective", "x"])
 
-    figure, axes = style.panels(2, len(found), height=2.1, sharex="col", sharey="row")
+    names = {"epoch": "training", "tau": "temperature", "classes": "classes"}
+    figure, axes = style.panels(
+        ["cka", "effect"], [names[factor] for factor in found], sharex="col", sharey="row"
+    )
     for column, factor in zip(axes.T, found, strict=True):
         one = plotted.filter(factor=factor)
         for name in style.ordered(one["objective"]):
@@ -145,9 +146,9 @@ def label_effect(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         column[1].axhline(0, color=style.THEORY, linewidth=0.9, linestyle=":")
         column[0].set_title(f"CKA with DCL, {COLUMNS[factor]}")
         column[1].set_title(f"Label effect, {COLUMNS[factor]}")
-        _factor_axis(column[1], factor, one["x"])
-    axes[0, 0].set_ylabel("CKA")
-    axes[1, 0].set_ylabel("CKA,\ntrue − shuffled labels")
+        for ax, label in zip(column, ("CKA", "CKA, true − shuffled labels"), strict=True):
+            _factor_axis(ax, factor, one["x"])
+            ax.set_ylabel(label)
     style.finish(
         figure,
         "What the meaning of the labels contributes to the alignment of NSCL with DCL",

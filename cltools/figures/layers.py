@@ -33,15 +33,16 @@ def layers_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     objectives = _reference_first(experiment, plotted)
     with_numbers = max(len(layers), len(epochs)) <= MOST_NUMBERS
     figure, axes = style.panels(
-        len(objectives), 2, height=_height(len(layers)), sharex=True, sharey=True
-    )
-    image, start = None, experiment.reference_label
+        objectives, ["reference", "start"], height=_height(len(layers)), flatter=1, sharex=True,
+        sharey=True,
+    )  # fmt: skip
+    start = experiment.reference_label
     for row, name in zip(axes, objectives, strict=True):
         label = look_of(name).label
         titles = {"cka": f"{label} with {start}", "cka_to_init": f"{label} with its start"}
         for ax, (metric, title) in zip(row, titles.items(), strict=True):
             if metric == "cka" and name == experiment.reference:
-                ax.set_visible(False)
+                ax.remove()  # it is 1 by definition
                 continue
             part = plotted.filter(metric=metric, objective=name).unique(["features", "epoch"])
             field = np.full((len(layers), len(epochs)), np.nan)
@@ -49,14 +50,12 @@ def layers_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
                 field[layers.index(layer), epochs.index(epoch)] = mean
             image = style.heat_map(ax, field, [f"{e:g}" for e in epochs], layers, with_numbers)
             ax.set(title=title, xlabel="Epoch")
-            ax.label_outer()
-    axes[0][1].tick_params(labelleft=True)
-    figure.colorbar(image, ax=axes, label="CKA", aspect=40, pad=0.01)
     style.finish(
         figure,
         f"Where in the networks alignment with {start} lives, during training",
         [],
         f"{tidy.setting(cells)}. {_images(cells)}. {NOTE} {tables.means_note(plotted)}",
+        bar=(image, "CKA"),
     )
     return figure, plotted
 
@@ -70,8 +69,11 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     names = _reference_first(experiment, plotted)
     columns = 2
     rows = -(-len(names) // columns)
-    figure, axes = style.panels(rows, columns, height=_height(len(layers)) + 0.5, sharey=True)
-    image, start = None, experiment.reference_label
+    figure, axes = style.panels(
+        rows, columns, height=_height(len(layers)) + 0.5, flatter=1, sharey=True
+    )
+    figure.names = dict(zip(axes.flat, names, strict=False))
+    start = experiment.reference_label
     for ax, name in zip(axes.flat, names, strict=False):
         part = plotted.filter(objective=name).unique(["features", "reference_features"])
         field = np.full((len(layers), len(layers)), np.nan)
@@ -84,17 +86,15 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         image = style.heat_map(ax, field, layers, layers, len(layers) <= MOST_NUMBERS)
         style.slant_labels(ax)
         ax.set(xlabel=f"Layer of {look_of(name).label}", ylabel=f"Layer of {start}")
-    for row in axes:
-        row[1].set_ylabel("")
     for ax in axes.flat[len(names) :]:
-        ax.set_visible(False)
-    figure.colorbar(image, ax=axes, label="CKA", aspect=40, pad=0.01)
+        ax.remove()
     style.finish(
         figure,
         f"Alignment of every layer with every layer of {start}",
         [],
         f"{tidy.setting(cells)}. Each run at its last step. {_images(cells)}. {NOTE} "
         f"{tables.means_note(plotted)}",
+        bar=(image, "CKA"),
     )
     return figure, plotted
 

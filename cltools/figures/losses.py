@@ -15,7 +15,6 @@ from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
 POINTS = 400  # more points per curve would make the file larger, but the curve no clearer
-BOUND = Look("NSCL loss + bound on the gap", THEORY, "")
 # A bound is not drawn if it is higher above the losses than this multiple of their range. With such
 # a bound in the panel, the curves would look like one line.
 FAR = 4.0
@@ -68,47 +67,54 @@ def losses_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     return _draw_losses(log, plotted, window), plotted
 
 
+# Quantity -> label and line style; colors are those of the networks.
+DASHES = {
+    "dcl loss": ("DCL loss", "-"),
+    "nscl loss": ("NSCL loss", (0, (4, 1.5))),
+    "nscl loss + bound": ("NSCL loss + bound on the gap", (0, (1, 1.2))),
+}
+
+
 def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figure:
-    figure, (row,) = style.panels(1, 2, height=2.6)
-    plain = {"marker": ""}
-
-    def one(model: str, quantity: str) -> pl.DataFrame:
-        return plotted.filter(model=model, quantity=quantity)
-
-    bound = one("dcl", "nscl loss + bound")
+    figure, (row,) = style.panels(1, ["gap", "nscl"], height=2.3)
+    bound = plotted.filter(model="dcl", quantity="nscl loss + bound")
     losses = plotted.filter(pl.col("quantity") != "nscl loss + bound")["mean"]
     top = losses.max() + FAR * (losses.max() - losses.min())
-    left = [
-        ("dcl loss", look_of("dcl"), "DCL loss", "-"),
-        ("nscl loss", look_of("nscl"), "NSCL loss", "-"),
-    ]
+    shown = {
+        ("dcl", "dcl loss"): row[:1],
+        ("dcl", "nscl loss"): row,
+        ("nscl", "nscl loss"): row[1:],
+    }
     note = ""
     if not bound.is_empty() and bound["mean"].min() < top:
-        left.append(("nscl loss + bound", BOUND, BOUND.label, "--"))
+        shown["dcl", "nscl loss + bound"] = row[:1]
     elif not bound.is_empty():
         least = bound["mean"].min()
-        note = f" NSCL loss + bound is above the left panel (at least {least:.3g})."
-    for quantity, look, label, dash in left:
-        line = {"label": label, "linestyle": dash}
-        style.curve(row[0], one("dcl", quantity), "epoch", look, **line, **plain)
-    for model in ("dcl", "nscl"):
-        look = look_of(model)
-        label = f"network trained with {look.label}"
-        style.curve(row[1], one(model, "nscl loss"), "epoch", look, label=label, **plain)
-
-    row[0].set_title("Two losses of the DCL-trained network")
-    row[1].set_title("NSCL loss of two networks")
-    row[0].set_ylabel("Loss of a batch (nats)")
-    row[1].set_ylabel("NSCL loss of a batch (nats)")
+        note = f" NSCL loss + bound is above the first panel (at least {least:.3g})."
+    for (model, quantity), axes in shown.items():
+        one = plotted.filter(model=model, quantity=quantity)
+        for ax in axes:
+            line = {"linestyle": DASHES[quantity][1], "marker": ""}
+            style.curve(ax, one, "epoch", look_of(model), **line)
+    row[0].set(title="Two losses of the DCL-trained network", ylabel="Loss of a batch (nats)")
+    row[1].set(title="NSCL loss of two networks", ylabel="NSCL loss of a batch (nats)")
     last = math.ceil(plotted["epoch"].max())  # the last step begins shortly before this epoch
     decades = [m * 10.0**k for k in range(6) for m in (1, 2, 5)]
     for ax in row:
         style.epoch_axis(ax, [0, *(e for e in decades if e < last), last])
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)
+    trained = [(look_of(model), f"network trained with {look_of(model).label}")
+               for model in ("dcl", "nscl")]  # fmt: skip
+    gray = Look("", THEORY, "")
     style.finish(
         figure,
         "Training losses: DCL against NSCL on the same batches",
-        [],
+        [
+            *(style.handle(look, label, marker="") for look, label in trained),
+            *(
+                style.handle(gray, DASHES[quantity][0], linestyle=DASHES[quantity][1])
+                for quantity in dict.fromkeys(quantity for _, quantity in shown)
+            ),
+        ],
         f"{tidy.setting(log)}. Running mean over {window} steps. "
         f"{tables.seeds_note(plotted, log, 'band', points=False)}{note}",
     )
@@ -118,9 +124,9 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
 GAP_VARIANTS = {"training_tau": "at the training τ", "tau_1": "at τ = 1"}
 # Quantity -> look and line style.
 GAP_LOOKS = {
-    "bound": (Look("bound log(1 + n_max exp(2/τ) / (N − n_max))", THEORY, ""), "-"),
+    "bound": (Look("its upper bound", THEORY, ""), "-"),
     "gap, trained": (look_of("dcl"), "-"),
-    "gap, untrained": (Look("gap of the untrained network", "#7A7A7A", "o"), ""),
+    "gap, untrained": (Look("gap before training", "#7A7A7A", "o"), ""),
 }
 
 
@@ -131,24 +137,27 @@ def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     plotted = tidy.spread(cells, by)
 
     arms = plotted["arm"].unique(maintain_order=True)
-    figure, axes = style.panels(len(arms), 2, height=2.3, sharex=True, sharey=True)
+    figure, axes = style.panels(
+        len(arms), ["training_tau", "tau_1"], height=2.2, sharex=True, sharey=True
+    )
     for row, arm in zip(axes, arms, strict=True):
         for ax, (variant, where) in zip(row, GAP_VARIANTS.items(), strict=True):
             _draw_gaps(ax, plotted.filter(arm=arm, variant=variant), plotted["classes"])
-            ax.set_title(f"Gap {where} · {arm}" if len(arms) > 1 else f"Gap {where}")
+            ax.set_title(f"Gap {where}\n{arm}" if len(arms) > 1 else f"Gap {where}")
     handles = [
         style.handle(look_of("dcl"), "gap after DCL training"),
         style.handle(GAP_LOOKS["gap, untrained"][0], linestyle="", markerfacecolor="white"),
         style.handle(GAP_LOOKS["bound"][0]),
-        style.handle(Look("log(C / (C − 1))", "#7A7A7A", ""), linestyle=":", linewidth=1.1),
+        style.handle(Look("gap if all images looked alike", "#7A7A7A", ""), linestyle=":"),
     ]
     style.finish(
         figure,
         "Loss gap DCL − NSCL and its bound against the number of classes",
         handles,
         f"{tidy.setting(cells, ['classes'])}. Losses of the whole training set. "
-        f"{tables.seeds_note(plotted, cells)} log(C/(C − 1)): the gap when all similarities are "
-        f"equal.",
+        f"{tables.seeds_note(plotted, cells)} Most bars are smaller than their markers. Bound (P1, "
+        "Theorem 1): log(1 + n exp(2/τ) / (N − n)) for N images of which n are in the largest "
+        "class. If all similarities were equal, the gap would be log(C / (C − 1)).",
     )
     return figure, plotted.drop("panel")
 
@@ -179,12 +188,11 @@ def _draw_gaps(ax: Axes, panel: pl.DataFrame, classes: pl.Series) -> None:
         line = {"linestyle": dash, "points": quantity != "bound"} | empty
         style.curve(ax, panel.filter(quantity=quantity), "classes", look, bars=True, **line)
     ax.set_yscale("log")
-    style.factor_axis(ax, classes, "Number of classes C")
+    style.factor_axis(ax, classes, "Classes C")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_ylabel("DCL − NSCL loss\n(nats, log scale)")
-    ax.label_outer()
+    ax.set_ylabel("Gap (nats, log scale)")
 
 
 def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
@@ -197,7 +205,7 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     models, splits = ["dcl", "nscl"], ["train", "test"]
     losses = {
         ("nscl_loss", "training_tau"): "Whole set",
-        ("authors_nscl_loss", "tau_1"): "As the authors",
+        ("authors_nscl_loss", "tau_1"): "As in the authors’ code",
     }
     about = {"features": "z", "split": splits}
     cells = pl.concat(
@@ -212,7 +220,7 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         experiment, cells, metric="authors_nscl_loss", objective=models, split=splits
     )
 
-    figure, axes = style.panels(len(losses), 2, sharex=True, sharey="row")
+    figure, axes = style.panels(["whole", "authors"], splits, sharex=True, sharey="row")
     for row, ((metric, variant), title) in zip(axes, losses.items(), strict=True):
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(metric=metric, variant=variant, split=split)
@@ -224,9 +232,8 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
                     style.paper_curve(ax, theirs, "epoch", look)
             images = "training" if split == "train" else "test"
             ax.set_title(f"{title}, {images} images" + _correlation(panel))
+            ax.set_ylabel("NSCL loss (nats)")
             style.epoch_axis(ax, plotted["epoch"])
-            ax.label_outer()
-        row[0].set_ylabel("NSCL loss (nats)")
     handles = [
         style.handle(look_of(model), f"network trained with {look_of(model).label}")
         for model in models
@@ -236,17 +243,18 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         "NSCL loss of the DCL-trained and of the NSCL-trained network",
         [*handles, *style.paper_handles(papers)],
         f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} r: Pearson "
-        "correlation of the two curves over the checkpoints. Whole set: all images are negatives, "
-        "τ as in training. As the authors: positive in the denominator, τ = 1, an augmented and a "
-        "plain view, batches of the training size.",
+        "correlation of the two curves over their checkpoints. Whole set: all images are "
+        "negatives, τ as in training. As in the authors’ code: positive in the denominator, τ = 1, "
+        "an augmented and a plain view, batches of the training size.",
     )
     return figure, tables.with_papers(plotted, papers)
 
 
 def _correlation(panel: pl.DataFrame) -> str:
-    """ ", r = 0.99", the correlation of the two curves; empty for fewer than three checkpoints."""
+    """A line with the correlation of the two curves; empty for fewer than three checkpoints."""
     curves = panel.unique(["objective", "epoch"]).pivot("objective", index="epoch", values="mean")
     curves = curves.drop_nulls()
     if len(curves) < 3 or not all(curves[model].std() for model in ("dcl", "nscl")):
         return ""
-    return f", r = {np.corrcoef(curves['dcl'], curves['nscl'])[0, 1]:.2f}"
+    r = np.corrcoef(curves["dcl"], curves["nscl"])[0, 1]
+    return f"\nr = {r:.2f} over {len(curves)} checkpoints"

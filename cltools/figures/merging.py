@@ -28,35 +28,36 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     plotted = tidy.spread(cells, ["metric", "split", "objective", "weight"])
     objectives = style.ordered(plotted["objective"])
 
-    start = experiment.reference_label
-    figure, (row,) = style.panels(1, len(PANELS), height=2.3)
+    start, single = experiment.reference_label, len(objectives) == 1
+    other = _label(objectives) if single else "the other objective"
+    end = f"1\n{other}" if single else "1"
+    figure, (row,) = style.panels(1, ["nccc", "linear_probe", "cka"], height=2.2)
     for ax, (metric, title) in zip(row, PANELS.items(), strict=True):
         for name in objectives:
             for split, dash in splits.items():
                 one = plotted.filter(metric=metric, split=split, objective=name)
                 face = look_of(name).color if split == "test" else "white"
                 line = {"linestyle": dash, "markerfacecolor": face, "points": split == "test"}
+                if split == "train":  # a second band of the same color would say nothing
+                    one = one.with_columns(sd=None)
                 style.curve(ax, one, "weight", look_of(name), **line)
-        ax.set(title=title.format(reference=start), xlabel="λ, weight of the other objective")
-        ax.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"0\n{start}", "0.25", "0.5", "0.75", "1"])
+        ax.set(title=title.format(reference=start), xlabel=f"λ, weight of {other}")
+        ax.set_xticks([0, 0.5, 1], [f"0\n{start}", "0.5", end])
+        ax.set_xticks([0.25, 0.75], minor=True)
         ax.set_ylabel("CKA" if metric == "merged_cka" else "Accuracy")
-    if len(objectives) == 1:
-        for ax in row:
-            ax.set_xticks(
-                ax.get_xticks(), [f"0\n{start}", "", "0.5", "", f"1\n{_label(objectives)}"]
-            )
     gray = Look("", style.FOOTNOTE, "o")
     style.finish(
         figure,
-        f"Networks on the line between the weights of {start} and of another objective",
+        f"Networks between the weights of {start} and of {other}",
         [
             *(style.handle(look_of(name), f"{start} to {_label([name])}") for name in objectives),
             style.handle(gray, "test images"),
             style.handle(gray, "training images", linestyle=":", markerfacecolor="white"),
         ],
-        f"{tidy.setting(cells)}. Weights (1 − λ) · {start} + λ · other, each run at its last step; "
+        f"{tidy.setting(cells)}. Weights: (1\u00a0−\u00a0λ)\u00a0×\u00a0{start} + "
+        f"λ\u00a0×\u00a0other, each run at its last step; "
         "BatchNorm statistics computed again from training images for every λ. Encoder "
-        f"features h. {tables.seeds_note(plotted, cells, 'band')}",
+        f"features h. {tables.seeds_note(plotted, cells, 'band (test images)')}",
     )
     return figure, plotted
 

@@ -5,7 +5,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cltools.figures import style
+from cltools.figures import style, tables
 from cltools.figures.tables import ExperimentTables
 
 REACHED = 1e-3  # a run is collapsed if etf_deviation and within_class_spread end below this
@@ -24,7 +24,11 @@ def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     taus = plotted["tau"].drop_nulls().unique().sort().to_list() or [None]
     objectives = style.ordered(plotted["objective"])
 
-    figure, axes = style.panels(len(classes), len(taus), height=1.7, sharex=True, sharey=True)
+    figure, axes = style.panels(
+        [f"C{count}" for count in classes],
+        [f"tau{tau:g}" if tau is not None else "" for tau in taus],
+        height=1.8, sharex=True, sharey=True,
+    )  # fmt: skip
     for row, count in zip(axes, classes, strict=True):
         for ax, tau in zip(row, taus, strict=True):
             panel = plotted.filter(
@@ -32,19 +36,19 @@ def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             )
             first = _draw_order(ax, panel)
             at = f", τ = {tau:g}" if tau is not None else ""
-            ax.set_title(f"C = {count}, d = {panel['dimension'][0]}{at}: {first}")
-            ax.label_outer()
-        row[0].set_ylabel("Spread / start")
+            ax.set_title(f"C = {count}, d = {panel['dimension'][0]}{at}\norder: {first}")
+            ax.set_ylabel("Spread / start")
     style.finish(
         figure,
         "Order of collapse: how soon the free embeddings of a class come together",
         [style.handle(style.look_of(name)) for name in objectives],
         f"Free embeddings in gradient descent from the same start, "
-        f"{experiment.minimise['per_class'][0]} images per class, {plotted['seed'].n_unique()} "
-        "seed(s), one line per run. Time: sum of learning rates. Spread: the share of the variance "
-        "that is within classes. Markers: when it has fallen below half of its start. Titles: the "
-        "objectives in this order, without those that never reach half. CE has no τ and is the "
-        "same in all columns.",
+        f"{experiment.minimise['per_class'][0]} images per class, "
+        f"{tables.count(plotted['seed'].n_unique(), 'seed')}, one line per run. Time: sum of "
+        "learning rates. Spread: the share of the variance that is within classes. Markers: when "
+        "it has fallen below half of its start (median). Order: the objectives from the first to "
+        "the last that gets there; others never do. CE (dashed) has no τ, so its curve is the "
+        "same at all τ, and its loss has another scale: compare its time with care.",
     )
     return figure, plotted
 
@@ -72,13 +76,16 @@ def _draw_order(ax: Axes, panel: pl.DataFrame) -> str:
     """A line for each run, a marker at each halving; returns the objectives in this order."""
     for line in panel.filter(pl.col("time") > 0).partition_by("objective", "seed"):
         look = style.look_of(line["objective"][0])
-        ax.plot(line["time"], line["value"], color=look.color, linewidth=1.1)
+        dash = "--" if line["objective"][0] == "ce" else "-"
+        ax.plot(line["time"], line["value"], dash, color=look.color, linewidth=1.1)
     halved = panel.unique("objective").drop_nulls("halved_time").sort("halved_time", "objective")
     for name, time in halved.select("objective", "halved_time").iter_rows():
-        ax.plot(time, 0.5, style.look_of(name).marker, color=style.look_of(name).color)
+        runs = panel.filter(pl.col("time") > 0, objective=name).sort("time")
+        at = [np.interp(time, run["time"], run["value"]) for run in runs.partition_by("seed")]
+        ax.plot(time, np.mean(at), style.look_of(name).marker, color=style.look_of(name).color)
     ax.axhline(0.5, color=style.THEORY, linewidth=0.8, linestyle=":")
     ax.set(xscale="log", xlabel="Time of gradient descent (log scale)", ylim=(0, 1.08))
-    return ", ".join(style.look_of(name).label for name in halved["objective"]) or "none"
+    return ", ".join(style.look_of(name).label for name in halved["objective"]) or "–"
 
 
 def summary(table: pl.DataFrame) -> pl.DataFrame:

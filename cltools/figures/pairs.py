@@ -19,6 +19,7 @@ ROWS = {
     ("cka", "cosine_debiased"): "CKA",
     ("cka", "residual_debiased"): "CKA without class means",
 }
+NARROWEST = 1.8  # inches of a panel
 FURTHER = (("rsa", "pearson_cosine"),)
 
 
@@ -34,8 +35,10 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     names = style.ordered([*drawn["objective"], *drawn["reference"]])
     if len(names) < 3:
         raise InputError("the base sweep trains fewer than three objectives: add more to it")
-    figure, axes = style.panels(len(ROWS), 2, height=0.28 * len(names) + 1.1, width_ratios=[2, 1])
-    image = None
+    figure, axes = style.panels(
+        ["cka", "cka_residual"], ["map", "tree"], height=0.28 * len(names) + 1.1, flatter=1,
+        narrowest=NARROWEST, width_ratios=[2, 1],
+    )  # fmt: skip
     for row, ((metric, variant), title) in zip(axes, ROWS.items(), strict=True):
         field = _matrix(drawn.filter(metric=metric, variant=variant), names)
         tree = _tree(field)
@@ -44,8 +47,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         image = style.heat_map(row[0], field[np.ix_(order, order)], labels, labels)
         row[0].set_title(title)
         style.slant_labels(row[0])
-        _draw_tree(row[1], tree, len(names))
-    figure.colorbar(image, ax=axes, label="CKA", aspect=40, pad=0.01)
+        _draw_tree(row[1], tree, labels)
     style.finish(
         figure,
         "Alignment of all pairs of objectives at the end of training",
@@ -53,6 +55,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         f"{tidy.setting(cells)}. Test images, encoder features h, each run at its last step. CKA "
         "of cosine similarities, debiased; below after class means are subtracted. Trees: average "
         f"linkage of 1 − CKA. {tables.means_note(plotted)}",
+        bar=(image, "CKA"),
     )
     return figure, plotted
 
@@ -80,11 +83,13 @@ def _tree(field: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def _draw_tree(ax: Axes, tree: NDArray[np.float64], leaves: int) -> None:
-    """The tree, whose leaves stand beside the rows of the heat map."""
+def _draw_tree(ax: Axes, tree: NDArray[np.float64], labels: list[str]) -> None:
+    """The tree; its leaves stand beside the rows of the heat map, or have names where below it."""
     dendrogram(
         tree, orientation="right", ax=ax, no_labels=True, link_color_func=lambda node: style.THEORY
     )
-    ax.set(xlabel="1 − CKA", ylim=(0, 10 * leaves))  # scipy puts a leaf every 10 units
-    ax.set_yticks([])
+    ax.set(xlabel="1 − CKA", ylim=(0, 10 * len(labels)))  # scipy puts a leaf every 10 units
+    below = style.narrow(2 * NARROWEST)
+    ax.set_yticks([5 + 10 * i for i in range(len(labels))] if below else [], labels * below)
+    ax.tick_params(axis="y", length=0)
     ax.grid(visible=False)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import polars as pl
-from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -12,10 +11,10 @@ from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
 MOST_EPOCHS = 6  # with more columns, panels would be too small
-# Ten colors of Tol and Tableau, other ones than those of the objectives.
+# Ten colors of Trubetskoy, which are as far from each other as ten colors can be.
 CLASSES = (
-    "#4E79A7", "#F28E2B", "#59A14F", "#E15759", "#B07AA1", "#9C755F", "#FF9DA7", "#76B7B2",
-    "#EDC948", "#79706E",
+    "#4363D8", "#F58231", "#3CB44B", "#E6194B", "#911EB4", "#9A6324", "#F032E6", "#42D4F4",
+    "#BFA100", "#000000",
 )  # fmt: skip
 METHODS = {"pca": "Two principal components", "umap": "UMAP"}
 HOW = {
@@ -24,7 +23,7 @@ HOW = {
 }
 
 
-def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
+def features_plane(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """Rows: objectives; columns: checkpoints; points: images; colors: classes."""
     pictures = experiment.project.sort("objective", "step", "sample")
     cell = experiment.base(experiment.measures).filter(pl.col("cell") == pictures["cell"][0])
@@ -42,15 +41,15 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     colors = {c: CLASSES[i % len(CLASSES)] for i, c in enumerate(classes)}
     reach = 1.05 * plotted.select(pl.max_horizontal(pl.col("x", "y").abs())).max().item()
 
-    width = rcParams["figure.figsize"][0] / len(epochs)
-    figure, axes = style.panels(len(objectives), len(epochs), height=width)
+    figure, axes = style.panels(
+        objectives, [f"epoch{epoch:g}" for epoch in epochs], height=1.35, narrowest=1.05, flatter=1
+    )
     for row, name in zip(axes, objectives, strict=True):
         for ax, epoch in zip(row, epochs, strict=True):
             panel = plotted.filter(objective=name, epoch=epoch)
             at = [colors[c] for c in panel["class"]]
             ax.scatter(panel["x"], panel["y"], c=at, s=3, linewidths=0, alpha=0.8)
-            if ax in axes[0]:
-                ax.set_title(f"epoch {epoch:g}", loc="center")
+            ax.set_title(f"{style.look_of(name).label}, epoch {epoch:g}")
             share = panel["share"].first()
             if share is not None and np.isfinite(share):
                 ax.text(
@@ -59,7 +58,6 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
                 )  # fmt: skip
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect=1)
             ax.spines[:].set_visible(True)
-        row[0].set_ylabel(style.look_of(name).label)
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=4, color=colors[c], label=f"class {c}")
         for c in classes
@@ -68,7 +66,7 @@ def umap_grid(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         figure,
         f"{METHODS[method]} of the features of the same images",
         handles if len(classes) <= len(CLASSES) else [],
-        f"{tidy.setting(cell)}, seed {cell['seed'][0]}. {plotted['sample'].n_unique()} "
+        f"{tidy.setting(cell)}, seed {cell['seed'][0]} only; {plotted['sample'].n_unique()} "
         f"{'training' if split == 'train' else 'test'} images, features {features}. Each panel has "
         f"its own {HOW[method]}, scaled to the same size and rotated or mirrored to match another "
         "panel: in the first row the next panel, in other rows the first row. The axes have no "

@@ -12,9 +12,9 @@ from cltools.figures.tables import ExperimentTables
 
 # Kinds of alignment: name -> label, marker, whether it is filled, and height within a row.
 KINDS = {
-    "plain": ("alignment with {reference}", "o", True, -0.22),
-    "null": ("class means alone (images shuffled within classes)", "|", True, -0.22),
-    "residual": ("alignment with class means removed", "s", False, 0.22),
+    "plain": ("all of the features", "o", True, -0.22),
+    "null": ("class means only", "|", True, -0.22),
+    "residual": ("without class means", "s", False, 0.22),
 }
 MEASURES = {
     "CKA": {
@@ -40,8 +40,9 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     objectives = style.ordered(plotted["objective"])
 
     figure, axes = style.panels(
-        len(SPLITS), len(MEASURES), height=0.42 * len(objectives) + 0.5, sharex=True, sharey=True
-    )
+        list(SPLITS), ["cka", "rsa"], height=0.42 * len(objectives) + 0.5, flatter=1, sharex=True,
+        sharey=True,
+    )  # fmt: skip
     for row, (split, images) in zip(axes, SPLITS.items(), strict=True):
         for ax, measure in zip(row, MEASURES, strict=True):
             for y, name in enumerate(objectives):
@@ -51,7 +52,6 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             ax.set_ylim(len(objectives) - 0.4, -0.6)
             ax.grid(axis="y", visible=False)
             ax.set_xlabel(f"Similarity with {experiment.reference_label}")
-            ax.label_outer()
     lowest = min(0.0, float(plotted["value"].min()))
     axes[0, 0].set_xlim(lowest - 0.05 if lowest < 0 else 0, 1.03)
     gray = style.FOOTNOTE
@@ -60,7 +60,7 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
         f"Alignment with {experiment.reference_label} beyond the classes",
         [
             style.handle(
-                Look(label.format(reference=experiment.reference_label), gray, marker),
+                Look(label, gray, marker),
                 linestyle="",
                 markerfacecolor=gray if filled else "white",
                 markersize=9 if marker == "|" else 5,
@@ -68,9 +68,10 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             for label, marker, filled, _ in KINDS.values()
         ],
         f"{tidy.setting(cells)}. Encoder features h, each run at its last step. "
-        f"{tables.seeds_note(plotted, cells)} Class means removed: CKA and RSA of the "
-        "differences between each image and the mean of its class. Shuffled: the mean over random "
-        "orders of the images within each class, which change everything but the class means.",
+        f"{tables.seeds_note(plotted, cells)} Without class means: CKA and RSA of the "
+        "differences between each image and the mean of its class. Class means only: one network "
+        "keeps its images, the other gets them in a random order within each class, so that only "
+        "the class means can still agree (mean over orders).",
     )
     return figure, plotted
 

@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy.linalg import orthogonal_procrustes
 
 from cltools import tidy
@@ -44,32 +45,26 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
     )
 
     figure, axes = style.panels(
-        len(objectives), len(epochs), height=1.6, subplot_kw={"projection": "3d"}
-    )
+        objectives, [f"epoch{epoch:g}" for epoch in epochs], height=2.0, narrowest=1.2,
+        flatter=1, subplot_kw={"projection": "3d"},
+    )  # fmt: skip
     for row, name in zip(axes, objectives, strict=True):
         for ax, epoch in zip(row, epochs, strict=True):
             panel = plotted.filter(objective=name, epoch=epoch)
             _draw(ax, panel.select("x", "y", "z").to_numpy())
-            ax.text2D(
-                0.5, 0.0, f"{panel['deviation'][0]:.2f}", transform=ax.transAxes, ha="center",
-                color=style.FOOTNOTE,
-            )  # fmt: skip
-            if ax in axes[0]:
-                ax.set_title(f"epoch {epoch:g}", loc="center")
-        look = style.look_of(name)
-        row[0].text2D(
-            -0.04, 0.5, look.label, transform=row[0].transAxes, rotation=90, va="center",
-            color=look.color, weight="bold",
-        )  # fmt: skip
+            ax.set_title(f"{style.look_of(name).label}, epoch {epoch:g}")
+            deviation = f"deviation {panel['deviation'][0]:.2f}"
+            about = {"ha": "center", "color": style.FOOTNOTE, "fontsize": "small"}
+            ax.text2D(0.5, -0.02, deviation, transform=ax.transAxes, **about)
     looks = [style.Look(f"class {i}", color, "o") for i, color in enumerate(COLORS)]
     simplex = style.handle(style.Look("simplex", style.THEORY, ""), linestyle=":", linewidth=0.9)
     style.finish(
         figure,
-        "How four class means approach the simplex",
+        "Four class means in space, and the simplex",
         [*(style.handle(look) for look in looks), simplex],
         f"{tidy.setting(cosines)}, seed {cosines['seed'][0]}. Directions of the centered class "
         "means of h on training images. Together they are rotated (or mirrored) to match the "
-        "tetrahedron, whose corners are the simplex. Numbers: ‖G − G_ETF‖ / ‖G_ETF‖, where G are "
+        "tetrahedron, whose corners are the simplex. Deviation: ‖G − G_ETF‖ / ‖G_ETF‖, where G are "
         "the cosines of the four; 0 is the simplex.",
     )
     return figure, plotted
@@ -103,6 +98,9 @@ def _directions(cosines: pl.DataFrame) -> pl.DataFrame:
 
 
 def _draw(ax, points: Sequence[np.ndarray]) -> None:
+    for face in combinations(range(CLASSES), 3):
+        side = Poly3DCollection([VERTICES[list(face)]], facecolor=style.THEORY, alpha=0.05)
+        ax.add_collection3d(side)
     for i, j in combinations(range(CLASSES), 2):
         ax.plot(*zip(VERTICES[i], VERTICES[j], strict=True), color=style.THEORY, ls=":", lw=0.7)
     for point, vertex, color in zip(points, VERTICES, COLORS, strict=True):

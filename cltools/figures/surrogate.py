@@ -1,24 +1,30 @@
 """How far similarity descent with two losses drifts apart, and the bound of P2's Theorem 1."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cltools.figures import style
-from cltools.figures.style import THEORY, Look, look_of
+from cltools.figures import style, tables
+from cltools.figures.style import FOOTNOTE, THEORY, Look, look_of
 from cltools.figures.tables import ExperimentTables
 
 # Colors of batch sizes, from small to large. They differ from those of the objectives.
-SIZES = ("#440154", "#21918C", "#8FD744", "#31688E", "#35B779")
-NETWORK = Look("two networks under plain SGD", THEORY, "")
-OWN = Look("their surrogates", style.FOOTNOTE, "")
+SIZES = ("#882255", "#44AA99", "#332288", "#999933", "#88CCEE")
 DISTANCE, REALISED, STATED = "distance", "bound, realised", "bound, stated"
 MOVED = "distance from the start"
-DASHES = {DISTANCE: "-", REALISED: "--", STATED: ":"}
+MOVING = ("dcl", "nscl")
+# Quantity -> how its marker looks, and its label.
+ENDS = {
+    DISTANCE: ({"marker": "o"}, "distance"),
+    REALISED: ({"marker": "o", "markerfacecolor": "white"}, "bound, real class fractions"),
+    STATED: ({"marker": "|", "markersize": 8}, "bound as stated"),
+}
+OF_NETWORKS = {"network": "-", "its surrogate": (0, (4, 1.5))}
 RUN = ["classes", "tau", "batch_size", "total_lr", "images", "seed"]
 COLUMNS = ["of", *RUN, "objective", "quantity", "step", "sum_lr", "value"]
 # The axis ends at this many orders of magnitude above the largest possible distance.
@@ -26,53 +32,73 @@ BEYOND = 3.0
 
 
 def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """Distance and bounds against Ση, with a panel per number of classes and τ and a color per B.
+    """How far CL and NSCL are apart when similarity descent ends, and the bounds on it.
 
-    If the table of stage `regularity` exists, a last row shows two networks trained by plain SGD,
-    and their surrogates: their distance, and how far each has moved. All values are log10 of
-    distances.
+    A panel per Ση, a row per number of classes and τ, a color per B. If the table of stage
+    `regularity` exists, a second row of panels shows two networks trained by plain SGD, and their
+    surrogates, step by step: how far apart they are, and how far each has moved. The table has
+    log10 of all distances, of every step.
     """
-    runs = _drifts(experiment.surrogate, "distance", "surrogate")
-    parts = [runs]
-    if experiment.regularity is not None:
-        parts.append(_followed(experiment.regularity))
-    plotted = pl.concat(part.select(COLUMNS) for part in parts)
-    classes, taus = (runs[column].unique().sort().to_list() for column in ("classes", "tau"))
-    networks = len(parts) > 1
+    runs = _drifts(experiment.surrogate, "distance", "surrogate").select(COLUMNS)
+    found = [] if experiment.regularity is None else [_followed(experiment.regularity)]
+    totals, sizes = (runs[c].unique().sort().to_list() for c in ("total_lr", "batch_size"))
+    colors = {size: SIZES[i % len(SIZES)] for i, size in enumerate(sizes)}
+    settings = runs.select("classes", "tau").unique().sort("classes", "tau").rows()
+
+    across = max(len(totals), 2 * len(found))
     figure, axes = style.panels(
-        len(taus) + networks, max(len(classes), 2), height=1.75, sharey="row"
-    )
-    sizes = runs["batch_size"].unique().sort().to_list()
-    looks = {size: Look(f"B = {size}", SIZES[i % len(SIZES)], "") for i, size in enumerate(sizes)}
-    for row, tau in zip(axes, taus, strict=False):
-        _draw_runs(row, runs.filter(tau=tau), classes, looks)
-    if networks:
-        _draw_networks(axes[-1], parts[1])
+        1 + len(found), across, height=max(2.1, 0.27 * len(settings) + 0.7), flatter=1,
+        sharey="row",
+    )  # fmt: skip
+    names = [f"lr{total:g}" for total in totals]
+    figure.names = dict(zip(axes[0], names, strict=False))
+    for ax, total in zip(axes[0], totals, strict=False):
+        _draw_ends(ax, runs.filter(total_lr=total), settings, colors)
+    _limits(axes[0][: len(totals)], "x", runs)
+    for networks in found:
+        figure.names |= dict(zip(axes[1], ("networks", "moved"), strict=False))
+        _draw_networks(axes[1][:2], networks)
+    for ax in axes.flat:
+        if ax not in figure.names:
+            ax.remove()
     style.finish(
         figure,
-        "Drift between CL and NSCL in similarity descent, and Theorem 1 of P2",
-        [
-            *(style.handle(look) for look in looks.values()),
-            style.handle(Look("distance", THEORY, "")),
-            style.handle(Look("bound as stated", THEORY, ""), linestyle=":"),
-            style.handle(Look("bound with the real class fractions", THEORY, ""), linestyle="--"),
-            *[style.handle(look) for look in (NETWORK, OWN) if networks],
-            *[
-                style.handle(look_of(name), f"network trained with {look_of(name).label}")
-                for name in ("dcl", "nscl")
-                if networks
-            ],
-        ],
-        f"Distance: ‖Σ_CL − Σ_NSCL‖ of the similarities of {_listed(runs['images'])} images, one "
-        f"line per run: Ση = {_listed(runs['total_lr'])} in {runs['step'].max()} steps, "
-        f"{runs['seed'].n_unique()} seed{'s' * (runs['seed'].n_unique() > 1)}. Gray: more than "
-        "the largest possible distance of two matrices of cosines. Where the stated bound is not "
-        "drawn, it says nothing (class fraction + ε ≥ 1) or is above the panel."
-        + " Networks: DCL and NSCL from the same start, on the same batches and views of "
-        f"{parts[-1]['images'][0]} images, distance of the entries of Σ that batches have used; "
-        "the theorem is about their surrogates." * networks,
+        "How far CL and NSCL drift apart in similarity descent, and the bound on it",
+        [*_handles(colors), *(_of_networks() if found else [])],
+        f"Above: ‖Σ_CL − Σ_NSCL‖ of the similarities of {_listed(runs['images'])} images after "
+        f"{runs['step'].max()} steps of similarity descent, for the sums Ση of their learning "
+        f"rates; {tables.count(runs['seed'].n_unique(), 'seed')}. Bounds: P2, Theorem 1. Gray: "
+        "more than the largest possible distance of two matrices of cosines, where a bound says "
+        "nothing. A stated bound that is missing says nothing either (class fraction + ε ≥ 1) or "
+        "is beyond the panel."
+        + "".join(
+            " Below: networks trained with DCL and NSCL by plain SGD, from the same start and on "
+            f"the same batches and views of {networks['images'][0]} images, τ = "
+            f"{networks['tau'][0]:g}, B = {networks['batch_size'][0]}, and similarity descent "
+            "(surrogate) on these batches; entries of Σ that batches have used. The theorem is "
+            "about surrogates."
+            for networks in found
+        ),
     )
-    return figure, plotted
+    return figure, pl.concat([runs, *found])
+
+
+def _handles(colors: Mapping[int, str]) -> list[Line2D]:
+    return [
+        *(style.handle(Look(f"B = {size}", color, "s"), linestyle="")
+          for size, color in colors.items()),
+        *(style.handle(Look(label, FOOTNOTE, ""), linestyle="", **marker)
+          for marker, label in ENDS.values()),
+    ]  # fmt: skip
+
+
+def _of_networks() -> list[Line2D]:
+    return [
+        *(style.handle(look_of(o), f"trained with {look_of(o).label}", marker="") for o in MOVING),
+        style.handle(Look("two networks", THEORY, "")),
+        style.handle(Look("surrogates", THEORY, ""), linestyle=OF_NETWORKS["its surrogate"]),
+        style.handle(Look("bound for the surrogates", THEORY, ""), linestyle=":"),
+    ]  # fmt: skip
 
 
 def _drifts(table: pl.DataFrame, distance: str, of: str) -> pl.DataFrame:
@@ -110,57 +136,64 @@ def _followed(table: pl.DataFrame) -> pl.DataFrame:
     return found.filter(pl.col("value").is_finite()).sort(order)
 
 
-def _lines(ax: Axes, run: pl.DataFrame, color: str) -> None:
-    for quantity, dash in DASHES.items():
-        one = run.filter(quantity=quantity).sort("step")
-        ax.plot(one["sum_lr"], one["value"], dash, color=color, linewidth=1.1)
+def _draw_ends(
+    ax: Axes, runs: pl.DataFrame, settings: Sequence[tuple[int, float]], colors: Mapping[int, str]
+) -> None:
+    """The last step of every run of one Ση; the runs of one setting are close to each other."""
+    ended = runs.filter(pl.col("step") == pl.col("step").max().over(RUN))
+    for number, (size, color) in enumerate(colors.items()):
+        shift = 0.4 * (number / max(1, len(colors) - 1) - 0.5)
+        for y, (classes, tau) in enumerate(settings):
+            of = ended.filter(batch_size=size, classes=classes, tau=tau)
+            for run in of.partition_by("seed", maintain_order=True):
+                values = run["value"]
+                height = [y + shift] * 2
+                ax.plot([values.min(), values.max()], height, color=color, linewidth=0.8, alpha=0.5)
+                for quantity, (marker, _) in ENDS.items():
+                    found = run.filter(quantity=quantity)["value"]
+                    ax.plot(found, height[: len(found)], color=color, linestyle="", **marker)
+    ax.set_yticks(range(len(settings)), [f"C = {c}, τ = {tau:g}" for c, tau in settings])
+    ax.set_ylim(len(settings) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    ax.set(title=f"Ση = {runs['total_lr'][0]:g}", xlabel="Distance at the end (log scale)")
 
 
-def _distance_axes(row: Sequence[Axes], shown: pl.DataFrame) -> None:
-    """A logarithmic x axis, and a y axis in powers of ten with impossible distances in gray."""
+def _limits(axes: Iterable[Axes], side: str, shown: pl.DataFrame) -> None:
+    """Limits and ticks of an axis in powers of ten, with impossible distances in gray."""
     possible = math.log10(2 * math.sqrt(2) * shown["images"].max())  # entries are in [-1, 1]
     highest = min(shown["value"].max(), possible + BEYOND)
-    for ax in row:
-        ax.set_xscale("log")
-        ax.axhspan(possible, possible + 1e3, color="#F0F0F0", zorder=0, linewidth=0)
-        ax.set_ylim(shown["value"].min() - 0.3, highest + 0.3)
-        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
-        ax.set_xlabel("Ση")
-    row[0].set_ylabel("Distance (log scale)")
-
-
-def _draw_runs(
-    row: Sequence[Axes], shown: pl.DataFrame, classes: list[int], looks: Mapping[int, Look]
-) -> None:
-    """The panels of one temperature, one per number of classes; `looks` are by batch size."""
-    for ax, count in zip(row, classes, strict=False):
-        panel = shown.filter(classes=count)
-        for run in panel.partition_by("batch_size", "total_lr", "seed", maintain_order=True):
-            _lines(ax, run, looks[run["batch_size"][0]].color)
-        ax.set_title(f"C = {count}, τ = {shown['tau'][0]:g}")
-    _distance_axes(row[: len(classes)], shown)
-    for ax in row[len(classes) :]:
-        ax.axis("off")
+    lowest = shown.filter(pl.col("step") == pl.col("step").max().over(RUN))["value"].min()
+    if side == "y":
+        lowest = shown["value"].min()
+    for ax in axes:
+        axis, span = (ax.xaxis, ax.axvspan) if side == "x" else (ax.yaxis, ax.axhspan)
+        span(possible, possible + 1e3, color="#F0F0F0", zorder=0, linewidth=0)
+        (ax.set_xlim if side == "x" else ax.set_ylim)(lowest - 0.3, highest + 0.3)
+        axis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
 
 
 def _draw_networks(row: Sequence[Axes], found: pl.DataFrame) -> None:
-    drift, moved = row[:2]
-    for ax in row[2:]:
-        ax.axis("off")
-    network, surrogate = found.filter(of="network"), found.filter(of="its surrogate")
-    _lines(drift, network, NETWORK.color)
-    _lines(drift, surrogate, OWN.color)
-    for name in style.ordered(found.filter(quantity=MOVED)["objective"]):
-        for part, color in ((network, look_of(name).color), (surrogate, OWN.color)):
-            one = part.filter(quantity=MOVED, objective=name).sort("step")
-            moved.plot(one["sum_lr"], one["value"], color=color, linewidth=1.1)
-            if color != OWN.color:
-                end = one["sum_lr"][-1], one["value"][-1]
-                moved.plot(*end, look_of(name).marker, color=color)
-    drift.set_title(f"Networks: distance, τ = {found['tau'][0]:g}, B = {found['batch_size'][0]}")
-    moved.set_title("Networks: distance from their start")
-    _distance_axes([drift, moved], found)
+    """Step by step: the distance of networks and of their surrogates, and how far each moved."""
+    apart, moved = row
+    bound = found.filter(quantity=REALISED).sort("step")
+    apart.plot(bound["sum_lr"], bound["value"], ":", color=THEORY, linewidth=1.2)
+    for of, dash in OF_NETWORKS.items():
+        one = found.filter(of=of, quantity=DISTANCE).sort("step")
+        apart.plot(one["sum_lr"], one["value"], color=THEORY, linestyle=dash, linewidth=1.2)
+        for name in style.ordered(found.filter(quantity=MOVED)["objective"]):
+            one = found.filter(of=of, quantity=MOVED, objective=name).sort("step")
+            # The first line is wide, so that it shows below the second.
+            wide = 2.4 if name == MOVING[0] else 1.0
+            color = look_of(name).color
+            moved.plot(one["sum_lr"], one["value"], color=color, linestyle=dash, linewidth=wide)
+    apart.set(title="Networks: distance between DCL and NSCL", ylabel="Distance (log scale)")
+    moved.set(title="Networks: distance from their start", ylabel="Distance (log scale)")
+    for ax in row:
+        style.log_axis(ax, "x")
+        ax.set_xlabel("Ση (log scale)")
+    _limits(row, "y", found)
 
 
 def _listed(values: pl.Series) -> str:

@@ -129,6 +129,11 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([plotted, papers.select(shared)], how="diagonal")
 
 
+def count(number: int, thing: str) -> str:
+    """E.g. "1 seed" and "3 seeds"."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def means_note(plotted: pl.DataFrame) -> str:
     """One sentence on what heat maps show of the result of `tidy.spread`."""
     low, high = plotted["seeds"].min(), plotted["seeds"].max()
@@ -149,4 +154,5 @@ def seeds_note(
     count = f"{low}–{high}" if low < high else f"{high}"
     runs = "seeds" if cells["class_draw"].n_unique() == 1 else "runs (seeds and class draws)"
     small = "; small points: single runs" if points else ""
+    small += "; open markers: one run alone" if low == 1 else ""
     return f"Mean over {count} {runs}, {spread_as}: ± one standard deviation{small}."

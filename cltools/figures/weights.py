@@ -22,7 +22,7 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         experiment, cells, metric="weight_gap", variant="mean_layer"
     ).with_columns(quantity=pl.lit("weight gap"))
 
-    figure, (row,) = style.panels(1, 2, height=2.4, sharex=True)
+    figure, (row,) = style.panels(1, ["weights", "representations"], height=2.3, sharex=True)
     objectives = style.ordered(plotted["objective"])
     for ax, quantity in zip(row, gaps, strict=True):
         for name in objectives:
@@ -31,8 +31,7 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
             theirs = papers.filter(quantity=quantity, objective=name)
             style.paper_curve(ax, theirs, "epoch", style.look_of(name))
         style.epoch_axis(ax, plotted["epoch"])
-        # The same limits in both panels, so that a steeper curve is a larger gap.
-        ax.set_ylim(0, 1.05 * max(1.0, plotted["value"].max()))
+        ax.set_ylim(bottom=0)
     other = experiment.reference_label
     row[0].set(title="Weights", ylabel=f"Weight gap to {other}")
     row[1].set(title="Representations of test images", ylabel=f"1 − CKA with {other}")
@@ -44,7 +43,8 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
             *style.paper_handles(papers),
         ],
         f"{tidy.setting(cells)}. {tables.seeds_note(plotted, cells, 'band')} Weight gap: "
-        f"‖W − W′‖ / mean of ‖W‖ and ‖W′‖, averaged over layers; it is √2 for two independent "
-        f"random layers. CKA: encoder features h, cosine similarities, biased estimator.",
+        f"‖W − W′‖ / mean of ‖W‖ and ‖W′‖, averaged over layers; it would be √2 for two "
+        f"independent random layers. The panels have scales of their own. CKA: encoder features "
+        f"h, cosine similarities, biased estimator.",
     )
     return figure, tables.with_papers(plotted, papers)

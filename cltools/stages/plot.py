@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from matplotlib import rc_context
 
 from cltools.figures import FIGURES, draw
-from cltools.figures.style import parameters, save
+from cltools.figures.style import applied, save
 from cltools.figures.tables import PAPERS, ExperimentTables
 from cltools.runtime.errors import InputError
 from cltools.tidy import made_by, read_experiment, read_plan
@@ -19,10 +19,10 @@ def run(
     plan: Path,
     tables: Mapping[str, Path],
     output: Path,
-    style: Mapping[str, float],
+    style: Mapping[str, Any],
     papers: Sequence[Path] = (),
 ) -> None:
-    """Write `<output>.pdf`, `.png` and `.csv` of figure `name`, a key of `FIGURES`.
+    """Write `<output>.pdf`, `.png`, `.csv` and `.txt` of figure `name`, a key of `FIGURES`.
 
     `plan` is the file that `cltools plan` wrote. The keys of `tables` are those of
     `cltools.layout.TABLES`; only the tables that the figure shows are read. `style` may set the
@@ -30,16 +30,27 @@ def run(
     drawn too where they are about the same data set. Raises InputError when a table or the rows of
     the figure are missing.
     """
+    experiment = read_for(name, plan, tables, papers)
+    with applied(style, name):
+        if unknown := style.get("panels", {}).keys() - FIGURES.keys():
+            raise InputError(
+                f"figure style panels: no figure is called {min(unknown)!r}: choose from "
+                f"{', '.join(FIGURES)}"
+            )
+        figure, plotted = draw(name, experiment)
+        save(figure, plotted, output)
+
+
+def read_for(
+    name: str, plan: Path, tables: Mapping[str, Path], papers: Sequence[Path] = ()
+) -> ExperimentTables:
+    """The tables that figure `name` shows; arguments and errors are those of `run`."""
     planned = read_plan(plan)
     sweeps = {sweep["name"]: sweep for sweep in planned["sweeps"]}
     used = FIGURES[name].tables_of(tables) if name in FIGURES else ()
     read = {table: _read(tables.get(table), table, plan) for table in used}
     numbers = read_papers(papers)
-    experiment = ExperimentTables(sweeps, **read, papers=numbers, reference=planned["reference"])
-    # Matplotlib reads some settings only when it draws, so the figure is saved inside too.
-    with rc_context(parameters(style)):
-        figure, plotted = draw(name, experiment)
-        save(figure, plotted, output)
+    return ExperimentTables(sweeps, **read, papers=numbers, reference=planned["reference"])
 
 
 def _read(path: Path | None, name: str, plan: Path) -> pl.DataFrame:

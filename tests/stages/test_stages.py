@@ -63,7 +63,7 @@ def made(tmp_path_factory, digits):
 def test_figures_by_hand(made):
     cltools("plot", "alignment_training", "--plan", made / "plan.json",
             "--measures", made / "measures.parquet", "--output", made / "figure")  # fmt: skip
-    for ending in ("pdf", "png", "csv"):
+    for ending in ("pdf", "png", "csv", "txt"):
         assert (made / f"figure.{ending}").stat().st_size > 0
 
 

@@ -94,7 +94,7 @@ OF_NEW_CELLS = {"train": 2, **SHORT, "merge": 2, **PLAN}
         ({"base": {"lr": 0.2}}, OF_NEW_CELLS),
         ({"base": {"threads": 2}}, OF_NEW_CELLS),
         ({"figures": {"dpi": 60}}, DRAWN),
-        ({"figures": {"font_size": 9, "width_scale": 0.9}}, DRAWN),
+        ({"figures": {"font_size": 9, "width": 6.3, "footnote": False}}, DRAWN),
         ({"measure": {"full_at": "all"}}, {**SHORT, **TABLES}),
         ({"embedding_type": "float16"}, {**SHORT, **TABLES}),
         ({"recalibrate_batchnorm": True}, {**SHORT, **TABLES}),

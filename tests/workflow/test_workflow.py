@@ -63,7 +63,9 @@ def test_all_is_there(finished):
         "alignment_pairs",
     }  # fmt: skip
     for name in names:
-        assert all((figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv"))
+        assert all(
+            (figures / f"{name}.{ending}").exists() for ending in ("pdf", "png", "csv", "txt")
+        )
     assert pl.read_parquet(finished / "results/tiny/claims.parquet").height > 0
     assert (finished / "results/tiny/claims.md").exists()
     plan = json.loads((finished / "results/tiny/plan.json").read_text())
@@ -125,7 +127,7 @@ def test_merging_and_simulations_are_added_to_what_is_there(finished, tmp_path):
            "collect": 1}  # fmt: skip
     drawn = {"plot": 19, "claims": 1, "report": 1}
     assert planned(there, more) == new | drawn
-    names = ("merging", "umap_grid", "surrogate_drift", "collapse_order", "layers_pairs")
+    names = ("merging", "features_plane", "surrogate_drift", "collapse_order", "layers_pairs")
     figures = [f"results/tiny/figures/{name}.pdf" for name in names]
     snakemake(there, *figures, config=more)
     folder = there / "results/tiny"

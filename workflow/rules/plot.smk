@@ -12,6 +12,7 @@ rule plot:
             labels={"figure": "{figure}"},
         ),
         HERE.figure("{figure}", "csv"),
+        HERE.figure("{figure}", "txt"),
     log:
         RESULTS.log("plot"),
     benchmark:
