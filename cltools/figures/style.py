@@ -10,7 +10,7 @@ from functools import lru_cache
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -32,13 +32,15 @@ from matplotlib.ticker import (
     NullLocator,
     StrMethodFormatter,
 )
-from matplotlib.typing import RcKeyType
 from PIL import Image
 
 from cltools.config.cells import in_order, parts_of
 from cltools.objectives import Objective, built_in, find, names
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json, sha256_file, whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType  # not in the oldest matplotlib
 
 # What matplotlib is told to leave out of a file, as it says when and by what it was made.
 NO_METADATA: dict[str, dict[str, Any]] = {
@@ -147,7 +149,7 @@ def _check(key: str, value: Any) -> None:
         )
 
 
-def parameters(style: Mapping[str, Any]) -> dict[RcKeyType, Any]:
+def parameters(style: Mapping[str, Any]) -> "dict[RcKeyType, Any]":
     """The matplotlib settings for a figure style. Missing keys have the values of `DEFAULTS`.
 
     Raises InputError as `applied`.
