@@ -507,7 +507,9 @@ def plot(
     ],
     output: Annotated[
         Path,
-        typer.Option(help="Path of the figure without its ending: .pdf, .png, .csv and .txt are added."),
+        typer.Option(
+            help="Path of the figure without its ending: .pdf, .png, .csv and .txt are added."
+        ),
     ],
     plan: PlanFile,
     measures: Measures = None,
