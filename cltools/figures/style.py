@@ -359,6 +359,10 @@ def epoch_axis(ax: Axes, epochs: Iterable[float]) -> None:
     values = sorted(set(epochs))
     ax.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.9)), np.expm1))
     _ticks(ax, values)
+    first, last = np.log1p(values[0]), np.log1p(values[-1])
+    if last > first:
+        room = 0.04 * (last - first)
+        ax.set_xlim(np.expm1(first - room), np.expm1(last + room))
     ax.set_xlabel(EPOCHS)
 
 
