@@ -136,7 +136,7 @@ def test_live_rows_say_how_it_trains(results, log):
     assert (found["state"], found["step"], found["steps"]) == ("begun", 4, stop)
     assert found["live"] == {
         "losses": {"dcl": 4.5, "nscl": 4.0, "ce": None}, "gap": 0.25, "steps_per_second": 0.5,
-        "seconds_left": (stop - 4) / 0.5,
+        "seconds_left": (stop - 4) / 0.5, "collapsed": {},
     }  # fmt: skip
     json.dumps(found, allow_nan=False)
     lines = list(status_lines(status.run(experiment=EXPERIMENT, results=results)))

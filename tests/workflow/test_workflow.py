@@ -190,7 +190,7 @@ def test_jobs_ask_for_what_was_benched(finished):
 
 def test_a_second_attempt_asks_for_more(tmp_path):
     config = changed(base={**CONFIG["base"], "classes": 12}, sweeps={"base": {}})
-    text = snakemake(tmp_path, "--retries", "1", config=config, code=1)
+    text = snakemake(tmp_path, "--retries", "1", "--printshellcmds", config=config, code=1)
     (first, second) = sorted(asked_for(text, "train"))
     assert second == (2 * first[0], 2 * first[1])
 
