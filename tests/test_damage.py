@@ -59,7 +59,7 @@ MADE = {
 # Options that name what a command writes.
 WRITTEN = {"collect": ["--measures", "--log", "--theory", "--layers"], "prepare": ["--store"]}
 TOUCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate")  # audit events
-KILLS, FLIPS = 3, 1  # of each command, and of each kind of file under a command
+KILLS, FLIPS = 2, 1  # of each command, and of each kind of file under a command
 # Commands that read nothing below `results`, and those that write nothing there.
 OF_NO_RESULTS = {"surrogate", "minimise", "bench", "compare", "workflow-path"}
 WRITE_NO_RESULTS = {"status", "watch", "bench", "compare", "workflow-path"}

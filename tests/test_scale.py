@@ -35,14 +35,14 @@ def test_the_page_is_current():
 
 
 def test_a_prediction_is_repeated():
-    """Of one config; all of them take minutes, which the test below does."""
+    """Of one config; the test below takes others, and `docs/scale.py predict` all, which is long."""
     found = scale.summary(experiment("p1_moco_cifar10"))
     assert found == CONTENT["experiments"]["p1_moco_cifar10"], AGAIN
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONTENT["experiments"])
-def test_all_predictions_are_repeated(name):
+@pytest.mark.parametrize("name", list(CONTENT["experiments"])[::3])
+def test_other_predictions_are_repeated(name):
     assert scale.summary(experiment(name)) == CONTENT["experiments"][name], AGAIN
 
 

@@ -727,7 +727,9 @@ def fails_with(error, *arguments):
     return command(*arguments)
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, pytest.param(errno.ENFILE, marks=pytest.mark.slow)]
+)
 def test_too_many_open_files(digits, tmp_path, number):
     """Said by Python, by a library in Rust, and by the loader of libraries."""
     arguments = ("embed", "trained.json", "--store", digits, "--done", tmp_path / "done.json")

@@ -162,6 +162,7 @@ def test_a_config_of_two_kinds(tmp_path):
     assert bench.of(cell()) is None
 
 
+@pytest.mark.slow
 def test_a_cell_on_several_processes_with_photographs(tmp_path):
     """As its training would run: torchrun starts them, and each decodes its part of the images."""
     base = {k: v for k, v in SETTINGS.items() if k not in ("recipe", "dataset")}

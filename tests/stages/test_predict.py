@@ -90,6 +90,7 @@ def test_a_cell_beyond_the_memory_is_said_so():
     assert any("(more than it has)" in line for line in predict.report_lines(report))
 
 
+@pytest.mark.slow
 def test_several_gpus_share_objectives_or_batches():
     assert [Sharing(gpus, what).parts(4) for gpus, what in (
         (1, "auto"), (2, "auto"), (4, "objectives"), (8, "auto"), (2, "batch")

@@ -31,16 +31,12 @@ def store_of(folder, name, train, test, seed):
 @pytest.mark.parametrize(
     ("train", "test", "seed"),
     [
-        ([0, 1, 2, 3] * 2, [0, 1, 2, 3], 0),
         ([0, 1] * 4, [0, 0, 1], 0),
         ([0, 1, 2, 3], [0, 1, 2, 3], 0),
         ([0, 1, 2] * 3, [0, 1, 2] * 2, None),
     ],
-    ids=[
-        "one test image of each class", "three test images", "one image of each class",
-        "all images black",
-    ],
-)  # fmt: skip
+    ids=["three test images", "one image of each class", "all images black"],
+)
 def test_every_stage_ends_well(tmp_path, train, test, seed):
     config = small_config(batch_size=4, projector_hidden=8, projector_dim=4)
     (tmp_path / "config.yaml").write_text(config)

@@ -257,8 +257,12 @@ def theory_of(cell, store, folder, *options):
     [
         ({"momentum": 0.0, "weight_decay": 0.0}, True),
         ({"momentum": 0.0, "weight_decay": 0.1}, False),
-        ({"momentum": 0.0, "weight_decay": 0.0, "optimizer": "lars"}, False),
-    ],
+        pytest.param(
+            {"momentum": 0.0, "weight_decay": 0.0, "optimizer": "lars"},
+            False,
+            marks=pytest.mark.slow,
+        ),
+    ],  # fmt: skip
 )
 def test_drift_of_z_under_plain_sgd_is_comparable(digits, tmp_path, settings, comparable):
     cell = {"dataset": "digits", "recipe": "digits", "optimizer": "sgd", "horizon": "2 steps",
