@@ -35,7 +35,7 @@ def test_the_page_is_current():
 
 
 def test_a_prediction_is_repeated():
-    """Of one config; the test below takes others, and `docs/scale.py predict` all, which is long."""
+    """Of one config; the test below takes others, `docs/scale.py predict` all of them."""
     found = scale.summary(experiment("p1_moco_cifar10"))
     assert found == CONTENT["experiments"]["p1_moco_cifar10"], AGAIN
 

@@ -262,7 +262,7 @@ def theory_of(cell, store, folder, *options):
             False,
             marks=pytest.mark.slow,
         ),
-    ],  # fmt: skip
+    ],
 )
 def test_drift_of_z_under_plain_sgd_is_comparable(digits, tmp_path, settings, comparable):
     cell = {"dataset": "digits", "recipe": "digits", "optimizer": "sgd", "horizon": "2 steps",
