@@ -61,8 +61,9 @@ WRITTEN = {"collect": ["--measures", "--log", "--theory", "--layers"], "prepare"
 TOUCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate")  # audit events
 KILLS, FLIPS = 2, 1  # of each command, and of each kind of file under a command
 # Commands that read nothing below `results`, and those that write nothing there.
-OF_NO_RESULTS = {"surrogate", "minimise", "bench", "compare", "workflow-path"}
-WRITE_NO_RESULTS = {"status", "watch", "bench", "compare", "workflow-path"}
+OTHERS = {"bench", "compare", "workflow-path", "with-gpus"}  # the last one starts a command
+OF_NO_RESULTS = {"surrogate", "minimise", *OTHERS}
+WRITE_NO_RESULTS = {"status", "watch", *OTHERS}
 # Differ from run to run, or say how the run went.
 OWN = re.compile(r"results/(logs|benchmarks)/|/lock$|/live\.csv$|^config.yaml$|^tmp/|\.snakemake")
 
