@@ -66,7 +66,7 @@ def command(name: str, experiment: str) -> str:
     tables = "".join(f" --{table} $R/{TABLES[table]}" for table in names)
     return (
         f"R=results/{experiment}\nuv run cltools plot {name} --plan $R/plan.json{tables} \\\n"
-        + (f'  --output {name} --style \'{{"width": 3.3, "footnote": false}}\'')
+        f'  --output {name} --style \'{{"width": 3.3, "footnote": false}}\''
     )
 
 

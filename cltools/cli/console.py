@@ -22,6 +22,7 @@ from cltools.config.experiment import Experiment
 from cltools.layout import Results
 from cltools.runtime.gpus import gpu_count
 from cltools.runtime.progress import rough_time
+from cltools.runtime.words import number_of
 from cltools.stages import status
 
 MOST_FAILURES = 5  # that are told apart at the end
@@ -48,8 +49,8 @@ def start_lines(experiment: Experiment, results: Path, started: Started) -> Iter
     report = status.run(experiment=experiment, results=results)
     cells, finished = report["cells"], _finished(report)
     yield (
-        f"{experiment.name}: {_number(len(cells), 'cell')}, {finished or 'none'} finished; "
-        f"{_number(len(report['figures']), 'figure')}"
+        f"{experiment.name}: {number_of(len(cells), 'cell')}, {finished or 'none'} finished; "
+        f"{number_of(len(report['figures']), 'figure')}"
     )
     yield from _time_lines(experiment, results, report, started.cores)
     yield from _watch_lines(results, started)
@@ -60,11 +61,11 @@ def end_lines(experiment: Experiment, results: Path) -> Iterator[str]:
     report = status.run(experiment=experiment, results=results)
     made, finished = Results(results).experiment(experiment.name), _finished(report)
     if not made.report.exists():
-        yield f"{experiment.name}: {finished} of {_number(len(report['cells']), 'cell')} finished"
+        yield f"{experiment.name}: {finished} of {number_of(len(report['cells']), 'cell')} finished"
         yield "What you asked for is made. The report needs the other stages, too."
         return
     drawn = sum(report["figures"].values())
-    yield f"{experiment.name} is done: {_number(finished, 'cell')}, {_number(drawn, 'figure')}"
+    yield f"{experiment.name} is done: {number_of(finished, 'cell')}, {number_of(drawn, 'figure')}"
     yield f"Report:  {made.report.absolute()}"
     yield f"Figures: {made.figures.absolute()}"
 
@@ -76,7 +77,7 @@ def failure_lines(results: Path, since: float, log: Sequence[str] = ()) -> Itera
     are Snakemake's own, for errors that no job has.
     """
     failures = list(status.failed_jobs(Results(results), since))
-    yield f"{_number(len(failures), 'job')} failed" if failures else "The run failed"
+    yield f"{number_of(len(failures), 'job')} failed" if failures else "The run failed"
     for failure in failures[:MOST_FAILURES]:
         yield f"  {failure.stage}: {failure.error}"
         yield f"    read {failure.log.absolute()}"
@@ -145,7 +146,7 @@ def _time_lines(
         )
     else:
         places = _places(experiment, cores, gpus)
-        on = _number(gpus, "GPU") if gpus else _number(cores, "core")
+        on = number_of(gpus, "GPU") if gpus else number_of(cores, "core")
         yield f"About {rough_time(side_by_side(jobs, places))} to go on {on} (mostly {parts})"
     benched = all(task.costs is not None for task in tasks.values())
     yield (
@@ -197,7 +198,3 @@ def _watch_lines(results: Path, started: Started) -> Iterator[str]:
     yield f"See what is done, cell by cell: {program} status {config}{there}"
     if config == "CONFIG":
         yield "CONFIG is one file with all settings of this run"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from cltools import tidy
 from cltools.figures import style, tables
 from cltools.figures.tables import ExperimentTables
+from cltools.runtime.words import number_of
 
 FEATURES = {"h": "encoder features h", "z": "projections z"}
 CDNV = {"pairs": "CDNV", "directional": "Directional CDNV"}
@@ -193,7 +194,7 @@ def _draw_free(row: Sequence[Axes], free: pl.DataFrame) -> str:
     tau = f", τ = {one['tau']:g}" if one["tau"] else ""
     return (
         f" Free embeddings: C = {one['classes']}, {one['per_class']} images each, d = "
-        f"{one['dimension']}{tau}, {tables.count(free['seed'].n_unique(), 'seed')}, one line per "
+        f"{one['dimension']}{tau}, {number_of(free['seed'].n_unique(), 'seed')}, one line per "
         "run; gradient "
         "descent up to the dotted line, then a quasi-Newton method. A marker at the bottom: the "
         f"line has fallen below {COLLAPSED:g}, so the embeddings have collapsed."

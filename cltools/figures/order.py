@@ -5,8 +5,9 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cltools.figures import style, tables
+from cltools.figures import style
 from cltools.figures.tables import ExperimentTables
+from cltools.runtime.words import number_of
 
 REACHED = 1e-3  # a run is collapsed if etf_deviation and within_class_spread end below this
 CONDITIONS = ("etf_deviation", "within_class_spread", "view_distance")
@@ -44,7 +45,7 @@ def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         [style.handle(style.look_of(name)) for name in objectives],
         f"Free embeddings in gradient descent from the same start, "
         f"{experiment.minimise['per_class'][0]} images per class, "
-        f"{tables.count(plotted['seed'].n_unique(), 'seed')}, one line per run. Time: sum of "
+        f"{number_of(plotted['seed'].n_unique(), 'seed')}, one line per run. Time: sum of "
         "learning rates. Spread: the share of the variance that is within classes. Markers: when "
         "it has fallen below half of its start (median). Order: the objectives from the first to "
         "the last that gets there; others never do. CE (dashed) has no τ, so its curve is the "

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cltools.figures import style, tables
+from cltools.figures import style
 from cltools.figures.style import FOOTNOTE, THEORY, Look, look_of
 from cltools.figures.tables import ExperimentTables
+from cltools.runtime.words import number_of
 
 # Colors of batch sizes, from small to large. They differ from those of the objectives.
 SIZES = ("#882255", "#44AA99", "#332288", "#999933", "#88CCEE")
@@ -67,7 +68,7 @@ def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         [*_handles(colors), *(_of_networks() if found else [])],
         f"Above: ‖Σ_CL − Σ_NSCL‖ of the similarities of {_listed(runs['images'])} images after "
         f"{runs['step'].max()} steps of similarity descent, for the sums Ση of their learning "
-        f"rates; {tables.count(runs['seed'].n_unique(), 'seed')}. Bounds: P2, Theorem 1. Gray: "
+        f"rates; {number_of(runs['seed'].n_unique(), 'seed')}. Bounds: P2, Theorem 1. Gray: "
         "more than the largest possible distance of two matrices of cosines, where a bound says "
         "nothing. A stated bound that is missing says nothing either (class fraction + ε ≥ 1) or "
         "is beyond the panel."

@@ -129,11 +129,6 @@ def with_papers(plotted: pl.DataFrame, papers: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([plotted, papers.select(shared)], how="diagonal")
 
 
-def count(number: int, thing: str) -> str:
-    """E.g. "1 seed" and "3 seeds"."""
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
 def means_note(plotted: pl.DataFrame) -> str:
     """One sentence on what heat maps show of the result of `tidy.spread`."""
     low, high = plotted["seeds"].min(), plotted["seeds"].max()

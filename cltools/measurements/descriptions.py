@@ -151,7 +151,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "claimed": "where the effect must lie",
         "unit": "unit of the effect; empty for that of the metric",
         "reading": "the effect as a sentence; empty for bounds",
-        "effect": "median of the effect over seeds; for a bound, the smallest distance to it",
+        "effect": "median of the effect over seeds; for a bound, the smallest margin to it",
         "low": "lower end of its interval over seeds; null for too few seeds",
         "high": "upper end of this interval",
         "level": "least coverage of this interval",

@@ -36,6 +36,7 @@ from cltools.runtime.errors import InputError
 from cltools.runtime.progress import rough_time, time_text, track
 from cltools.runtime.sealed import read_json
 from cltools.runtime.tensors import save_tensors
+from cltools.runtime.words import number_of
 from cltools.training.distributed import join_ranks
 from cltools.training.trace import PHOTOGRAPH
 from cltools.training.trainer import CoupledTrainer
@@ -198,7 +199,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
             f"  {entry['disk_mb'] / 1e3:8.2f}  {describe(entry['kind'], kinds)}"
         )
     summed = report["totals"]
-    cells = f"{summed['cells']} cell{'s' * (summed['cells'] > 1)}"
+    cells = number_of(summed["cells"], "cell")
     yield (
         f"{cells} on {report['device']}, one after another: {time_text(3600 * summed['hours'])} of "
         f"training, {summed['disk_mb'] / 1e3:.3g} GB on disk"

@@ -51,6 +51,7 @@ from cltools.layout import StoreFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
 from cltools.runtime.progress import rough_time, time_text
+from cltools.runtime.words import number_of
 from cltools.training.trace import Extent, Trace, graphs_of_step, trace_step
 
 MB = 1e6
@@ -115,7 +116,7 @@ def run(
     sizes that are not known and for settings that do not fit the data.
     """
     torch.set_num_threads(1)
-    on_gpu = _On(gpu_of(on), workers=workers or WORKERS)
+    on_gpu = _On(gpu_of(on), workers or WORKERS, with_defaults({}, "theory"))
     definitions: Mapping[str, Any] = {}
     if experiment is not None:
         runs = [Run(plan.cell, plan.until) for plan in experiment.plans.values()]
@@ -149,17 +150,17 @@ def run(
 
 
 class _On(NamedTuple):
-    """The GPU, and the settings of an experiment; those of a single cell are the defaults.
+    """The GPU, and the settings of an experiment, of which a single cell needs the first three.
 
-    workers: threads that decode. bytes_kept: see `kept_bytes`. theory, merge: the settings of these
-    stages. merged: the cells that are merged.
+    workers: threads that decode. theory, merge: the settings of these stages. bytes_kept: see
+    `kept_bytes`. merged: the cells that are merged.
     """
 
     gpu: Gpu
     workers: int
+    theory: Mapping[str, Any]
     sharing: Sharing = Sharing()
     bytes_kept: int = 0
-    theory: Mapping[str, Any] = with_defaults({}, "theory")
     merge: Mapping[str, Any] = {}
     merged: Collection[str] = ()
 
@@ -266,11 +267,11 @@ def _entry(runs: list[Run], data: DataSet, trace: Trace, on: _On) -> dict[str, A
         "train": entry["longest_seconds"] / 3600,
         "embed": checkpoints * costs.seconds_per_embedding / 3600,
         "measure": (checkpoints * each + last) / 3600,
-        **_hours_by_costs(Task(costs, longest, _as_images(data, images, classes)), on),
     }
     merged = sum(cell_id(dict(run.cell)) in on.merged for run in runs)
-    if not merged:
-        hours["merge"] = 0.0
+    task = Task(costs, longest, _as_images(data, images, classes))
+    hours["theory"] = theory_seconds(task, on.theory) / 3600
+    hours["merge"] = merge_seconds(task, on.merge) / 3600 if merged else 0.0
     entry["predicted"] = {
         "cells_merged": merged,
         "hours": {stage: rounded(value) for stage, value in hours.items()},
@@ -290,13 +291,6 @@ def _entry(runs: list[Run], data: DataSet, trace: Trace, on: _On) -> dict[str, A
 def _as_images(data: DataSet, images: Mapping[str, int], classes: int) -> Images:
     height, _, channels = data.shape
     return Images(images["train"], images["test"], height, channels, classes, data.encoded)
-
-
-def _hours_by_costs(task: Task, on: _On) -> dict[str, float]:
-    """Hours of the stages that are estimated from what a step and an embedding cost."""
-    theory = theory_seconds(task, on.theory)
-    merge = merge_seconds(task, on.merge) if on.merge else 0.0
-    return {"theory": theory / 3600, "merge": merge / 3600}
 
 
 def _shared(step: Step, objectives: int, gpus: int, split: int) -> Step:
@@ -374,7 +368,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         )
     summed = report["totals"]
     yield (
-        f"{summed['cells']} cell{'s' * (summed['cells'] > 1)}, one after another: "
+        f"{number_of(summed['cells'], 'cell')}, one after another: "
         f"{time_text(3600 * summed['hours'])} of training, at most "
         f"{rough_time(3600 * sum(map(hours_of_all, report['kinds'])))} of all stages of cells, "
         f"{summed['disk_mb'] / 1e3:.3g} GB on disk"

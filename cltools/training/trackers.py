@@ -62,8 +62,8 @@ class Tracked(NamedTuple):
         self.told.write_text(str(step))
 
 
-# Columns of live rows that each model has of its own.
-OF_MODELS = ("loss", "dcl", "nscl", "gap", "grad_norm", "z_std", "z_rank")
+SHARED = ("epoch", "lr", "steps_per_second")  # columns of live rows that all models share
+OF_MODELS = tuple(name for name in LiveRow._fields if name not in ("step", "model", *SHARED))
 
 
 def values_of(rows: Iterable[LiveRow]) -> dict[str, float]:
@@ -73,9 +73,9 @@ def values_of(rows: Iterable[LiveRow]) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for row in rows:
-        shared = {"epoch": row.epoch, "lr": row.lr, "steps_per_second": row.steps_per_second}
-        own = {name: getattr(row, name) for name in OF_MODELS}
-        values = {**shared, **values, **{f"{name}/{row.model}": own[name] for name in own}}
+        shared = {name: getattr(row, name) for name in SHARED}
+        own = {f"{name}/{row.model}": getattr(row, name) for name in OF_MODELS}
+        values = {**shared, **values, **own}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 

@@ -329,10 +329,11 @@ class CoupledTrainer:
         logged = {own: loss.detach()}
         with torch.no_grad():
             if find(objective).contrastive:
-                for name in self.logged:
-                    if name != own and (batch.classes > 1 or not find(name).two_classes):
-                        found = value(name)
-                        logged |= {} if found is None else {name: found}
+                others = [name for name in self.logged if name != own]
+                for name in others:
+                    defined = batch.classes > 1 or not find(name).two_classes
+                    if defined and (found := value(name)) is not None:
+                        logged[name] = found
             if find(objective).watched:
                 logged |= zip(SPREAD, spread(outputs.z.flatten(0, 1)), strict=True)
         return loss, logged
