@@ -76,6 +76,7 @@ def test_features_in_files(name, dtype, tmp_path, monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images():
     code = """
         import resource, sys

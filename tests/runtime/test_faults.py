@@ -213,6 +213,7 @@ def test_a_terminal_that_is_closed(digits, tmp_path):
     assert saved_step(tmp_path / "run/resume.safetensors") == 5
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_of_snakemake(tmp_path):
     """SIGTERM to its process group, as Slurm sends it: the job saves, says so, and has failed."""
     base = {**cell(), "horizon": 5000, "checkpoints": [0]}
@@ -500,7 +501,9 @@ def die_within(store, folder, moment, count):
     run(cell(), store, folder, saves=Saves(every_steps=1))
 
 
-@pytest.mark.parametrize("moment", ["half a file", "before a rename"])
+@pytest.mark.parametrize(
+    "moment", ["half a file", pytest.param("before a rename", marks=pytest.mark.slow)]
+)
 def test_killed_within_a_save(digits, tmp_path, whole, moment):
     """Also of the first file of all, of weights, and of the last state."""
     for count in (0, 3, 5, 9, 2):
@@ -769,6 +772,7 @@ def test_no_more_files_can_be_opened(digits, tmp_path, stage):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_memory_in_other_words_and_mistakes_of_the_program(digits, tmp_path):
     """The first are a sentence; a file that the program should have had stays a traceback."""
     arguments = ("embed", "trained.json", "--store", digits, "--done", tmp_path / "done.json")
