@@ -104,10 +104,15 @@ def level(rows: pl.DataFrame, test: Test) -> Effects:
 
 
 def difference(rows: pl.DataFrame, test: Test) -> Effects:
-    """Mean value of the first term minus that of the second, for each seed."""
-    sides = [_values(rows, test, term) for term in test.terms]
-    both = _by_seed(sides[0]).join(_by_seed(sides[1], "other"), on="seed")
-    return _effects(both.select("seed", y=pl.col("y") - pl.col("other")), 1, *sides)
+    """Value of the first term minus that of the second, for each seed.
+
+    The value of a term is the mean of its rows. With `take`, it is the smallest or largest of the
+    means for each combination of the values that the term lists. Then a seed without one of the
+    combinations that other seeds have is left out, and all are if nobody has a listed value.
+    """
+    (first, read), (second, more) = (_side(rows, test, term) for term in test.terms)
+    both = first.join(second.rename({"y": "other"}), on="seed")
+    return _effects(both.select("seed", y=pl.col("y") - pl.col("other")), 1, read, more)
 
 
 def change(rows: pl.DataFrame, test: Test) -> Effects:
@@ -240,6 +245,22 @@ def _values(rows: pl.DataFrame, test: Test, term: Where | None = None) -> pl.Dat
     y = pl.sql_expr(term.get("value", test.value)).cast(pl.Float64).alias("y")
     found = matching(rows, term)
     return _evaluated(lambda: found.with_columns(y).filter(pl.col("y").is_finite()), test)
+
+
+def _side(rows: pl.DataFrame, test: Test, term: Where) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The value `y` of a term of a difference for each seed, and the rows that it is of."""
+    where = {column: value for column, value in term.items() if column != "take"}
+    found = _values(rows, test, where)
+    if "take" not in term:
+        return _by_seed(found), found
+    listed = {column: value for column, value in where.items() if isinstance(value, list)}
+    if any(set(value) - set(found[column]) for column, value in listed.items()):
+        found = found.clear()
+    means = found.group_by("seed", *listed).agg(pl.col("y").mean())
+    one = pl.col("y").min() if term["take"] == "smallest" else pl.col("y").max()
+    by_seed = means.group_by("seed").agg(one, combinations=pl.len())
+    whole = by_seed.filter(pl.col("combinations") == pl.col("combinations").max())
+    return whole.select("seed", "y"), found
 
 
 def _changes(

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import polars as pl
@@ -284,6 +285,32 @@ def test_difference_is_within_seeds():
     assert found.values.tolist() == [4, 5]  # the third seed lacks SCL
 
 
+@pytest.mark.parametrize(("take", "chosen"), [("smallest", min), ("largest", max)])
+def test_a_difference_takes_one_of_several_as_a_loop_does(take, chosen):
+    """Draws of classes of a pair are averaged; then one pair of each seed counts."""
+    rng = np.random.default_rng(5)
+    index = [(s, o, r, d) for s in range(3) for o in "abc" for r in "xy" for d in range(2)]
+    values = rng.normal(size=len(index))
+    names = ("seed", "objective", "reference", "class_draw")
+    table = rows(*values, **dict(zip(names, map(list, zip(*index, strict=True)), strict=True)))
+    term = {"objective": ["a", "b"], "reference": ["x", "y"], "take": take}
+    test = test_of("difference", terms=({"objective": "c"}, term))
+    value = dict(zip(index, values, strict=True))
+    expected = []
+    for s in range(3):
+        of_c = [value[s, "c", r, d] for r in "xy" for d in range(2)]
+        pairs = [(value[s, o, r, 0] + value[s, o, r, 1]) / 2 for o in "ab" for r in "xy"]
+        expected.append(sum(of_c) / 4 - chosen(pairs))
+    found = statistics.difference(table, test)
+    assert found.values == pytest.approx(expected)
+    assert found.rows == len(index)
+
+    without_one = table.filter(~((pl.col("seed") == 1) & (pl.col("objective") == "a")))
+    assert statistics.difference(without_one, test).values == pytest.approx(expected[::2])
+    nobody = statistics.difference(table.filter(pl.col("objective") != "a"), test)
+    assert len(nobody.values) == 0
+
+
 def test_change_is_from_step_0_to_the_last():
     table = rows(1, 5, 4, 2, 2, 8, seed=[0] * 3 + [1] * 3, cell=["a"] * 3 + ["b"] * 3,
                  step=[0, 6, 12, 0, 6, 18])  # fmt: skip
@@ -460,6 +487,14 @@ def one_of(where):
     return {k: v[0] if isinstance(v, list) else v for k, v in where.items()}
 
 
+def rows_of_term(term):
+    """The columns of rows that a term needs: with `take`, of all combinations of its values."""
+    if "take" not in term:
+        return [one_of(term)]
+    listed = {k: v if isinstance(v, list) else [v] for k, v in term.items() if k != "take"}
+    return [dict(zip(listed, values, strict=True)) for values in product(*listed.values())]
+
+
 def cell_of(test, seed, where, **changed):
     known = made_up.cell()
     from_where = {k: v for k, v in where.items() if k in known}
@@ -474,7 +509,9 @@ def terms_in_order(tests, effect):
     """y of every term of pairs, which differ by `effect` at least."""
     y = {}
     for test in reversed(tests):
-        first, second = (tuple(sorted(one_of(t).items())) for t in test.terms)
+        first, second = (
+            tuple(tuple(sorted(row.items())) for row in rows_of_term(t)) for t in test.terms
+        )
         if second not in y:
             y[second] = y[first] - effect if first in y else 0.5
         y.setdefault(first, y[second] + effect)
@@ -538,7 +575,8 @@ def make_level(tests, effect):
 
 def make_difference(tests, effect):
     for term, y in terms_in_order(tests, effect).items():
-        yield y, dict(term)
+        for row in term:
+            yield y, dict(row)
 
 
 def make_change(tests, effect):
@@ -570,7 +608,7 @@ def make_correlation(tests, effect, share=None):
 
 
 def make_halving(tests, effect):
-    for term, y in terms_in_order(tests, effect).items():
+    for (term,), y in terms_in_order(tests, effect).items():
         for iteration, (time, spread) in enumerate([(0.0, 1.0), (10**y, 0.4), (1e6, 0.1)]):
             yield 0.0, dict(term) | {
                 "phase": "descent", "dimension": 10, "iteration": iteration, "time": time,
