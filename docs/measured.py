@@ -56,9 +56,15 @@ SELECTIONS = {
         "measures", {**WITH_DCL, "metric": "cka_null", "variant": "cosine_biased"}),
     "cka_to_init": Selection(
         "measures", {**TEST, "metric": "cka_to_init", "variant": "cosine_biased"}),
+    "cka_of_pairs": Selection(
+        "measures", {**TEST, "metric": "cka", "variant": "cosine_debiased"},
+        ("reference", "value")),
     "weight_gap": Selection(
         "measures", {"metric": "weight_gap", "variant": "mean_layer", "reference": "dcl"}),
     "linear_probe": Selection("measures", {**TEST, "metric": "linear_probe"}),
+    "knn": Selection("measures", {**TEST, "metric": "knn"}),
+    "nccc": Selection("measures", {**TEST, "metric": "nccc"}, training=True),
+    "effective_rank": Selection("measures", {**TEST, "metric": "effective_rank"}),
     "merged_nccc": Selection("measures", {**TEST, "metric": "merged_nccc"}, ("variant", "value")),
     "layer_cka": Selection(
         "layers", {"split": "test", "reference": "dcl", "metric": "cka",
