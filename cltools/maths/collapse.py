@@ -13,6 +13,7 @@ P1 is arXiv 2506.04411. Papyan is Papyan, Han & Donoho 2020 (PNAS 117, "neural c
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from cltools.maths.alignment.features import chunks_of, class_index
 from cltools.maths.alignment.moments import Means, means_of, moments_of
-from cltools.maths.blocks import CPU, Features, RowSource, as_rows
+from cltools.maths.blocks import BLOCK_BYTES, CPU, Features, RowSource, as_rows
 from cltools.maths.probes import nccc
 
 Array = NDArray[np.float64]
@@ -92,8 +93,6 @@ def class_statistics(
 
 def class_spread(features: Features, labels: ArrayLike, device: torch.device = CPU) -> ClassSpread:
     """The part of `class_statistics` that needs no d×d matrix; arguments and errors as there."""
-    from scipy.spatial.distance import pdist, squareform
-
     x = as_rows("x", features)
     index, counts = class_index(labels, x.shape[0])
     classes = np.unique(labels)
@@ -106,12 +105,95 @@ def class_spread(features: Features, labels: ArrayLike, device: torch.device = C
     variances, along = sums[0] / counts, sums[1] / counts[:, None]
 
     means = found.classes.cpu().numpy()
+    return _spread(classes, counts, means, variances, along, ROUNDING * square)
+
+
+def spreads_of_subsets(
+    x: Tensor, labels: ArrayLike, drawn: NDArray[np.intp]
+) -> Iterator[ClassSpread | None]:
+    """`class_spread` of subsets of the images; None for a subset with images of one class only.
+
+    All draws of a class are one product. Each alone takes several times as long, most of which
+    goes to the calls.
+
+    Args:
+        x: (m, d) features in float64.
+        labels: (m,) class labels of any kind.
+        drawn: (draws, b), the places of each subset's images, without duplicates.
+    """
+    index, counts = class_index(labels, len(x))
+    classes = np.unique(labels)
+    own, number = (torch.from_numpy(a).to(x.device) for a in (index, counts))
+    found = means_of("", x, own, number, False, x.device)
+    residuals = x - found.whole - found.classes[own]
+    at_once = max(1, BLOCK_BYTES // (8 * len(classes) * x.shape[1]))
+    for start in range(0, len(drawn), at_once):
+        some = drawn[start : start + at_once]
+        member = torch.zeros(len(some), len(x), dtype=x.dtype, device=x.device)
+        member.scatter_(1, torch.from_numpy(some).to(x.device), 1)
+        sums = _sums_of_subsets(residuals, found.classes, index, member)
+        squares = (member @ found.square / some.shape[1]).tolist()
+        for count, means, variances, along, square in zip(*sums, squares, strict=True):
+            there = count > 0
+            yield None if there.sum() < 2 else _spread(
+                classes[there], count[there].astype(np.int64), means[there], variances[there],
+                along[there][:, there], ROUNDING * square,
+            )  # fmt: skip
+
+
+def _sums_of_subsets(
+    residuals: Tensor, centers: Tensor, index: NDArray[np.intp], member: Tensor
+) -> list[Array]:
+    """Counts (R, C), means (R, C, d), variances (R, C) and `along` (R, C, C) of R subsets.
+
+    residuals (m, d) are the features minus the mean of their class, centers (C, d) these means,
+    member (R, m) is 1 for the images of a subset. Classes without images have means of no sense.
+    """
+    # With δ the mean of the residuals of a class in the subset, sums over its n images there:
+    #   Σ ‖x - μ‖² = Σ ‖r‖² - n ‖δ‖²,   Σ ((x - μ)·u)² = Σ (r·u)² - n (δ·u)².
+    draws, classes = len(member), len(centers)
+    counts, variances = member.new_zeros(2, draws, classes)
+    shifts = member.new_zeros(draws, classes, residuals.shape[1])
+    along = member.new_zeros(draws, classes, classes)
+    squares = torch.linalg.vecdot(residuals, residuals)
+    images = [torch.from_numpy(np.flatnonzero(index == c)).to(member.device)
+              for c in range(classes)]  # fmt: skip
+    for c, own in enumerate(images):
+        counts[:, c] = member[:, own].sum(1)
+        shifts[:, c] = member[:, own] @ residuals[own]
+        variances[:, c] = member[:, own] @ squares[own]
+    number = counts.clamp(min=1)
+    shifts /= number[..., None]
+    means = centers + shifts
+    variances = variances / number - torch.linalg.vecdot(shifts, shifts)
+    # What is left where images coincide, while others of their class do not, or of one image.
+    variances[variances <= 1e-14 * squares.mean()] = 0
+    for c, own in enumerate(images):
+        ways = means - means[:, c, None]
+        onto = (residuals[own] @ ways.flatten(0, 1).T).view(len(own), draws, classes)
+        along[:, c] = torch.einsum("rn,nrk->rk", member[:, own], onto.square_())
+        along[:, c] /= number[:, c, None]
+        along[:, c] -= (shifts[:, c, None] @ ways.mT)[:, 0].square()
+    return [found.numpy(force=True) for found in (counts, means, variances, along.clamp(min=0))]
+
+
+def _spread(
+    classes: NDArray[np.generic],
+    counts: NDArray[np.int64],
+    means: Array,
+    variances: Array,
+    along: Array,
+    rounding: float,
+) -> ClassSpread:
+    """What is not larger than `rounding` becomes 0."""
+    from scipy.spatial.distance import pdist, squareform
+
     # Not from the Gram matrix: rounding would put a distance between means that coincide.
     distances = squareform(pdist(means, "sqeuclidean"))
     means = means - means.mean(axis=0)
-    means[np.einsum("ij,ij->i", means, means) <= ROUNDING * square] = 0
-    distances[distances <= ROUNDING * square] = 0
-    variances[variances <= ROUNDING * square] = 0
+    means[np.einsum("ij,ij->i", means, means) <= rounding] = 0
+    distances[distances <= rounding] = 0
+    variances[variances <= rounding] = 0
     along[variances == 0] = 0
     return ClassSpread(classes, counts, means, variances, distances, along)
 

@@ -83,7 +83,7 @@ def subsampling_interval(
     drawn = subsets(n, draws, fraction, seed)
     value, images = (statistic(np.arange(n)), n) if whole is None else whole
     table = np.array([statistic(each) for each in drawn], dtype=np.float64)
-    return _interval(value, table, drawn.shape[1], n, images, level)
+    return interval_of(value, table, drawn.shape[1], n, images, level)
 
 
 def subsets(n: int, draws: int = 200, fraction: float = 0.5, seed: int = 0) -> NDArray[np.intp]:
@@ -106,10 +106,13 @@ def _check_level(level: float) -> None:
         raise ValueError(f"a level in (0, 1) is needed, not {level}")
 
 
-def _interval(
-    value: ArrayLike, drawn: ArrayLike, size: int, n: int, images: int, level: float
+def interval_of(
+    value: ArrayLike, drawn: ArrayLike, size: int, n: int, images: int, level: float = 0.9
 ) -> Interval:
-    """From the statistics of subsamples of `size` of n images, themselves drawn from `images`."""
+    """`subsampling_interval` from the statistics (draws, …) of subsamples of `size` of n images.
+
+    The n images are themselves drawn from `images`, whose statistic is `value`.
+    """
     whole, table = np.asarray(value, dtype=np.float64), np.asarray(drawn, dtype=np.float64)
     tails = [(1 + level) / 2, (1 - level) / 2]
     with np.errstate(invalid="ignore"):  # infinity minus infinity: the limits become NaN
@@ -211,7 +214,7 @@ def intervals_of(
                 drawn_values.append(measure_of(measure, pair, table))
     return {
         pair: {
-            measure: _interval(values[pair][measure], drawn_values, drawn.shape[1], m, n, level)
+            measure: interval_of(values[pair][measure], drawn_values, drawn.shape[1], m, n, level)
             for measure, drawn_values in asked.items()
         }
         for pair, asked in found.items()

@@ -10,7 +10,7 @@ from cltools.maths import collapse, sphere
 from cltools.maths.alignment.measures import Measure
 from cltools.maths.alignment.samples import sampled_images
 from cltools.maths.blocks import CPU, RowSource, each_block, take
-from cltools.maths.intervals import FEWEST_IMAGES, subsampling_interval
+from cltools.maths.intervals import FEWEST_IMAGES, interval_of, subsets
 from cltools.measurements.representations import Representations
 from cltools.measurements.table import Row, ViewSources, rows_of
 
@@ -121,14 +121,15 @@ def _intervals(
     images = sampled_images(len(of))
     rows, labels = take(array, images, of.device), of.index[images]
 
-    def drawn(places: np.ndarray) -> list[float]:
-        if len(np.unique(labels[places])) < 2:
-            return [np.nan] * len(WITH_INTERVAL)
-        s = collapse.class_spread(rows[torch.from_numpy(places)], labels[places], of.device)
-        return [function(s) for function in WITH_INTERVAL.values()]
-
-    whole = [values[measure] for measure in WITH_INTERVAL], len(of)
-    interval = subsampling_interval(drawn, len(images), draws=INTERVAL_DRAWS, whole=whole)
+    drawn = subsets(len(images), INTERVAL_DRAWS)
+    table = [
+        [np.nan] * len(WITH_INTERVAL)
+        if s is None
+        else [function(s) for function in WITH_INTERVAL.values()]
+        for s in collapse.spreads_of_subsets(rows, labels, drawn)
+    ]
+    whole = [values[measure] for measure in WITH_INTERVAL]
+    interval = interval_of(whole, table, drawn.shape[1], len(images), len(of))
     low, high = np.asarray(interval.low), np.asarray(interval.high)
     return {
         measure: {"ci_low": float(low[i]), "ci_high": float(high[i])}

@@ -6,15 +6,18 @@ from itertools import combinations, permutations
 
 import numpy as np
 import pytest
+import torch
 from numerics import rows_per_block
 from scipy.stats import ortho_group
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
 
+from cltools.maths import collapse
 from cltools.maths.collapse import (
     cdnv,
     cdnv_root,
     class_mean_cosines,
+    class_spread,
     class_statistics,
     directional_cdnv,
     effective_rank,
@@ -25,6 +28,7 @@ from cltools.maths.collapse import (
     nc2_equinorm,
     nc3,
     nc4,
+    spreads_of_subsets,
     within_class_spread,
 )
 
@@ -305,3 +309,31 @@ def test_rank_refuses_what_is_no_covariance():
         effective_rank(np.ones((2, 3)))
     with pytest.raises(ValueError, match="NaN"):
         effective_rank(np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_spreads_of_subsets_are_those_of_each_alone(monkeypatch, offset):
+    """With a class that some subsets lack or have one image of, and one whose images coincide."""
+    rng = np.random.default_rng(0)
+    y = np.array(list("aaaaaabbbbbbbbcccdd"))
+    x = rng.standard_normal((len(y), 5)) + offset
+    x[y == "b"] = x[6] * [[1], [1], [1], [1], [1], [1], [1], [1 + (offset == 0)]]
+    drawn = np.array([rng.permutation(len(y))[:9] for _ in range(40)])
+    drawn = np.concatenate([drawn, [np.arange(6, 15), [0, 1, 2, 6, 7, 8, 14, 17, 18]]])
+    monkeypatch.setattr(collapse, "BLOCK_BYTES", 8 * 4 * 5 * 7)  # seven subsets at a time
+    found = list(spreads_of_subsets(torch.from_numpy(x), y, drawn))
+    assert len(found) == len(drawn)
+    accuracy = {"rtol": 1e-9, "atol": 1e-12 if offset == 0 else 1e-7}
+    for places, s in zip(drawn, found, strict=True):
+        alone = class_spread(x[places], y[places])
+        assert list(s.classes) == list(alone.classes)
+        for name in ("counts", "means", "variances", "distances", "along"):
+            np.testing.assert_allclose(getattr(s, name), getattr(alone, name), **accuracy)
+        assert list(s.variances == 0) == list(alone.variances == 0)
+
+
+def test_no_spread_of_a_subset_within_one_class():
+    x, y = torch.randn(6, 3, dtype=torch.float64), np.array([0, 0, 0, 1, 1, 1])
+    one, two = spreads_of_subsets(x, y, np.array([[0, 1, 2], [1, 2, 3]]))
+    assert one is None
+    assert list(two.counts) == [2, 1]
