@@ -49,6 +49,11 @@ def lr_by_epoch(
     return peak * warmed * 0.5 * (1 + math.cos(math.pi * first / horizon_steps))
 
 
+def lr_constant(step: int, peak: float, warmup_steps: int) -> float:
+    """Linear warm-up, as in `lr_at`; then the rate stays at its peak."""
+    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
+
+
 class AuthorsLars(torch.optim.Optimizer):
     """LARS as the authors run it, on gradients that are first clipped to a total norm of 1.
 
