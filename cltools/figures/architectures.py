@@ -64,6 +64,8 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         + " Papers: two versions of the same table, CKA of raw features."
         * (not papers.is_empty()),
     )
+    if "cka_z" not in rows:
+        plotted = plotted.drop("features")
     return figure, tables.with_papers(plotted, papers)
 
 
