@@ -48,7 +48,8 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         ax.set_xticks(range(len(groups)), labels)
         style.alignment_axis(ax, plotted["value"])
         ax.grid(axis="x", visible=False)
-        ax.tick_params(axis="x", length=0)
+        upright = 90 if style.narrow() and len(groups) > 2 else 0
+        ax.tick_params(axis="x", length=0, rotation=upright)
     other = experiment.reference_label
     style.finish(
         figure,
