@@ -50,8 +50,8 @@ def lr_by_epoch(
 
 
 def lr_constant(step: int, peak: float, warmup_steps: int) -> float:
-    """Linear warm-up, as in `lr_at`; then the rate stays at its peak."""
-    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
+    """The linear warm-up of `lr_at`, to the same bytes; then the rate stays at its peak."""
+    return peak * (step + 1) / warmup_steps if step < warmup_steps else peak
 
 
 class AuthorsLars(torch.optim.Optimizer):

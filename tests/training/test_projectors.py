@@ -16,7 +16,7 @@ from cltools.runtime.errors import InputError
 from cltools.stages import embed, layers
 from cltools.training.layers import layers_of
 from cltools.training.networks import build_network
-from cltools.training.optimizers import lr_constant
+from cltools.training.optimizers import lr_at, lr_constant
 
 CPU = torch.device("cpu")
 NONE = {"projector_layers": 0, "projector_hidden": 2048, "projector_dim": 128}  # the defaults
@@ -169,5 +169,6 @@ def test_a_cell_of_each_kind(digits, tmp_path, settings, objectives):
 def test_a_rate_that_stays():
     """The warm-up of the other schedules, then the peak."""
     rates = [lr_constant(step, 2.0, 10) for step in range(30)]
-    assert rates == [2.0 * min(1, (step + 1) / 10) for step in range(30)]
+    assert rates == pytest.approx([2.0 * min(1, (step + 1) / 10) for step in range(30)])
+    assert rates[:11] == [lr_at(step, 2.0, 10, 30) for step in range(11)]
     assert lr_constant(0, 2.0, 0) == 2.0
