@@ -35,13 +35,21 @@ FURTHER = {
     "total_steps": "{} steps",
     "cell": "{}",
 }
-LR_RULES = {
-    "linear": "learning rate ∝ B",
-    "sqrt": "learning rate ∝ √B",
-    "fourth_root": "learning rate ∝ B^¼",
-    "constant": "constant learning rate",
-    "authors_sqrt": "authors’ √B learning rate",
-    "authors_fourth_root": "authors’ B^¼ learning rate",
+# Column -> its values in words.
+WORDS = {
+    "lr_rule": {
+        "linear": "learning rate ∝ B",
+        "sqrt": "learning rate ∝ √B",
+        "fourth_root": "learning rate ∝ B^¼",
+        "constant": "constant learning rate",
+        "authors_sqrt": "authors’ √B learning rate",
+        "authors_fourth_root": "authors’ B^¼ learning rate",
+    },
+    "lr_schedule": {
+        "per_step": "cosine by the step",
+        "per_epoch": "cosine by the epoch",
+        "constant": "rate stays after the warm-up",
+    },
 }
 
 
@@ -170,11 +178,11 @@ def spread(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 def in_words(column: str, values: Iterable[Any]) -> str:
     """The values of a column in `COLUMNS` or `FURTHER`, as a footnote gives them."""
     values = sorted(set(values))
-    if column == "lr_rule":
-        text = [LR_RULES.get(value, value) for value in values]
+    if column in WORDS:
+        text = [WORDS[column].get(value, value) for value in values]
     else:
         text = [v if isinstance(v, str) else f"{v:,}" if v > 1000 else f"{v:g}" for v in values]
-    if len(text) > 4 and column != "lr_rule":
+    if len(text) > 4 and column not in WORDS:
         text = [f"{text[0]}–{text[-1]}"]
     return (COLUMNS | FURTHER)[column].format(", ".join(text))
 

@@ -6,6 +6,7 @@ Tests of stages compare the tables that they make as well.
 import dictionary
 import polars as pl
 import pytest
+from small import small_cell
 
 from cltools.claims.evaluate import SCHEMA as CLAIMS
 from cltools.layout import TABLES
@@ -39,7 +40,7 @@ def test_columns_of_fixed_tables(name, columns):
 
 
 def test_columns_of_cells():
-    cell = dict.fromkeys(("architecture", "width", "coupling", *dictionary.SETTINGS), "")
+    cell = small_cell()
     about = {"cell": cell, "id": "", "class_ids": [], "peak_lr": 0, "train_images": 0, "steps": 0}
     columns = pl.select(*cell_columns(about, "", [])).columns
     assert {*dictionary.cell_columns()} == {*columns}

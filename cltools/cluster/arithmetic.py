@@ -6,6 +6,7 @@ counted by torch itself, which has to be imported for it.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cltools.config.architectures import (
@@ -16,6 +17,7 @@ from cltools.config.architectures import (
     Transformer,
     usual_patch,
 )
+from cltools.config.projectors import projector_widths
 
 
 class NetworkSize(NamedTuple):
@@ -48,7 +50,8 @@ def network_size(cell: Mapping[str, Any], side: int, channels: int = 3) -> Netwo
         )
     else:
         encoder = _resnet(ARCHITECTURES[name], cell, side, channels)
-    weights = cell["projector_hidden"] * (encoder.features + cell["projector_dim"])
+    widths = projector_widths(cell, encoder.features)
+    weights = sum(inputs * outputs for inputs, outputs in pairwise(widths))
     return encoder._replace(
         flops=encoder.flops + 2 * weights, parameters=encoder.parameters + weights
     )

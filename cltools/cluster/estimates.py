@@ -17,6 +17,7 @@ from cltools.cluster.arithmetic import NetworkSize, network_size
 from cltools.cluster.images import PHOTOGRAPH_BYTES, Images
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration, saves_in
+from cltools.config.projectors import projector_widths, z_width
 from cltools.config.schema import defaults
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import canonical_json
@@ -299,7 +300,7 @@ def _seconds_of_products(
     cell: Mapping[str, Any], images: Images, features: int, full: bool
 ) -> float:
     """What the products of one checkpoint take."""
-    objectives, views, dim = len(cell["objectives"]), cell["views"], cell["projector_dim"]
+    objectives, views, dim = len(cell["objectives"]), cell["views"], z_width(cell, features)
     flops = 0.0
     for n in (images.train, images.test):
         # Sums of products for all pairs of objectives and starts, centered and by class.
@@ -409,8 +410,9 @@ def layers_seconds(task: Task, settings: Mapping[str, Any], machine: Machine = O
 
 def _widths(task: Task) -> list[int]:
     """Of what every layer of a network puts out, projector included."""
-    cell = task.run.cell
-    return [*_size(task).widths, cell["projector_hidden"], cell["projector_dim"]]
+    size = _size(task)
+    after = projector_widths(task.run.cell, size.features)[1:]  # of a projector's layers
+    return [*size.widths, *(after or [size.features])]
 
 
 def prepare_needs(images: Images, attempt: int = 1) -> Needs:
@@ -468,8 +470,8 @@ def _networks(task: Task) -> int:
 
 def _numbers(task: Task) -> float:
     """Numbers that one network's embeddings of all images have."""
-    cell = task.run.cell
-    each = _size(task).features + (1 + cell["views"]) * cell["projector_dim"]
+    cell, features = task.run.cell, _size(task).features
+    each = features + (1 + cell["views"]) * z_width(cell, features)
     return float(task.images.both * each)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from cltools.cluster.estimates import SECONDS_TO_CROP, SECONDS_TO_DECODE
+from cltools.config.projectors import z_width
 from cltools.runtime.errors import InputError
 
 
@@ -152,7 +153,7 @@ def measuring_seconds(
     (N x N'), a linear probe of 300 iterations for 5 penalties, and the losses with three other
     labellings. Reading the features is not counted.
     """
-    objectives, d, p = len(cell["objectives"]), features, cell["projector_dim"]
+    objectives, d, p = len(cell["objectives"]), features, z_width(cell, features)
     views, pairs = cell["views"], objectives * (objectives + 1) / 2
     moments = 2 * (train + test) * (d**2 + p**2) * 2 * pairs
     losses = 2 * objectives * (train**2 + test**2) * p * (views**2 + 1)

@@ -95,6 +95,7 @@ def resolve_cell(settings: Mapping[str, Any], where: str = "cell") -> dict[str, 
     cell = dict(_with_floats(cell, schema()["$defs"]["cell"]))
     cell["objective_settings"] = _objective_settings(cell, f"{where}.objective_settings")
     _check_encoder(cell, where)
+    _check_projector(cell, where)
     _check_framework(cell, where)
     horizon = Duration.parse(cell["horizon"])
     if horizon.count == 0:
@@ -206,6 +207,22 @@ def _check_encoder(cell: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 f"config key {where}.{key} is {cell[key]!r}, but {cell['architecture']} is {kind}, "
                 f"which has no {key}: leave it out"
+            )
+
+
+def _check_projector(cell: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that the projector would not use, as `_check_encoder` does."""
+    unused = {
+        0: ("projector_norm", "projector_hidden", "projector_dim"),
+        1: ("projector_hidden",),
+    }
+    for key in unused.get(cell["projector_layers"], ()):
+        usual = defaults()[key]
+        if cell[key] != usual:
+            raise InputError(
+                f"config key {where}.{key} is {cell[key]!r}, which means nothing with "
+                f"projector_layers {cell['projector_layers']}: leave it out, or set it to its "
+                f"default {usual} where it is set for other cells too"
             )
 
 

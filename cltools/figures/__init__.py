@@ -128,9 +128,10 @@ FIGURES: dict[str, FigureSpec] = {
         factors=("coupling",),
     ),
     "alignment_architectures": FigureSpec(
-        "CKA and RSA with the reference at the end of training by data set and architecture.",
+        "CKA and RSA with the reference at the end of training by data set and architecture, and "
+        "for each kind of projector.",
         "architectures",
-        factors=("architecture", "dataset"),
+        factors=("architecture", "dataset", "projector_layers", "projector_norm"),
         papers=("p2_architectures",),
         objectives=(REFERENCE,),
     ),

@@ -37,7 +37,8 @@ CELL_COLUMNS = {
     "cell": "name of the cell, and of its folder",
     "sweeps": "list of the sweeps of the config that the cell belongs to",
     "dataset": "name of the data set in the config",
-    "architecture": "encoder and width, such as `small_resnet ×1`",
+    "architecture": "encoder and width, such as `small_resnet ×1`, and a projector that is not the "
+    "papers': `small_resnet ×1, no projector`",
     "classes": "number of classes C",
     "coupling": "which randomness all objectives share: `init`, `batches`, `views`, joined by +",
     "peak_lr": "largest learning rate η",
@@ -76,7 +77,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "measures": MEASURED,
     "layers": {
         **MEASURED,
-        "features": "name of the objective's layer: `stem`, each block, `h`, `projector`, `z`",
+        "features": "name of the objective's layer: `stem`, each block, `h`, `projector` "
+        "(`projector.0` and `projector.1` where it has two hidden layers), `z`",
         "reference_features": "name of the layer that it is compared with",
         "depth": "number of the layer `features`, from the images on, beginning with 0",
     },

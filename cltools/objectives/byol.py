@@ -20,7 +20,7 @@ def loss(outputs: Outputs) -> "Tensor":
 
 
 def hidden(cell: Mapping[str, Any]) -> int:
-    """The hidden width of the predictor: that of the projector (Section 3.2)."""
+    """The hidden width of the predictor: that of the projector (Section 3.2), or else of z."""
     width: int = cell["projector_hidden"]
     return width
 

@@ -85,7 +85,8 @@ class Objective:
     queue: the loss with a queue of keys (MoCo), where there is one.
     projections: whether the loss uses projections that are not normalized.
     predictor: from the cell to the hidden width of the predictor, a small network behind the
-        projector; None for none.
+        projector; None for none. In the cell that it gets, `projector_dim` is the width of z, and
+        `projector_hidden` that of the projector's hidden layers or, without any, of z.
     target: whether a momentum network computes targets. Its momentum is the setting `momentum`,
         which the loss does not get. It rises along a cosine to 1 at the horizon.
     classifier: whether there is a linear head on z.

@@ -25,6 +25,7 @@ from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, tota
 from cltools.config.cells import canonical_cell
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
+from cltools.config.projectors import z_width
 from cltools.config.schema import defaults
 from cltools.config.sharing import Share
 from cltools.data.encoded import EncodedSource, write_encoded_store
@@ -432,7 +433,7 @@ def _measure(trainer: CoupledTrainer, steps: int, images: int) -> tuple[Costs, d
     saved, state_bytes, weights_bytes = _seconds_of_a_save(trainer)
     features = next(iter(trainer.networks.values())).encoder.features
     views, objectives = cell["views"], len(cell["objectives"])
-    numbers = features + (1 + views) * cell["projector_dim"]
+    numbers = features + (1 + views) * z_width(cell, features)
     costs = Costs(
         steps_per_epoch=trainer.steps_per_epoch,
         seconds_per_step=rounded(per_step),

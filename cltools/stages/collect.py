@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from cltools.config.projectors import projector_words
 from cltools.layout import of_experiment, whose
 from cltools.runtime.errors import InputError
 from cltools.runtime.sealed import read_json, read_table, write_table
@@ -27,11 +28,12 @@ SETTINGS = (
 def cell_columns(manifest: Mapping[str, Any], dataset: str, sweeps: list[str]) -> list[pl.Expr]:
     """The columns that say which cell a row belongs to."""
     cell = manifest["cell"]
+    encoder = f"{cell['architecture']} ×{cell['width']}"
     values = {
         "cell": manifest["id"],
         "sweeps": sweeps,
         "dataset": dataset,
-        "architecture": f"{cell['architecture']} ×{cell['width']}",
+        "architecture": ", ".join(filter(None, (encoder, projector_words(cell)))),
         "classes": len(manifest["class_ids"]),
         "coupling": " + ".join(cell["coupling"]) or "nothing",
         **{key: cell[key] for key in SETTINGS},

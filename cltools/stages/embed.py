@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cltools.cluster.estimates import MB, NETWORK_MB
+from cltools.config.projectors import z_width
 from cltools.data.embeddings import Samples, new_embeddings, origin, usable_embeddings
 from cltools.data.image_set import ImageSet
 from cltools.data.store import ImageStore
@@ -185,10 +186,10 @@ def _embed_group(
         {split: data.labels.numpy() for split, data in sets.items()},
         {split: data.samples.numpy() for split, data in sets.items()},
     )
-    any_network = next(iter(networks[0].values()))
+    features = next(iter(networks[0].values())).encoder.features
     widths = {
-        "feature": any_network.encoder.features,
-        "dimension": cell["projector_dim"],
+        "feature": features,
+        "dimension": z_width(cell, features),
         "view": cell["views"],
     }
     with ExitStack() as stack:

@@ -44,6 +44,7 @@ from cltools.cluster.timings import by_kind, entry_of, kept_bytes, rounded, tota
 from cltools.config.cells import cell_id
 from cltools.config.durations import Duration
 from cltools.config.experiment import Experiment
+from cltools.config.projectors import z_width
 from cltools.config.schema import defaults, with_defaults
 from cltools.config.sharing import Share, splits_batch
 from cltools.data.store import PER_CLASS, ImageStore, select
@@ -327,7 +328,7 @@ def _costs(
     decoding = DECODING / workers if data.encoded else 0.0
     drawn = images["train"] * views
     pixels = 0 if data.encoded else images["train"] * math.prod(data.shape)
-    numbers = trace.features + (1 + views) * cell["projector_dim"]
+    numbers = trace.features + (1 + views) * z_width(cell, trace.features)
     state = trace.held
     return Costs(
         steps_per_epoch=images["train"] // cell["batch_size"],

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cltools.config.projectors import z_width
 from cltools.maths.objectives import KeyMasks
 from cltools.runtime.devices import to_device
 from cltools.training.batches import Batches
@@ -39,7 +40,7 @@ class KeyQueue:
         shape = (
             cell["queue_size"] // cell["batch_size"],
             cell["batch_size"],
-            cell["projector_dim"],
+            z_width(cell, network.encoder.features),
         )
         self.keys = next(network.parameters()).new_zeros(shape)
 

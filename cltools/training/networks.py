@@ -14,6 +14,7 @@ Any other model of timm can be the encoder too; see `models.timm_encoder`.
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from cltools.config.architectures import (
     Transformer,
     usual_patch,
 )
+from cltools.config.projectors import projector_widths, with_widths
+from cltools.config.schema import defaults
 from cltools.models.timm_encoder import TimmEncoder
 from cltools.objectives import find
 from cltools.runtime.errors import InputError
@@ -192,24 +195,40 @@ def patch_side(patch: int | None, image_shape: Sequence[int]) -> int:
 
 
 class Projector(nn.Sequential):
-    """The projector of the papers: Linear-BN-ReLU-Linear-BN.
+    """Linear layers, each with a BatchNorm, and a ReLU between two: from h to z before its scaling.
 
-    The linear layers have no bias, and the shift of the last BatchNorm is fixed at 0.
+    That of the papers has two: Linear-BN-ReLU-Linear-BN. Without a layer, z is h. The linear layers
+    have no bias, and the shift of the last BatchNorm is fixed at 0.
+
+    Without normalization, hidden layers have a bias, which takes the place of the shift, and the
+    last layer has neither. So nothing but the normalization differs, and tensors that are in both
+    have the same names, and so the same initial values.
+
+    widths: of h and of what each linear layer puts out (see `config.projectors`).
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__(
-            nn.Linear(inputs, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, outputs, bias=False),
-            nn.BatchNorm1d(outputs),
-        )
-        self[4].bias.requires_grad_(False)
+    def __init__(self, widths: Sequence[int], normalized: bool = True) -> None:
+        super().__init__()
+        self.outputs = widths[-1]
+        last = len(widths) - 1
+        for layer, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+            hidden = layer < last
+            self.append(nn.Linear(inputs, outputs, bias=hidden and not normalized))
+            self.append(nn.BatchNorm1d(outputs) if normalized else nn.Identity())
+            if hidden:
+                self.append(nn.ReLU(inplace=True))
+        if normalized and last > 0:
+            self[-1].bias.requires_grad_(False)
 
     def layers(self) -> dict[str, nn.Module]:
-        """Name -> module of what lies between h and z: the hidden units after the ReLU."""
-        return {"projector": self[2]}
+        """Name -> module of what lies between h and z: hidden units after their ReLU.
+
+        One hidden layer is "projector", and of several the first is "projector.0".
+        """
+        hidden = [module for module in self if isinstance(module, nn.ReLU)]
+        if len(hidden) == 1:
+            return {"projector": hidden[0]}
+        return {f"projector.{number}": module for number, module in enumerate(hidden)}
 
 
 class Predictor(nn.Sequential):
@@ -236,13 +255,12 @@ class Network(nn.Module):
     """Encoder, projector and, for CE, a linear head on the normalized projection.
 
     `forward` maps images (n, c, h, w) to features h (n, features) and projections z
-    (n, projector_dim). z has unit norm and is in float32. `project` gives projections that are not
+    (n, width of z). z has unit norm and is in float32. `project` gives projections that are not
     normalized. `class_logits` maps z to (n, classes), and `predict` projections to predictions of
     the same shape. Weights of the head and the predictor have names, and so random numbers, of
     their own: the others are the same with and without them.
 
     Args:
-        hidden, outputs: widths of the projector.
         classes: of the head; None for no head.
         predictor: hidden width of the predictor; None for no predictor.
     """
@@ -250,18 +268,17 @@ class Network(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        hidden: int,
-        outputs: int,
+        projector: Projector,
         classes: int | None,
         predictor: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projector = Projector(encoder.features, hidden, outputs)
+        self.projector = projector
         if classes is not None:
-            self.head = nn.Linear(outputs, classes)
+            self.head = nn.Linear(projector.outputs, classes)
         if predictor is not None:
-            self.predictor = Predictor(outputs, predictor)
+            self.predictor = Predictor(projector.outputs, predictor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h, projections = self.project(x)
@@ -295,16 +312,16 @@ def build_network(
     all objectives have. Raises InputError where the patches of a ViT do not fit it, and for a model
     of timm as `TimmEncoder` does.
     """
+    cell = {**defaults(), **cell}  # that of an exported model may be older than some keys
     needs = find(objective)
     head = needs.classifier and not shared_parts
-    predictor = None if shared_parts or needs.predictor is None else needs.predictor(cell)
-    return Network(
-        _encoder(cell, image_shape),
-        cell["projector_hidden"],
-        cell["projector_dim"],
-        classes if head else None,
-        predictor,
-    )
+    encoder = _encoder(cell, image_shape)
+    widths = projector_widths(cell, encoder.features)
+    projector = Projector(widths, cell["projector_norm"] == "batch")
+    predictor = None
+    if needs.predictor is not None and not shared_parts:
+        predictor = needs.predictor(with_widths(cell, encoder.features))
+    return Network(encoder, projector, classes if head else None, predictor)
 
 
 def on_device(network: Network, device: torch.device) -> Network:

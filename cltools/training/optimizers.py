@@ -49,6 +49,11 @@ def lr_by_epoch(
     return peak * warmed * 0.5 * (1 + math.cos(math.pi * first / horizon_steps))
 
 
+def lr_constant(step: int, peak: float, warmup_steps: int) -> float:
+    """The linear warm-up of `lr_at`, to the same bytes; then the rate stays at its peak."""
+    return peak * (step + 1) / warmup_steps if step < warmup_steps else peak
+
+
 class AuthorsLars(torch.optim.Optimizer):
     """LARS as the authors run it, on gradients that are first clipped to a total norm of 1.
 

@@ -153,7 +153,7 @@ class SimilarityMap:
 
 
 class _Embedding(nn.Module):
-    """z (n, projector_dim) of images: a network's `forward` without its cast to float32."""
+    """z (n, width of z) of images: a network's `forward` without its cast to float32."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()

@@ -49,7 +49,14 @@ from cltools.training.labels import Labels, labels_of_models
 from cltools.training.moco import KeyQueue, key_masks, queued_positions
 from cltools.training.momentum import MomentumNetwork, target_momentum
 from cltools.training.networks import OWN_PARTS, Network, build_network, on_device
-from cltools.training.optimizers import build_optimizer, lr_at, lr_by_epoch, peak_lr, set_lr
+from cltools.training.optimizers import (
+    build_optimizer,
+    lr_at,
+    lr_by_epoch,
+    lr_constant,
+    peak_lr,
+    set_lr,
+)
 
 # Rows of the log are copied from the device once in this many steps, since a copy has to wait.
 FLUSH_STEPS = 50
@@ -167,7 +174,10 @@ class CoupledTrainer:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, by the cell's schedule."""
-        if self.cell["lr_schedule"] == "per_epoch":
+        schedule = self.cell["lr_schedule"]
+        if schedule == "constant":
+            return lr_constant(step, self.peak_lr, self.warmup)
+        if schedule == "per_epoch":
             return lr_by_epoch(step, self.peak_lr, self.warmup, self.horizon, self.steps_per_epoch)
         return lr_at(step, self.peak_lr, self.warmup, self.horizon)
 

@@ -18,6 +18,9 @@ from cltools.training.networks import build_network
         ({"architecture": "resnet50"}, 32),
         ({"architecture": "resnet50", "stem": "imagenet"}, 224),
         ({"architecture": "small_vit"}, 32),
+        ({"projector_layers": 0}, 8),
+        ({"projector_layers": 1, "projector_norm": "none"}, 8),
+        ({"projector_layers": 3}, 8),
         ({"architecture": "vit_base"}, 224),
     ],
 )

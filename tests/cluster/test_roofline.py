@@ -73,7 +73,8 @@ def test_newer_gpus_are_no_slower():
 
 
 def test_measuring_grows_as_its_products():
-    cell = {"objectives": ["dcl", "nscl"], "projector_dim": 128, "views": 2}
+    cell = {"objectives": ["dcl", "nscl"], "projector_layers": 2, "projector_hidden": 2048,
+            "projector_dim": 128, "views": 2}  # fmt: skip
     each, last = measuring_seconds(H100, cell, 2048, 10_000, 1_000, 10)
     more, _ = measuring_seconds(H100, cell, 4096, 10_000, 1_000, 10)
     assert 2 < more / each < 4  # the products of features, not the losses of projections

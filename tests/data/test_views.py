@@ -240,11 +240,12 @@ def test_every_draw_is_a_function_of_its_key():
 
 
 def test_initial_weights_depend_on_seed_and_name_alone():
-    from cltools.training.networks import ARCHITECTURES, Network, ResNet
+    from cltools.training.networks import ARCHITECTURES, Network, Projector, ResNet
 
     def network(classes, seed, global_seed):
         torch.manual_seed(global_seed)
-        model = Network(ResNet(ARCHITECTURES["small_resnet"], "cifar", 1, 3), 16, 8, classes)
+        encoder = ResNet(ARCHITECTURES["small_resnet"], "cifar", 1, 3)
+        model = Network(encoder, Projector([encoder.features, 16, 8]), classes)
         initialize(model, seed)
         return model.state_dict()
 

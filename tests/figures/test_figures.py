@@ -502,6 +502,28 @@ def test_alignment_architectures(drawn):
     assert rows["seeds"].to_list() == [SEEDS] * 2 * SEEDS
 
 
+def test_kinds_of_projectors_are_shown_with_h_and_z():
+    kinds = ("small_cnn", "small_cnn, no projector")
+    cells = [made_up.cell(architecture=kind, sweeps=["projector"]) for kind in kinds]
+    of_h = made_up.measures(cells, epochs=(0, 200))
+    of_z = of_h.filter(pl.col("metric").is_in(["cka", "rsa"])).with_columns(
+        features=pl.lit("z"), value=pl.col("value") / 2
+    )
+    sweeps = {"projector": {"label": "projector", "factors": ["projector_layers", "seed"]}}
+    tables = ExperimentTables(sweeps, measures=pl.concat([of_h, of_z]))
+    figure, plotted = draw("alignment_architectures", tables)
+    assert list(figure.names.values()) == ["cka", "rsa", "cka_z", "rsa_z"]
+    ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert ticks == ["digits\nsmall_cnn", "digits\nsmall_cnn\nno projector"]
+    for kind in kinds:
+        one = plotted.filter(architecture=kind, metric="cka", objective="nscl")
+        h = made_up.alignment(made_up.cell(), "nscl", 200)
+        assert dict(one.select("features", "mean").iter_rows()) == pytest.approx(
+            {"h": h, "z": h / 2}
+        )
+    assert len(plotted) == len(plotted.unique(["architecture", "features", "metric", "objective"]))
+
+
 def test_collapse_geometry(drawn):
     """Networks, and free embeddings of the largest C and d at the networks' temperature."""
     rows = numbers(drawn, "collapse_geometry", objective="scl")
