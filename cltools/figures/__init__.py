@@ -115,6 +115,13 @@ FIGURES: dict[str, FigureSpec] = {
         factors=("tau",),
         objectives=(REFERENCE,),
     ),
+    "alignment_temperature_epochs": FigureSpec(
+        "CKA with the reference against the epoch, at each temperature.",
+        "alignment",
+        factors=("tau",),
+        objectives=(REFERENCE,),
+        own_labels=True,
+    ),
     "alignment_batch_size": FigureSpec(
         "CKA and RSA with the reference at the end of training against the batch size, for each "
         "learning-rate rule.",

@@ -14,6 +14,7 @@ from cltools.figures import style, tables
 from cltools.figures.style import Look
 from cltools.figures.tables import ExperimentTables
 
+SHUFFLED = "nscl:shuffled"  # the control
 PAPER, DEBIASED, RSA = "cosine_biased", "cosine_debiased", "pearson_cosine"
 # The last one is a control: is the network still near its start?
 METRICS = ("cka", "rsa", "cka_to_init")
@@ -153,6 +154,39 @@ def alignment_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
 def alignment_temperature(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the temperature."""
     return _against(experiment, "tau", "Temperature τ", "the temperature")
+
+
+def alignment_temperature_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
+    """CKA with the reference against the epoch. Columns: temperatures; rows: arms of the sweeps.
+
+    Of the objectives with labels of their own, only NSCL with shuffled labels is shown.
+    """
+    measures = experiment.against_reference(experiment.over(experiment.measures, "tau"))
+    cells = tidy.rows(measures, metric="cka", variant=PAPER, features="h", split="test")
+    own_labels = pl.col("objective").str.contains(":") & (pl.col("objective") != SHUFFLED)
+    cells = cells.filter(~own_labels)
+    plotted = tidy.spread(cells, ["panel", "arm", "tau", "objective", "epoch"])
+    arms = plotted["arm"].unique(maintain_order=True)
+    taus = plotted["tau"].unique().sort()
+
+    figure, axes = style.panels(len(arms), len(taus), height=1.9, sharex=True, sharey=True)
+    for row, arm in zip(axes, arms, strict=True):
+        for ax, tau in zip(row, taus, strict=True):
+            one = plotted.filter(arm=arm, tau=tau)
+            _draw(ax, one.with_columns(metric=pl.lit("cka")), "epoch", "cka", bars=False)
+            ax.set_title(f"{arm}, τ = {tau:g}" if len(arms) > 1 else f"τ = {tau:g}")
+            ax.set_ylabel("CKA")
+            style.epoch_axis(ax, plotted["epoch"])
+            style.alignment_axis(ax, plotted["value"])
+    style.finish(
+        figure,
+        f"Alignment of each objective with {experiment.reference_label} during training, by "
+        "temperature",
+        _handles(plotted),
+        f"{tidy.setting(cells, ['tau'])}. Test images, encoder features h. CKA: cosine "
+        f"similarities, biased estimator. {tables.seeds_note(plotted, cells, 'band')}",
+    )
+    return figure, plotted.drop("panel")
 
 
 def alignment_batch_size(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:

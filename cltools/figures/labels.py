@@ -13,10 +13,10 @@ from cltools import tidy
 from cltools.config.cells import parts_of
 from cltools.config.sweeps import sweeps_over
 from cltools.figures import style, tables
-from cltools.figures.alignment import PAPER, RSA
+from cltools.figures.alignment import PAPER, RSA, SHUFFLED
 from cltools.figures.tables import ExperimentTables
 
-TRUE, SHUFFLED, TWIN = "nscl", "nscl:shuffled", "dcl_twin"
+TRUE, TWIN = "nscl", "dcl_twin"
 PANELS = {"cka": (PAPER, "CKA with DCL"), "rsa": (RSA, "RSA with DCL")}
 # Kinds of labels -> name and color of their curve. The first two drop whole classes, or images
 # without regard to classes, and as many of them.

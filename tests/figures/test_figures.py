@@ -250,6 +250,14 @@ def test_alignment_training_has_the_known_means_and_deviations(drawn):
         assert set(rows["seeds"]) == {SEEDS}
 
 
+def test_alignment_by_temperature_and_epoch(drawn):
+    rows = numbers(drawn, "alignment_temperature_epochs", objective="nscl")
+    assert set(rows["tau"]) == {0.1, 0.5, 1.0}
+    for tau, epoch, mean in rows.select("tau", "epoch", "mean").unique().iter_rows():
+        wanted = made_up.alignment(made_up.cell(tau=tau), "nscl", epoch)
+        assert mean == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(
     ("name", "column", "values", "arms"),
     [
