@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.style import Look
 from cltools.figures.tables import ExperimentTables
 
@@ -75,7 +75,7 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
         experiment, cells, metric=["cka", "rsa"], reference=experiment.reference, split=splits
     )
 
-    figure, axes = style.panels(METRICS, splits, height=1.9, sharex=True, sharey="row")
+    figure, axes = sheet.panels(METRICS, splits, height=1.9, sharex=True, sharey="row")
     for row, (metric, title) in zip(axes, panels(experiment).items(), strict=True):
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(split=split)
@@ -96,7 +96,7 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["mean"])
     thin = style.handle(Look("CKA, debiased", style.THEORY, ""), **THIN)
-    style.finish(
+    sheet.finish(
         figure,
         f"Alignment of each objective with {experiment.reference_label} during training",
         [*_handles(plotted), thin, *style.paper_handles(papers)],
@@ -122,7 +122,7 @@ def _against(
     # The footnote does not repeat what an axis or the panel titles show.
     leave_out = [factor, "lr_rule"] if factor == "batch_size" else [factor]
     arms = plotted["arm"].unique(maintain_order=True)
-    figure, axes = style.panels(len(arms), METRICS, height=1.9, sharex=True, sharey=True)
+    figure, axes = sheet.panels(len(arms), METRICS, height=1.9, sharex=True, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
         for ax, (metric, panel) in zip(row, panels(experiment).items(), strict=True):
             _draw(ax, plotted.filter(arm=arm), factor, metric, bars=True)
@@ -130,7 +130,7 @@ def _against(
             ax.set_ylabel("Similarity")
             style.factor_axis(ax, plotted[factor], label)
             style.alignment_axis(ax, plotted["value"])
-    style.finish(
+    sheet.finish(
         figure,
         f"Alignment of each objective with {experiment.reference_label} against {words}",
         _handles(plotted),
@@ -184,7 +184,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
         mean = papers.with_columns(mean=pl.col("value"), seeds=pl.lit(None, pl.UInt32))
         maps.append((f"{papers['figure'][0]}, CKA of raw features", mean, "epoch", "Epoch"))
     tall = max(part["classes"].n_unique() for _, part, _, _ in maps)
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         len(maps), splits, height=0.24 * tall + 0.6, flatter=1, sharey="row"
     )
     lowest = max(0.0, np.floor(10 * min(part["mean"].min() for _, part, _, _ in maps)) / 10)
@@ -197,7 +197,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
             images = "training" if split == "train" else "test"
             ax.set_title(f"{title}, {images} images" if len(maps) > 1 else f"{images} images")
             ax.set(xlabel=label, ylabel="Classes C (runs)")
-    style.finish(
+    sheet.finish(
         figure,
         f"CKA of {pair} by number of classes and epoch",
         [],

@@ -18,15 +18,8 @@ from polars.testing import assert_frame_equal
 from cltools.config.schema import schema
 from cltools.config.sweeps import base_sweep
 from cltools.figures import FIGURES, draw, papers_file
-from cltools.figures.style import (
-    NEUTRAL,
-    OBJECTIVES,
-    OWN_LABELS,
-    applied,
-    finish,
-    look_of,
-    panels,
-)
+from cltools.figures.sheet import finish, panels
+from cltools.figures.style import NEUTRAL, OBJECTIVES, OWN_LABELS, applied, look_of
 from cltools.figures.tables import PAPERS, ExperimentTables, papers_rows
 from cltools.objectives import names
 from cltools.runtime.errors import InputError
