@@ -14,7 +14,7 @@ import math
 from collections import defaultdict
 
 import numpy as np
-from measuring import Run, measured, threads
+from measuring import Run, add_json, measured, threads, write_numbers
 from scipy import stats
 
 from cltools.maths.alignment import alignment
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="best of so many; the authors' code runs once"
     )
+    add_json(parser)
     args = parser.parse_args()
 
     rng = np.random.default_rng(0)
@@ -131,14 +132,14 @@ def main() -> None:
     lean(x[:100], y[:100])
     lean_torch(x[:100], y[:100])
 
-    ways = {
-        "moments (cltools)": (moments, args.repeats),
-        "N×N, lean (numpy)": (lean, args.repeats),
-        "N×N, lean (torch)": (lean_torch, args.repeats),
+    ways = {  # all but the first with N×N matrices
+        "moments": (moments, args.repeats),
+        "numpy": (lean, args.repeats),
+        "torch": (lean_torch, args.repeats),
     }
     if not args.skip_authors:
         authors(x[:100], y[:100])
-        ways["N×N, authors"] = (authors, 1)
+        ways["authors"] = (authors, 1)
 
     # In turns, so that other load on the machine affects all methods.
     runs: dict[str, list[Run]] = defaultdict(list)
@@ -151,13 +152,15 @@ def main() -> None:
     print(f"threads: {threads()}")
     print(f"{'way':18}{'seconds':>9}{'ratio':>7}{'CPU':>9}{'ratio':>7}{'extra GB':>10}"
           f"{'CKA':>12}{'RSA':>12}")  # fmt: skip
-    ours = None
+    ours, times = None, {}
     for name, way in runs.items():
         seconds, cpu = min(r.seconds for r in way), min(r.cpu for r in way)
         ours = ours or (seconds, cpu)
+        times[name] = cpu / ours[1]
         cka, rsa = way[0].result
         print(f"{name:18}{seconds:9.2f}{seconds / ours[0]:7.2f}{cpu:9.2f}{cpu / ours[1]:7.2f}"
               f"{max(r.memory for r in way):10.2f}{cka:12.8f}{rsa:12.8f}")  # fmt: skip
+    write_numbers(args.json, {"n": args.n, "d": args.d, "times_as_long": times})
 
 
 if __name__ == "__main__":

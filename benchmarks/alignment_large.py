@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 from alignment import normalize
-from measuring import measured, threads
+from measuring import add_json, measured, threads, write_numbers
 from scipy.linalg.blas import get_blas_funcs
 
 from cltools.maths.alignment import MEASURES, alignment
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=2048, help="features")
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=1, help="best of so many, in turns")
+    add_json(parser)
     args = parser.parse_args()
 
     features = networks(args.n, args.d, args.networks)
@@ -69,10 +70,13 @@ def main() -> None:
     print(f"threads: {threads()}")
     print(f"{'way':22}{'seconds':>10}{'CPU':>10}{'extra GB':>10}")
     seconds, cpu = min(r.seconds for r in ours), min(r.cpu for r in ours)
-    print(f"{'alignment':22}{seconds:10.2f}{cpu:10.2f}{max(r.memory for r in ours):10.2f}")
+    memory = max(r.memory for r in ours)
+    print(f"{'alignment':22}{seconds:10.2f}{cpu:10.2f}{memory:10.2f}")
     bare_seconds, bare_cpu = (min(times) for times in zip(*bare, strict=True))
     print(f"{'its d×d products alone':22}{bare_seconds:10.2f}{bare_cpu:10.2f}")
     print(f"{'ratio':22}{seconds / bare_seconds:10.2f}{cpu / bare_cpu:10.2f}")
+    numbers = {"n": args.n, "d": args.d, "of_products": cpu / bare_cpu, "gigabytes": memory}
+    write_numbers(args.json, numbers)
     for (a, b), values in ours[0].result.items():
         print(f"{a}, {b}: ", *(f"{value:9.5f}" for value in values.values()))
 

@@ -1,6 +1,6 @@
 """How often claims are decided wrongly, and how often real effects are found, by simulation.
 
-    python benchmarks/claims.py                      # 2,000 experiments a line: 2 minutes
+    python benchmarks/claims.py                      # 10,000 experiments a line
 
 Every claim says that the median over seeds of its effect is above 0. The effects are drawn, so that
 it is known which claims are true.
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from measuring import add_json, write_numbers
 from numpy.typing import NDArray
 
 from cltools.maths.evidence import (
@@ -27,7 +28,10 @@ from cltools.maths.evidence import (
 Effects = NDArray[np.float64]
 # From a generator and the numbers of claims and of seeds: effects (claims, seeds) of an experiment.
 Law = Callable[[np.random.Generator, int, int], Effects]
+# The share of wrong decisions by law, seeds and number of claims.
+Rates = dict[tuple[str, int, int], float]
 CLAIMS, TRUE = 26, 16
+SIGN_TESTS: dict[tuple[int, int], float] = {}  # numbers of seeds and of effects above 0 -> p
 DRAW = 2.0  # spread over draws of classes, in spreads over seeds with the same classes
 
 
@@ -72,8 +76,18 @@ OTHERS: dict[str, Law] = {
 
 
 def p_values(effects: Effects) -> NDArray[np.float64]:
-    """Two-sided p (claims,) of effects (claims, seeds)."""
-    return np.array([p_of_all([evidence(one, Region(low=0))]) for one in effects])
+    """Two-sided p (claims,) of effects (claims, seeds).
+
+    Those of a sign test are computed once for each number of effects above 0.
+    """
+    above, first, place = np.unique(
+        (effects > 0).sum(axis=1), return_index=True, return_inverse=True
+    )
+    seeds = effects.shape[1]
+    for count, one in zip(above, effects[first], strict=True):
+        if (seeds, count) not in SIGN_TESTS:
+            SIGN_TESTS[seeds, count] = p_of_all([evidence(one, Region(low=0))])
+    return np.array([SIGN_TESTS[seeds, count] for count in above])[place]
 
 
 def wrong_at_all(
@@ -125,34 +139,41 @@ def power(rng: np.random.Generator, effect: float, seeds: int, experiments: int)
     return float(((p_values(x) <= 0.05) & (np.median(x, axis=1) > 0)).mean())
 
 
-def print_wrong(rng: np.random.Generator, laws: dict[str, Law], experiments: int) -> None:
+def print_wrong(rng: np.random.Generator, laws: dict[str, Law], experiments: int) -> Rates:
     sizes = [1, 5, CLAIMS]
+    found: Rates = {}
     head = "".join(f"{f'{size} claim' + 's' * (size > 1):>11}" for size in sizes)
     print(f"{'on the border':34}{'seeds':>6}{head}")
     for name, law in laws.items():
         for seeds in (3, 5, 8, 10, 20):
             rates = wrong_at_all(rng, law, seeds, experiments, sizes)
             print(f"{name:34}{seeds:6}" + "".join(f"{rate:11.3f}" for rate in rates), flush=True)
+            found |= {(name, seeds, size): rate for size, rate in zip(sizes, rates, strict=True)}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--experiments", type=int, default=2000, help="for each line")
-    experiments = parser.parse_args().experiments
+    parser.add_argument("--experiments", type=int, default=10_000, help="for each line")
+    add_json(parser)
+    chosen = parser.parse_args()
+    experiments = chosen.experiments
     rng = np.random.default_rng(0)
 
     print("Primary claims (Holm): share of experiments with any decision, which is a wrong one")
-    print_wrong(rng, NULLS, experiments)
+    nulls = print_wrong(rng, NULLS, experiments)
     print("\nThe same where an assumption does not hold, or the question is another one")
-    print_wrong(rng, OTHERS, experiments)
+    others = print_wrong(rng, OTHERS, experiments)
 
     print(f"\nFurther claims (Benjamini and Hochberg): {TRUE} of {CLAIMS} are true")
     print(f"{'effect / spread':>16}{'shared':>8}{'seeds':>7}{'wrong':>8}{'found':>8}")
+    further = []
     for effect in (1.0, 2.0, 3.0):
         for shared in (0.0, 0.5):
             for seeds in (8, 10, 20):
                 wrong, found = among_true(rng, effect, shared, seeds, experiments)
                 print(f"{effect:16}{shared:8}{seeds:7}{wrong:8.3f}{found:8.3f}", flush=True)
+                further.append(wrong)
 
     print("\nA single primary claim, where an effect of 1 spread is the smallest that matters")
     print(f"{'effect / spread':>16}{'seeds':>7}{'holds':>8}{'fails':>8}")
@@ -163,9 +184,26 @@ def main() -> None:
 
     print("\nA single primary claim: how often it is found to hold")
     print(f"{'effect / spread':>16}{'seeds':>7}{'found':>8}")
+    found_of = {}
     for effect in (1.0, 2.0, 3.0):
         for seeds in (6, 8, 10, 20):
-            print(f"{effect:16}{seeds:7}{power(rng, effect, seeds, experiments):8.3f}")
+            found_of[effect, seeds] = power(rng, effect, seeds, experiments)
+            print(f"{effect:16}{seeds:7}{found_of[effect, seeds]:8.3f}")
+
+    skewed, one_draw = "mean: lognormal", "median: normal, one class draw"
+    own_draws = [rate for (law, _, size), rate in nulls.items() if "draws" in law and size == 1]
+    numbers = {
+        "experiments": experiments,
+        "any_wrong": max(nulls.values()),
+        "further_wrong": max(further),
+        "two_spreads_found": found_of[2.0, 8],
+        "one_spread_found": found_of[1.0, 8],
+        "mean_8_seeds": others[skewed, 8, 1],
+        "mean_20_seeds": others[skewed, 20, 1],
+        "one_class_draw": others[one_draw, 8, 1],
+        "own_class_draws": max(own_draws),
+    }
+    write_numbers(chosen.json, numbers)
 
 
 if __name__ == "__main__":

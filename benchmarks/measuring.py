@@ -1,7 +1,12 @@
-"""Time and memory of one call, for the other benchmarks in this folder. Linux with glibc only."""
+"""Time and memory of one call, and files of numbers, for the other benchmarks in this folder.
+
+Time and memory are for Linux with glibc only.
+"""
 
 import ctypes
+import json
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +34,16 @@ def measured(call: Callable[[], Any]) -> Run:
 def _gigabytes(field: str) -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.partition(field + ":")[2].split()[0]) * 1024 / 1e9
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """The option that `docs/measured.py bench` gives, for `write_numbers`."""
+    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+
+
+def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(numbers))
 
 
 def threads() -> str:

@@ -15,6 +15,7 @@ from scipy.stats import t as student
 from cltools.claims import load_claims
 from cltools.claims.evaluate import UNTESTED
 from cltools.config.sweeps import RUNS
+from cltools.figures import papers_file
 from cltools.maths.evidence import FAILS, HOLDS, UNDECIDED
 from cltools.runtime.errors import InputError
 from cltools.tidy import in_sweep
@@ -155,10 +156,33 @@ def decimals(value: float, digits: int) -> str:
     return f"{value:z,.{digits}f}".replace("-", "−")
 
 
+def times(ratio: float) -> str:
+    """A ratio of two times with one digit, below 2 with two: more would be of one machine."""
+    return significant(ratio, 2 if ratio < 2 else 1)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share, in percent."""
+    return decimals(100 * share, digits)
+
+
+def significant(value: float, digits: int = 2) -> str:
+    """A number with so many significant digits."""
+    return f"{float(f'{value:.{digits}g}'):,g}"
+
+
 def count(number: int) -> str:
     """A count, rounded to a power of ten such that the error is at most COUNT_ERROR."""
     unit = 10 ** max(0, math.floor(math.log10(2 * COUNT_ERROR * max(number, 1))))
     return f"{round(number / unit) * unit:,}"
+
+
+def of_paper(file: str, digits: int = DIGITS, **where: Any) -> str:
+    """The largest number of a file in cltools/figures/papers/ in rows with these values."""
+    found = pl.read_csv(papers_file(file), infer_schema_length=None).filter(**where)
+    if found.is_empty():
+        raise InputError(f"{papers_file(file)} has no row with {where}")
+    return decimals(found["value"].to_numpy().max(), digits)
 
 
 def close_call(row: Mapping[str, Any], error_rate: float) -> bool:
@@ -182,3 +206,7 @@ def claims_table(*experiments: tuple[str, Numbers]) -> str:
         if {*verdicts} != {UNTESTED}:
             lines.append([claim["statement"].removesuffix("."), claim["source"], *verdicts])
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in x) + " |" for x in lines)
+
+
+# What templates may put after a number: `{{ number | percent(1) }}`.
+FILTERS = {one.__name__: one for one in (decimals, times, percent, significant, count)}

@@ -51,7 +51,6 @@ LINES = {
         f'curve(measures, "cka", "nscl", sweep="classes_equal_steps", {BIASED})'
     ),
     "alignment_temperature": f'curve(measures, "cka", x="tau", sweep="temperature", {BIASED})',
-    "alignment_temperature_epochs": f'curve(measures, "cka", sweep="temperature", {BIASED})',
     "alignment_batch_size": (
         f'curve(measures, "cka", x="batch_size", sweep="batch_size", {BIASED})'
     ),

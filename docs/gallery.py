@@ -16,7 +16,8 @@ from PIL import Image
 
 from cltools.config.experiment import load_experiment, read_config
 from cltools.figures import FIGURES, draw, figures_of, papers_file
-from cltools.figures.style import NO_METADATA, Sheet, applied
+from cltools.figures.sheet import NO_METADATA, Sheet
+from cltools.figures.style import applied
 from cltools.layout import TABLES, ExperimentFolder
 from cltools.runtime.errors import InputError
 from cltools.runtime.files import whole_file

@@ -1,6 +1,7 @@
-"""The measured numbers of the pages: taken from finished experiments, written into the text.
+"""The measured numbers of the pages: from finished experiments and benchmarks into the text.
 
     python docs/measured.py take results/laptop_digits    # from a finished experiment to docs/data/
+    python docs/measured.py bench alignment               # runs a benchmark, one of BENCHMARKS
     python docs/measured.py write                         # from docs/templates/ to the pages
 
 `take` notes commit and processor: run it where the experiment ran. In templates, experiments are
@@ -9,17 +10,21 @@ docs/data/README.md says more.
 """
 
 import json
+import os
+import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import polars as pl
 import polars.selectors as cs
-from as_text import Numbers, claims_of, claims_table
+from as_text import FILTERS, Numbers, claims_of, claims_table, of_paper
 
 from cltools.config.durations import Duration
 from cltools.config.experiment import load_experiment, read_config
@@ -89,10 +94,27 @@ CLAIM = (
 )
 # fmt: on
 
+# Name -> script in benchmarks/ and its options.
+BENCHMARKS = {
+    "coupled_step": "coupled_step.py --architecture small_resnet --batch 256",
+    "coupled_step_resnet18": "coupled_step.py --steps 2",
+    "alignment": "alignment.py --repeats 1",
+    "alignment_large": "alignment_large.py --n 10000",
+    "claims": "claims.py",
+    "regularity": "regularity.py",
+}
+BENCHMARKED = "benchmarks.json"  # in docs/data/
+PACKAGES = ("numpy", "scipy", "torch")  # whose versions are noted beside a benchmark
+
 KEPT_DIGITS = 6  # of measured values in docs/data/
 ROOT = Path(__file__).parents[1]
 CONFIGS, DATA, TEMPLATES = ROOT / "config", ROOT / "docs/data", ROOT / "docs/templates"
-PAGES = {"README.md": "README.md.j2", "docs/findings.md": "findings.md.j2"}
+PAGES = {
+    "README.md": "README.md.j2",
+    "docs/findings.md": "findings.md.j2",
+    "docs/how_it_works.md": "how_it_works.md.j2",
+    "docs/limits.md": "limits.md.j2",
+}
 HEAD = (
     "<!-- Made from docs/templates/{}: edit that, then `uv run python docs/measured.py write` -->"
 )
@@ -120,6 +142,58 @@ def take(folder: Path, into: Path = DATA) -> None:
         _rounded(_columns(claims, CLAIM, results.claims)).write_csv(scratch)
     with whole_file(path) as scratch:
         scratch.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def bench(name: str, into: Path = DATA) -> None:
+    """Run a benchmark on one thread; write its numbers and what made them to the others.
+
+    Raises InputError for a name that is not in BENCHMARKS and for a benchmark that fails.
+    """
+    if name not in BENCHMARKS:
+        raise InputError(f"no benchmark is called {name}: choose from {', '.join(BENCHMARKS)}")
+    command = command_of(name)
+    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "numbers.json"
+        done = subprocess.run(
+            [sys.executable, *command.split()[1:], "--json", str(output)],
+            cwd=ROOT,
+            env={**os.environ, **one_thread},
+        )
+        if done.returncode:
+            raise InputError(f"{command} ended with exit code {done.returncode}: see above")
+        numbers = json.loads(output.read_text())
+    made = {
+        "command": command,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "processor": processor.name(),
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+    with whole_file(into / BENCHMARKED) as scratch:
+        found = benchmarks(into) | {name: {**made, "numbers": _rounded_numbers(numbers)}}
+        scratch.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def command_of(name: str) -> str:
+    """The command of a benchmark."""
+    return f"python benchmarks/{BENCHMARKS[name]}"
+
+
+def benchmarks(folder: Path = DATA) -> dict[str, Any]:
+    """What `bench` wrote, by the names of the benchmarks."""
+    path = folder / BENCHMARKED
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _rounded_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded_numbers(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded_numbers(one) for one in value]
+    return float(f"{value:.{KEPT_DIGITS}g}") if isinstance(value, float) else value
 
 
 def _selected(results: ExperimentFolder, name: str, chosen: Selection) -> pl.DataFrame:
@@ -195,8 +269,13 @@ def written() -> dict[str, str]:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    jinja.globals |= {about.stem: Numbers.read(about) for about in DATA.glob("*.json")}
-    jinja.globals["claims_table"] = claims_table
+    experiments = set(DATA.glob("*.json")) - {DATA / BENCHMARKED}
+    jinja.filters |= FILTERS
+    jinja.globals |= {about.stem: Numbers.read(about) for about in experiments}
+    jinja.globals |= {"claims_table": claims_table, "of_paper": of_paper}
+    jinja.globals["benchmarks"] = {
+        name: about["numbers"] for name, about in benchmarks(DATA).items()
+    }
     return {
         page: f"{HEAD.format(template)}\n{jinja.get_template(template).render()}"
         for page, template in PAGES.items()
@@ -204,15 +283,19 @@ def written() -> dict[str, str]:
 
 
 def main(command: Sequence[str]) -> None:
-    """`take FOLDER` or `write`."""
+    """`take FOLDER`, `bench NAME` or `write`."""
     match command:
         case ["take", folder]:
             take(Path(folder))
+        case ["bench", name]:
+            bench(name)
         case ["write"]:
             for page, text in written().items():
                 (ROOT / page).write_text(text)
         case _:
-            raise InputError("give `take` and the folder of an experiment, or `write`")
+            raise InputError(
+                "give `take` and the folder of an experiment, `bench` and a name, or `write`"
+            )
 
 
 if __name__ == "__main__":

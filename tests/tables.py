@@ -26,6 +26,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "batch": {"label": "batch size", "factors": ["batch_size", "lr_rule", "seed"]},
     "coupling": {"label": "coupling", "factors": ["coupling", "seed"]},
     "networks": {"label": "networks", "factors": ["architecture", "seed"]},
+    "schedule": {"label": "learning rate", "factors": ["lr_schedule", "seed"]},
 }
 OBJECTIVES = ("dcl", "nscl", "scl", "ce")
 EPOCHS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -76,6 +77,7 @@ def cell(**changed: Any) -> dict[str, Any]:
         "tau": 0.5,
         "batch_size": 256,
         "lr_rule": "linear",
+        "lr_schedule": "per_step",
         "lr": 0.3,
         "seed": 0,
         "train_images": 1440,
@@ -91,6 +93,7 @@ def cells(seeds: int = 5) -> list[dict[str, Any]]:
     for seed in range(seeds):
         found.append(cell(seed=seed, sweeps=list(SWEEPS)))
         found.append(cell(seed=seed, sweeps=["networks"], architecture="small_vit"))
+        found.append(cell(seed=seed, sweeps=["schedule"], lr_schedule="constant"))
         found += [
             cell(seed=seed, sweeps=["coupling"], coupling=level) for level in ("init", "nothing")
         ]
@@ -119,6 +122,7 @@ def alignment(one: dict[str, Any], objective: str, epoch: float) -> float:
     harder += 0.25 * (one["architecture"] == "small_vit")
     harder += {"init": 0.5, "nothing": 1.0}.get(one["coupling"], 0.0)
     harder += 0.1 * math.log2(one["batch_size"] / 256) * (one["lr_rule"] == "linear")
+    harder += 0.3 * (one["lr_schedule"] == "constant")
     return 1 - DRIFT[objective] * progress(epoch) * harder
 
 

@@ -6,6 +6,7 @@ they run: a new rule or a new kind of file is tested without an edit here. A com
 as it touches a file, and then started again, ends with the same bytes.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -76,17 +77,30 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    snakemake(folder, config=CONFIG)
+def finished(tmp_path_factory, worker_id):
+    """A finished experiment, of which only copies are damaged: one for all processes of pytest."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "finished"
+    folder.mkdir(exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not commands_of(folder).exists():
+            snakemake(folder, config=CONFIG)
+            again = snakemake(folder, "-n", "-p", "--forceall", config=CONFIG)
+            commands_of(folder).write_text(again)
     return folder
+
+
+def commands_of(folder: Path) -> Path:
+    """The file beside an experiment with what a dry run of all its rules printed."""
+    return folder.with_suffix(".txt")
 
 
 @pytest.fixture(scope="module")
 def commands(finished: Path) -> dict[str, list[str]]:
     """The commands of all rules, one of each kind, and those that people give by hand."""
     found: dict[str, list[str]] = {}
-    for line in snakemake(finished, "-n", "-p", "--forceall", config=CONFIG).splitlines():
+    for line in commands_of(finished).read_text().splitlines():
         words = shlex.split(line) if "cltools " in line and "logged " in line else []
         if "cltools" in words:
             command = words[words.index("cltools") + 1 :]
@@ -180,8 +194,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def kind(name: str) -> str:
-    """Names of files of one kind are equal but for cells, hashes, numbers and objectives."""
-    name = re.sub(r"cells/[^/]+", "cells/*", name)
+    """Names of files of one kind are equal but for cells, figures, hashes, numbers, objectives."""
+    name = re.sub(r"cells/[^/]+", "cells/*", re.sub(r"figures/[^/.]+", "figures/*", name))
     return re.sub(r"[0-9a-f]{16}|\d+|dcl|nscl", "*", name)
 
 

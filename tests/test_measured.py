@@ -203,6 +203,62 @@ def test_the_table_of_claims_leaves_out_what_nothing_tests(verdicts):
     assert len(body) == 5
 
 
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch):
+    """Runs a benchmark whose script is this text."""
+    monkeypatch.setattr(measured, "ROOT", tmp_path)
+    monkeypatch.setattr(measured, "BENCHMARKS", {"fast": "fast.py --n 3"})
+    (tmp_path / "benchmarks").mkdir()
+
+    def run(text):
+        (tmp_path / "benchmarks/fast.py").write_text(text)
+        measured.bench("fast", into=tmp_path)
+
+    return run
+
+
+def test_a_benchmark_is_run_and_noted(benchmark, tmp_path):
+    written = {"ratio": 2 / 3, "runs": [{"n": 3}]}
+    (tmp_path / measured.BENCHMARKED).write_text('{"other": {"numbers": {}}}')
+    benchmark(
+        "import json, os, sys; from pathlib import Path\n"
+        "assert sys.argv[1:3] == ['--n', '3'] and os.environ['OMP_NUM_THREADS'] == '1'\n"
+        f"Path(sys.argv[4]).write_text(json.dumps({written}))"
+    )
+    found = measured.benchmarks(tmp_path)
+    assert found.keys() == {"fast", "other"}
+    assert found["fast"]["numbers"] == {"ratio": 0.666667, "runs": [{"n": 3}]}
+    assert found["fast"]["command"] == "python benchmarks/fast.py --n 3"
+    assert {"date", "processor", "cores", "python", "torch"} < found["fast"].keys()
+
+
+def test_a_benchmark_that_fails_changes_nothing(benchmark, tmp_path):
+    with pytest.raises(InputError, match=r"fast\.py --n 3 ended with exit code 3"):
+        benchmark("raise SystemExit(3)")
+    assert measured.benchmarks(tmp_path) == {}
+    with pytest.raises(InputError, match="no benchmark is called slow: choose from fast"):
+        measured.bench("slow", into=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"), [(1.0849, "1.1"), (1.96, "2"), (3.47, "3"), (28.4, "30"), (0.92, "0.92")]
+)
+def test_ratios_have_one_digit(ratio, text):
+    assert as_text.times(ratio) == text
+
+
+def test_shares_and_significant_digits():
+    assert (as_text.percent(0.0449), as_text.percent(0.0449, 1)) == ("4", "4.5")
+    assert [as_text.significant(x) for x in (0.261, 1.0, 187.3)] == ["0.26", "1", "190"]
+
+
+def test_numbers_of_the_papers():
+    reached = as_text.of_paper("p2_weights", objective="nscl", metric="weight_gap")
+    assert 0.5 < float(reached) < 1
+    with pytest.raises(InputError, match=r"p2_weights\.csv has no row"):
+        as_text.of_paper("p2_weights", objective="none")
+
+
 def test_templates_are_filled_in(numbers, tmp_path, monkeypatch):
     mean = 'tiny.mean("cka", objective="nscl", sweep="base", epoch=0)'
     template = f'CKA {{{{ {mean} }}}}\n\n{{{{ claims_table(("here", tiny)) }}}}\n'

@@ -115,19 +115,19 @@ FIGURES: dict[str, FigureSpec] = {
         factors=("tau",),
         objectives=(REFERENCE,),
     ),
-    "alignment_temperature_epochs": FigureSpec(
-        "CKA with the reference against the epoch, at each temperature.",
-        "alignment",
-        factors=("tau",),
-        objectives=(REFERENCE,),
-        own_labels=True,
-    ),
     "alignment_batch_size": FigureSpec(
         "CKA and RSA with the reference at the end of training against the batch size, for each "
         "learning-rate rule.",
         "alignment",
         factors=("batch_size",),
         objectives=(REFERENCE,),
+    ),
+    "alignment_schedules": FigureSpec(
+        "CKA with the reference against the epoch, for each schedule of the learning rate.",
+        "alignment",
+        factors=("lr_schedule",),
+        objectives=(REFERENCE,),
+        own_labels=True,
     ),
     "alignment_coupling": FigureSpec(
         "Alignment with DCL at the end of training, by the kinds of randomness that are shared.",

@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.style import Look
 from cltools.figures.tables import ExperimentTables
 
@@ -76,7 +76,7 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
         experiment, cells, metric=["cka", "rsa"], reference=experiment.reference, split=splits
     )
 
-    figure, axes = style.panels(METRICS, splits, height=1.9, sharex=True, sharey="row")
+    figure, axes = sheet.panels(METRICS, splits, height=1.9, sharex=True, sharey="row")
     for row, (metric, title) in zip(axes, panels(experiment).items(), strict=True):
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(split=split)
@@ -97,7 +97,7 @@ def alignment_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["mean"])
     thin = style.handle(Look("CKA, debiased", style.THEORY, ""), **THIN)
-    style.finish(
+    sheet.finish(
         figure,
         f"Alignment of each objective with {experiment.reference_label} during training",
         [*_handles(plotted), thin, *style.paper_handles(papers)],
@@ -123,7 +123,7 @@ def _against(
     # The footnote does not repeat what an axis or the panel titles show.
     leave_out = [factor, "lr_rule"] if factor == "batch_size" else [factor]
     arms = plotted["arm"].unique(maintain_order=True)
-    figure, axes = style.panels(len(arms), METRICS, height=1.9, sharex=True, sharey=True)
+    figure, axes = sheet.panels(len(arms), METRICS, height=1.9, sharex=True, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
         for ax, (metric, panel) in zip(row, panels(experiment).items(), strict=True):
             _draw(ax, plotted.filter(arm=arm), factor, metric, bars=True)
@@ -131,7 +131,7 @@ def _against(
             ax.set_ylabel("Similarity")
             style.factor_axis(ax, plotted[factor], label)
             style.alignment_axis(ax, plotted["value"])
-    style.finish(
+    sheet.finish(
         figure,
         f"Alignment of each objective with {experiment.reference_label} against {words}",
         _handles(plotted),
@@ -154,39 +154,6 @@ def alignment_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
 def alignment_temperature(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     """One row of panels per sweep over the temperature."""
     return _against(experiment, "tau", "Temperature τ", "the temperature")
-
-
-def alignment_temperature_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
-    """CKA with the reference against the epoch. Columns: temperatures; rows: arms of the sweeps.
-
-    Of the objectives with labels of their own, only NSCL with shuffled labels is shown.
-    """
-    measures = experiment.against_reference(experiment.over(experiment.measures, "tau"))
-    cells = tidy.rows(measures, metric="cka", variant=PAPER, features="h", split="test")
-    own_labels = pl.col("objective").str.contains(":") & (pl.col("objective") != SHUFFLED)
-    cells = cells.filter(~own_labels)
-    plotted = tidy.spread(cells, ["panel", "arm", "tau", "objective", "epoch"])
-    arms = plotted["arm"].unique(maintain_order=True)
-    taus = plotted["tau"].unique().sort()
-
-    figure, axes = style.panels(len(arms), len(taus), height=1.9, sharex=True, sharey=True)
-    for row, arm in zip(axes, arms, strict=True):
-        for ax, tau in zip(row, taus, strict=True):
-            one = plotted.filter(arm=arm, tau=tau)
-            _draw(ax, one.with_columns(metric=pl.lit("cka")), "epoch", "cka", bars=False)
-            ax.set_title(f"{arm}, τ = {tau:g}" if len(arms) > 1 else f"τ = {tau:g}")
-            ax.set_ylabel("CKA")
-            style.epoch_axis(ax, plotted["epoch"])
-            style.alignment_axis(ax, plotted["value"])
-    style.finish(
-        figure,
-        f"Alignment of each objective with {experiment.reference_label} during training, by "
-        "temperature",
-        _handles(plotted),
-        f"{tidy.setting(cells, ['tau'])}. Test images, encoder features h. CKA: cosine "
-        f"similarities, biased estimator. {tables.seeds_note(plotted, cells, 'band')}",
-    )
-    return figure, plotted.drop("panel")
 
 
 def alignment_batch_size(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
@@ -218,7 +185,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
         mean = papers.with_columns(mean=pl.col("value"), seeds=pl.lit(None, pl.UInt32))
         maps.append((f"{papers['figure'][0]}, CKA of raw features", mean, "epoch", "Epoch"))
     tall = max(part["classes"].n_unique() for _, part, _, _ in maps)
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         len(maps), splits, height=0.24 * tall + 0.6, flatter=1, sharey="row"
     )
     lowest = max(0.0, np.floor(10 * min(part["mean"].min() for _, part, _, _ in maps)) / 10)
@@ -231,7 +198,7 @@ def alignment_classes_epochs(experiment: ExperimentTables) -> tuple[Figure, pl.D
             images = "training" if split == "train" else "test"
             ax.set_title(f"{title}, {images} images" if len(maps) > 1 else f"{images} images")
             ax.set(xlabel=label, ylabel="Classes C (runs)")
-    style.finish(
+    sheet.finish(
         figure,
         f"CKA of {pair} by number of classes and epoch",
         [],
@@ -268,3 +235,40 @@ def _heat_map(ax: Axes, part: pl.DataFrame, clock: str, lowest: float) -> tuple[
     labels = [f"{c} ({runs[c]})" if runs[c] else f"{c}" for c in classes]
     image = style.heat_map(ax, field, [f"{time:g}" for time in times], labels, lowest=lowest)
     return image, bool(np.isnan(field).any())
+
+
+def alignment_schedules(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
+    """CKA with the reference against the epoch. Rows: schedules of the rate; columns: other arms.
+
+    Of the objectives with labels of their own, only NSCL with shuffled labels is shown.
+    """
+    measures = experiment.over(experiment.measures, "lr_schedule")
+    cells = tidy.rows(
+        experiment.against_reference(measures), metric="cka", variant=PAPER, features="h",
+        split="test",
+    )  # fmt: skip
+    own_labels = pl.col("objective").str.contains(":") & (pl.col("objective") != SHUFFLED)
+    cells = cells.filter(~own_labels)
+    plotted = tidy.spread(cells, ["panel", "arm", "lr_schedule", "metric", "objective", "epoch"])
+    arms = plotted.sort("panel")["arm"].unique(maintain_order=True)
+    schedules = plotted["lr_schedule"].unique().sort(descending=True)
+
+    figure, axes = sheet.panels(len(schedules), len(arms), height=1.9, sharex=True, sharey=True)
+    for row, schedule in zip(axes, schedules, strict=True):
+        words = tidy.in_words("lr_schedule", [schedule])
+        for ax, arm in zip(row, arms, strict=True):
+            one = plotted.filter(arm=arm, lr_schedule=schedule)
+            _draw(ax, one, "epoch", "cka", bars=False)
+            ax.set_title(f"{words}, {arm}")
+            ax.set_ylabel("CKA")
+            style.epoch_axis(ax, plotted["epoch"])
+            style.alignment_axis(ax, plotted["value"])
+    sheet.finish(
+        figure,
+        f"Alignment with {experiment.reference_label} for a learning rate that falls and one that "
+        "stays",
+        _handles(plotted),
+        f"{tidy.setting(cells)}. Test images, encoder features h. CKA: cosine similarities, biased "
+        f"estimator. {tables.seeds_note(plotted, cells, 'band')}",
+    )
+    return figure, plotted.drop("panel")

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from cltools import tidy
 from cltools.config.sweeps import sweeps_over
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.alignment import CONTROL_NOTE, PAPER, RSA, alignments, panels
 from cltools.figures.style import Look, look_of
 from cltools.figures.tables import ExperimentTables
@@ -31,7 +31,7 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
     objectives = style.ordered(plotted.filter(pl.col("metric") != "cka_to_init")["objective"])
 
     rows = _rows(experiment, plotted)
-    figure, axes = style.panels(list(rows), 1, height=1.9, sharex=True)
+    figure, axes = sheet.panels(list(rows), 1, height=1.9, sharex=True)
     labels = ["\n".join([dataset, *network.split(", ")]) for dataset, network in groups]
     for (ax,), (name, (about, title)) in zip(axes, rows.items(), strict=True):
         of_row = plotted.filter(**about)
@@ -48,10 +48,10 @@ def alignment_architectures(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         ax.set_xticks(range(len(groups)), labels)
         style.alignment_axis(ax, plotted["value"])
         ax.grid(axis="x", visible=False)
-        upright = 90 if style.narrow() and len(groups) > 2 else 0
+        upright = 90 if sheet.narrow() and len(groups) > 2 else 0
         ax.tick_params(axis="x", length=0, rotation=upright)
     other = experiment.reference_label
-    style.finish(
+    sheet.finish(
         figure,
         f"Alignment of each objective with {other} by data set and architecture",
         [

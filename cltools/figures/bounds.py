@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cltools.figures import style
+from cltools.figures import sheet, style
 from cltools.figures.tables import ExperimentTables
 
 KINDS = {
@@ -121,8 +121,8 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         | (pl.col("side") == "upper"), ~((pl.col("quantity") == "batch_gap")
         & (pl.col("side") == "lower")),
     )  # fmt: skip
-    narrow = style.narrow(BESIDE)
-    figure, ((dots,),) = style.panels(
+    narrow = sheet.narrow(BESIDE)
+    figure, ((dots,),) = sheet.panels(
         1, 1, height=(0.31 if narrow else 0.2) * (len(shown) + 1) + 0.5, flatter=1
     )
     for y, one in enumerate(shown.iter_rows(named=True)):
@@ -154,7 +154,7 @@ def bound_tightness(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     dots.axvspan(min(ends[0], -LINEAR), -LINEAR, color="#F3F3F3", zorder=0, linewidth=0)
     dots.set_xlim(*ends)
     dots.set_xlabel("Orders of magnitude from value to bound (gray: log scale)")
-    style.finish(
+    sheet.finish(
         figure,
         "How tight the bounds are, and whether they hold",
         [style.handle(look) for look in KINDS.values()],

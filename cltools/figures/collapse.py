@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.words import number_of
 
@@ -28,7 +28,7 @@ def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     objectives = style.ordered(plotted["objective"])
 
     names = [f"{variant}_{features}" for variant, features in product(CDNV, FEATURES)]
-    figure, axes = style.panels(names, splits, height=1.7, sharex=True, sharey="row")
+    figure, axes = sheet.panels(names, splits, height=1.7, sharex=True, sharey="row")
     rows = product(CDNV.items(), FEATURES)
     for row, ((variant, title), features) in zip(axes, rows, strict=True):
         for ax, split in zip(row, splits, strict=True):
@@ -45,7 +45,7 @@ def cdnv_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             ax.set_ylabel("CDNV (log scale)")
             style.epoch_axis(ax, plotted["epoch"])
             style.log_axis(ax)
-    style.finish(
+    sheet.finish(
         figure,
         "CDNV: variance within classes relative to the distance between them",
         [*(style.handle(style.look_of(o)) for o in objectives), *style.paper_handles(papers)],
@@ -97,7 +97,7 @@ def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
     objectives = style.ordered(plotted["objective"])
 
     rows = [*FEATURES, "free"][: len(FEATURES) + (free is not None)]
-    figure, axes = style.panels(rows, ["simplex", "spread", "angles"])
+    figure, axes = sheet.panels(rows, ["simplex", "spread", "angles"])
     for row, features in zip(axes, FEATURES, strict=False):
         _draw_networks(row, networks.filter(features=features), cells["classes"])
         for ax in row:
@@ -105,7 +105,7 @@ def collapse_geometry(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
     if free is not None:
         figure.names = {**figure.names, axes[-1][2]: "free_views"}
     note = _draw_free(axes[-1], free) if free is not None else ""
-    style.finish(
+    sheet.finish(
         figure,
         "Collapse onto a simplex: networks" + " and free embeddings" * (free is not None),
         [

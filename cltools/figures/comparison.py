@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cltools.figures import style
+from cltools.figures import sheet, style
 from cltools.runtime.text_table import shortened
 
 SIDE_BY_SIDE = 8  # with more names, the maps are put below each other
@@ -19,7 +19,7 @@ def draw_pairs(
 ) -> None:
     """Draw matrices (names, names) of similarities, by their titles, to a PNG, PDF or SVG file."""
     with style.applied({}):
-        style.save_as(heat_maps(names, matrices, about), path)
+        sheet.save_as(heat_maps(names, matrices, about), path)
 
 
 def heat_maps(names: Sequence[str], matrices: Mapping[str, np.ndarray], about: str) -> Figure:
@@ -27,7 +27,7 @@ def heat_maps(names: Sequence[str], matrices: Mapping[str, np.ndarray], about: s
     count = len(names)
     columns = len(matrices) if count <= SIDE_BY_SIDE else 1
     height = max(1.2, CELL * count + 0.5)
-    figure, axes = style.panels(len(matrices) // columns, columns, height, flatter=1, sharey=True)
+    figure, axes = sheet.panels(len(matrices) // columns, columns, height, flatter=1, sharey=True)
     lowest = min(0.0, *(float(np.nanmin(matrix)) for matrix in matrices.values()))
     labels = [f"{shortened(name, LONGEST)}  {number}" for number, name in enumerate(names, 1)]
     for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
@@ -36,5 +36,5 @@ def heat_maps(names: Sequence[str], matrices: Mapping[str, np.ndarray], about: s
         ax.set_ylim(count - 0.5, -0.5)  # the first name at the top
         ax.set_title(title)
     title = "Similarity of representations, pair by pair"
-    style.finish(figure, title, [], about, bar=(image, "Similarity"))
+    sheet.finish(figure, title, [], about, bar=(image, "Similarity"))
     return figure

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.alignment import CONTROL_NOTE, PAPER, RSA
 from cltools.figures.tables import ExperimentTables
 
@@ -40,7 +40,7 @@ def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     objectives = style.ordered(plotted["objective"])
     arms = plotted["arm"].unique(maintain_order=True)
 
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         len(arms), ["cka", "cka_residual", "rsa", "start"], height=0.3 * len(levels) + 0.5,
         flatter=1, narrowest=1.7, sharey=True,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def alignment_coupling(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
             ax.set(xlabel="Similarity", ylabel="Shared by all objectives")
     for column, (metric, _) in enumerate(PANELS):
         _limit(axes[:, column], plotted, control=metric == "cka_to_init")
-    style.finish(
+    sheet.finish(
         figure,
         "What sharing initial weights, batches and views contributes to alignment",
         [style.handle(style.look_of(name), linestyle="") for name in objectives],

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.tables import ExperimentTables
 
 PROBES = {"nccc": "Nearest class center", "linear_probe": "Linear probe"}
@@ -28,7 +28,7 @@ def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     papers = papers.filter(pl.col("epoch") == cells["epoch"].max())
     objectives = style.ordered(plotted["objective"])
 
-    figure, (row,) = style.panels(
+    figure, (row,) = sheet.panels(
         1, list(PROBES), height=0.27 * len(objectives) + 0.75, narrowest=2.0, flatter=1
     )
     for ax, (probe, title) in zip(row, PROBES.items(), strict=True):
@@ -45,7 +45,7 @@ def downstream(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         ax.set(xlabel="Accuracy (%)", title=title)
     chances = ", ".join(f"{100 / c:.3g} %" for c in cells["classes"].unique().sort())
     gray = style.Look("", style.FOOTNOTE, "o")
-    style.finish(
+    sheet.finish(
         figure,
         "Accuracy of two classifiers on the features of each objective",
         [

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.style import THEORY, Look
 from cltools.figures.tables import ExperimentTables
 
@@ -94,7 +94,7 @@ def _draw_errors(
     )
     objectives = style.ordered(plotted["objective"])
 
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         list(WAYS), ["nccc", "linear_probe"], height=2.2, sharex=True, sharey="row"
     )
     for row, (ways, classes) in zip(axes, WAYS.items(), strict=True):
@@ -114,7 +114,7 @@ def _draw_errors(
         for ax in row:
             ax.axhspan(1, 1e9, color="#EDEDED", zorder=0, linewidth=0)
     gray = Look("", THEORY, "")
-    style.finish(
+    sheet.finish(
         figure,
         f"Few-shot error of each objective ({words}), and the bound of P1",
         [

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from cltools import tidy
 from cltools.config.cells import parts_of
 from cltools.config.sweeps import sweeps_over
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.alignment import PAPER, RSA, SHUFFLED
 from cltools.figures.tables import ExperimentTables
 
@@ -42,7 +42,7 @@ def labels_negatives(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame
     plotted = tidy.spread(cells, ["metric", *by, "objective", "share"])
     arms = plotted.select(by).unique().sort(by).rows(named=True) if by else [{}]
 
-    figure, axes = style.panels(len(arms), list(PANELS), height=2.3, sharex=True, sharey=True)
+    figure, axes = sheet.panels(len(arms), list(PANELS), height=2.3, sharex=True, sharey=True)
     for row, arm in zip(axes, arms, strict=True):
         for ax, (metric, (_, title)) in zip(row, PANELS.items(), strict=True):
             _draw_curves(ax, plotted.filter(metric=metric, **arm))
@@ -50,7 +50,7 @@ def labels_negatives(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame
             ax.set_title(", ".join([title, *words]))
             ax.set(xlabel="Share of DCL’s negatives that are dropped", ylabel="Similarity")
             style.alignment_axis(ax, plotted["value"])
-    style.finish(
+    sheet.finish(
         figure,
         "NSCL with true and with meaningless labels: which negatives matter?",
         [*_curve_handles(plotted), style.handle(CEILING, marker="", linestyle="--")],
@@ -133,7 +133,7 @@ def label_effect(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     plotted = tidy.spread(both, ["factor", "quantity", "objective", "x"])
 
     names = {"epoch": "training", "tau": "temperature", "classes": "classes"}
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         ["cka", "effect"], [names[factor] for factor in found], sharex="col", sharey="row"
     )
     for column, factor in zip(axes.T, found, strict=True):
@@ -149,7 +149,7 @@ def label_effect(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         for ax, label in zip(column, ("CKA", "CKA, true − shuffled labels"), strict=True):
             _factor_axis(ax, factor, one["x"])
             ax.set_ylabel(label)
-    style.finish(
+    sheet.finish(
         figure,
         "What the meaning of the labels contributes to the alignment of NSCL with DCL",
         [style.handle(style.look_of(name)) for name in style.ordered(plotted["objective"])],

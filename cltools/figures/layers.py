@@ -5,7 +5,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.style import look_of
 from cltools.figures.tables import ExperimentTables
 
@@ -32,7 +32,7 @@ def layers_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     epochs = plotted["epoch"].unique().sort().to_list()
     objectives = _reference_first(experiment, plotted)
     with_numbers = max(len(layers), len(epochs)) <= MOST_NUMBERS
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         objectives, ["reference", "start"], height=_height(len(layers)), flatter=1, sharex=True,
         sharey=True,
     )  # fmt: skip
@@ -50,7 +50,7 @@ def layers_training(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
                 field[layers.index(layer), epochs.index(epoch)] = mean
             image = style.heat_map(ax, field, [f"{e:g}" for e in epochs], layers, with_numbers)
             ax.set(title=title, xlabel="Epoch")
-    style.finish(
+    sheet.finish(
         figure,
         f"Where in the networks alignment with {start} lives, during training",
         [],
@@ -69,7 +69,7 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     names = _reference_first(experiment, plotted)
     columns = 2
     rows = -(-len(names) // columns)
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         rows, columns, height=_height(len(layers)) + 0.5, flatter=1, sharey=True
     )
     figure.names = dict(zip(axes.flat, names, strict=False))
@@ -88,7 +88,7 @@ def layers_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         ax.set(xlabel=f"Layer of {look_of(name).label}", ylabel=f"Layer of {start}")
     for ax in axes.flat[len(names) :]:
         ax.remove()
-    style.finish(
+    sheet.finish(
         figure,
         f"Alignment of every layer with every layer of {start}",
         [],

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.style import THEORY, Look, look_of
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
@@ -76,7 +76,7 @@ DASHES = {
 
 
 def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figure:
-    figure, (row,) = style.panels(1, ["gap", "nscl"], height=2.3)
+    figure, (row,) = sheet.panels(1, ["gap", "nscl"], height=2.3)
     bound = plotted.filter(model="dcl", quantity="nscl loss + bound")
     losses = plotted.filter(pl.col("quantity") != "nscl loss + bound")["mean"]
     top = losses.max() + FAR * (losses.max() - losses.min())
@@ -105,7 +105,7 @@ def _draw_losses(log: pl.DataFrame, plotted: pl.DataFrame, window: int) -> Figur
     trained = [(look_of(model), f"network trained with {look_of(model).label}")
                for model in ("dcl", "nscl")]  # fmt: skip
     gray = Look("", THEORY, "")
-    style.finish(
+    sheet.finish(
         figure,
         "Training losses: DCL against NSCL on the same batches",
         [
@@ -137,7 +137,7 @@ def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     plotted = tidy.spread(cells, by)
 
     arms = plotted["arm"].unique(maintain_order=True)
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         len(arms), ["training_tau", "tau_1"], height=2.2, sharex=True, sharey=True
     )
     for row, arm in zip(axes, arms, strict=True):
@@ -150,7 +150,7 @@ def gap_classes(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         style.handle(GAP_LOOKS["bound"][0]),
         style.handle(Look("gap if all images looked alike", "#7A7A7A", ""), linestyle=":"),
     ]
-    style.finish(
+    sheet.finish(
         figure,
         "Loss gap DCL − NSCL and its bound against the number of classes",
         handles,
@@ -220,7 +220,7 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         experiment, cells, metric="authors_nscl_loss", objective=models, split=splits
     )
 
-    figure, axes = style.panels(["whole", "authors"], splits, sharex=True, sharey="row")
+    figure, axes = sheet.panels(["whole", "authors"], splits, sharex=True, sharey="row")
     for row, ((metric, variant), title) in zip(axes, losses.items(), strict=True):
         for ax, split in zip(row, splits, strict=True):
             panel = plotted.filter(metric=metric, variant=variant, split=split)
@@ -238,7 +238,7 @@ def nscl_losses(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         style.handle(look_of(model), f"network trained with {look_of(model).label}")
         for model in models
     ]
-    style.finish(
+    sheet.finish(
         figure,
         "NSCL loss of the DCL-trained and of the NSCL-trained network",
         [*handles, *style.paper_handles(papers)],

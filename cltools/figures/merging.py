@@ -4,7 +4,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.style import Look, look_of
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
@@ -31,7 +31,7 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     start, single = experiment.reference_label, len(objectives) == 1
     other = _label(objectives) if single else "the other objective"
     end = f"1\n{other}" if single else "1"
-    figure, (row,) = style.panels(1, ["nccc", "linear_probe", "cka"], height=2.2)
+    figure, (row,) = sheet.panels(1, ["nccc", "linear_probe", "cka"], height=2.2)
     for ax, (metric, title) in zip(row, PANELS.items(), strict=True):
         for name in objectives:
             for split, dash in splits.items():
@@ -46,7 +46,7 @@ def merging(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         ax.set_xticks([0.25, 0.75], minor=True)
         ax.set_ylabel("CKA" if metric == "merged_cka" else "Accuracy")
     gray = Look("", style.FOOTNOTE, "o")
-    style.finish(
+    sheet.finish(
         figure,
         f"Networks between the weights of {start} and of {other}",
         [

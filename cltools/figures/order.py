@@ -5,7 +5,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cltools.figures import style
+from cltools.figures import sheet, style
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.words import number_of
 
@@ -25,7 +25,7 @@ def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     taus = plotted["tau"].drop_nulls().unique().sort().to_list() or [None]
     objectives = style.ordered(plotted["objective"])
 
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         [f"C{count}" for count in classes],
         [f"tau{tau:g}" if tau is not None else "" for tau in taus],
         height=1.8, sharex=True, sharey=True,
@@ -39,7 +39,7 @@ def collapse_order(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
             at = f", τ = {tau:g}" if tau is not None else ""
             ax.set_title(f"C = {count}, d = {panel['dimension'][0]}{at}\norder: {first}")
             ax.set_ylabel("Spread / start")
-    style.finish(
+    sheet.finish(
         figure,
         "Order of collapse: how soon the free embeddings of a class come together",
         [style.handle(style.look_of(name)) for name in objectives],

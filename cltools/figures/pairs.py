@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage, optimal_le
 from scipy.spatial.distance import squareform
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.style import look_of
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
@@ -35,7 +35,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     names = style.ordered([*drawn["objective"], *drawn["reference"]])
     if len(names) < 3:
         raise InputError("the base sweep trains fewer than three objectives: add more to it")
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         ["cka", "cka_residual"], ["map", "tree"], height=0.28 * len(names) + 1.1, flatter=1,
         narrowest=NARROWEST, width_ratios=[2, 1],
     )  # fmt: skip
@@ -48,7 +48,7 @@ def alignment_pairs(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
         row[0].set_title(title)
         style.slant_labels(row[0])
         _draw_tree(row[1], tree, labels)
-    style.finish(
+    sheet.finish(
         figure,
         "Alignment of all pairs of objectives at the end of training",
         [],
@@ -89,7 +89,7 @@ def _draw_tree(ax: Axes, tree: NDArray[np.float64], labels: list[str]) -> None:
         tree, orientation="right", ax=ax, no_labels=True, link_color_func=lambda node: style.THEORY
     )
     ax.set(xlabel="1 − CKA", ylim=(0, 10 * len(labels)))  # scipy puts a leaf every 10 units
-    below = style.narrow(2 * NARROWEST)
+    below = sheet.narrow(2 * NARROWEST)
     ax.set_yticks([5 + 10 * i for i in range(len(labels))] if below else [], labels * below)
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cltools import tidy
-from cltools.figures import style
+from cltools.figures import sheet, style
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.errors import InputError
 
@@ -41,7 +41,7 @@ def features_plane(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
     colors = {c: CLASSES[i % len(CLASSES)] for i, c in enumerate(classes)}
     reach = 1.05 * plotted.select(pl.max_horizontal(pl.col("x", "y").abs())).max().item()
 
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         objectives, [f"epoch{epoch:g}" for epoch in epochs], height=1.35, narrowest=1.05, flatter=1
     )
     for row, name in zip(axes, objectives, strict=True):
@@ -62,7 +62,7 @@ def features_plane(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]:
         Line2D([], [], linestyle="", marker="o", markersize=4, color=colors[c], label=f"class {c}")
         for c in classes
     ]
-    style.finish(
+    sheet.finish(
         figure,
         f"{METHODS[method]} of the features of the same images",
         handles if len(classes) <= len(CLASSES) else [],

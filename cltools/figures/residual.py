@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.alignment import PAPER, RSA
 from cltools.figures.style import Look
 from cltools.figures.tables import ExperimentTables
@@ -39,7 +39,7 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     plotted = tidy.spread(cells, ["measure", "split", "objective", "kind"])
     objectives = style.ordered(plotted["objective"])
 
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         list(SPLITS), ["cka", "rsa"], height=0.42 * len(objectives) + 0.5, flatter=1, sharex=True,
         sharey=True,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def residual_alignment(experiment: ExperimentTables) -> tuple[Figure, pl.DataFra
     lowest = min(0.0, float(plotted["value"].min()))
     axes[0, 0].set_xlim(lowest - 0.05 if lowest < 0 else 0, 1.03)
     gray = style.FOOTNOTE
-    style.finish(
+    sheet.finish(
         figure,
         f"Alignment with {experiment.reference_label} beyond the classes",
         [

@@ -10,7 +10,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy.linalg import orthogonal_procrustes
 
 from cltools import tidy
-from cltools.figures import style
+from cltools.figures import sheet, style
 from cltools.figures.tables import ExperimentTables
 
 CLASSES = 4
@@ -44,7 +44,7 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
         for epoch in epochs
     )
 
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         objectives, [f"epoch{epoch:g}" for epoch in epochs], height=2.0, narrowest=1.2,
         flatter=1, subplot_kw={"projection": "3d"},
     )  # fmt: skip
@@ -58,7 +58,7 @@ def class_means_space(experiment: ExperimentTables) -> tuple[Figure, pl.DataFram
             ax.text2D(0.5, -0.02, deviation, transform=ax.transAxes, **about)
     looks = [style.Look(f"class {i}", color, "o") for i, color in enumerate(COLORS)]
     simplex = style.handle(style.Look("simplex", style.THEORY, ""), linestyle=":", linewidth=0.9)
-    style.finish(
+    sheet.finish(
         figure,
         "Four class means in space, and the simplex",
         [*(style.handle(look) for look in looks), simplex],

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cltools.figures import style
+from cltools.figures import sheet, style
 from cltools.figures.style import FOOTNOTE, THEORY, Look, look_of
 from cltools.figures.tables import ExperimentTables
 from cltools.runtime.words import number_of
@@ -47,7 +47,7 @@ def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     settings = runs.select("classes", "tau").unique().sort("classes", "tau").rows()
 
     across = max(len(totals), 2 * len(found))
-    figure, axes = style.panels(
+    figure, axes = sheet.panels(
         1 + len(found), across, height=max(2.1, 0.27 * len(settings) + 0.7), flatter=1,
         sharey="row",
     )  # fmt: skip
@@ -62,7 +62,7 @@ def surrogate_drift(experiment: ExperimentTables) -> tuple[Figure, pl.DataFrame]
     for ax in axes.flat:
         if ax not in figure.names:
             ax.remove()
-    style.finish(
+    sheet.finish(
         figure,
         "How far CL and NSCL drift apart in similarity descent, and the bound on it",
         [*_handles(colors), *(_of_networks() if found else [])],

@@ -7,7 +7,7 @@ import polars as pl
 
 from cltools.config.sweeps import Sweeps, base_sweep, sweeps_over
 from cltools.figures.style import look_of
-from cltools.tidy import COLUMNS, against, in_sweep, in_words
+from cltools.tidy import COLUMNS, FURTHER, against, in_sweep, in_words
 
 # An empty table for numbers of the papers; papers/README.md explains its columns.
 NUMBERS = ("value", "tolerance")
@@ -79,7 +79,7 @@ class ExperimentTables:
         names = sweeps_over(self.sweeps, *factors)
         for name in names:
             varied = self.sweeps[name]["factors"]
-            rest = [c for c in COLUMNS if c in varied and c not in factors]
+            rest = [c for c in (*COLUMNS, *FURTHER) if c in varied and c not in factors]
             if "batch_size" in factors and "lr_rule" not in rest:
                 rest.append("lr_rule")  # the effect of B depends on the rule, so all panels name it
             cells = in_sweep(table, name)

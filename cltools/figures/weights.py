@@ -4,7 +4,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from cltools import tidy
-from cltools.figures import style, tables
+from cltools.figures import sheet, style, tables
 from cltools.figures.alignment import PAPER
 from cltools.figures.tables import ExperimentTables
 
@@ -22,7 +22,7 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
         experiment, cells, metric="weight_gap", variant="mean_layer"
     ).with_columns(quantity=pl.lit("weight gap"))
 
-    figure, (row,) = style.panels(1, ["weights", "representations"], height=2.3, sharex=True)
+    figure, (row,) = sheet.panels(1, ["weights", "representations"], height=2.3, sharex=True)
     objectives = style.ordered(plotted["objective"])
     for ax, quantity in zip(row, gaps, strict=True):
         for name in objectives:
@@ -35,7 +35,7 @@ def weights_representations(experiment: ExperimentTables) -> tuple[Figure, pl.Da
     other = experiment.reference_label
     row[0].set(title="Weights", ylabel=f"Weight gap to {other}")
     row[1].set(title="Representations of test images", ylabel=f"1 − CKA with {other}")
-    style.finish(
+    sheet.finish(
         figure,
         f"Distance of each objective from {other}: weights against representations",
         [

@@ -7,7 +7,8 @@ from typing import Any
 import polars as pl
 
 from cltools.figures import FIGURES, draw
-from cltools.figures.style import applied, save
+from cltools.figures.sheet import save
+from cltools.figures.style import applied
 from cltools.figures.tables import PAPERS, ExperimentTables
 from cltools.runtime.errors import InputError
 from cltools.tidy import made_by, read_experiment, read_plan

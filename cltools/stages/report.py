@@ -14,7 +14,7 @@ import torch
 
 import cltools
 from cltools.figures import FIGURES
-from cltools.figures.style import saved
+from cltools.figures.sheet import saved
 from cltools.layout import VERSIONS, benchmarks_of
 from cltools.maths.minimise import descent
 from cltools.report.page import Drawn, Material, page

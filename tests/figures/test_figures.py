@@ -18,15 +18,8 @@ from polars.testing import assert_frame_equal
 from cltools.config.schema import schema
 from cltools.config.sweeps import base_sweep
 from cltools.figures import FIGURES, draw, papers_file
-from cltools.figures.style import (
-    NEUTRAL,
-    OBJECTIVES,
-    OWN_LABELS,
-    applied,
-    finish,
-    look_of,
-    panels,
-)
+from cltools.figures.sheet import finish, panels
+from cltools.figures.style import NEUTRAL, OBJECTIVES, OWN_LABELS, applied, look_of
 from cltools.figures.tables import PAPERS, ExperimentTables, papers_rows
 from cltools.objectives import names
 from cltools.runtime.errors import InputError
@@ -250,14 +243,6 @@ def test_alignment_training_has_the_known_means_and_deviations(drawn):
         assert set(rows["seeds"]) == {SEEDS}
 
 
-def test_alignment_by_temperature_and_epoch(drawn):
-    rows = numbers(drawn, "alignment_temperature_epochs", objective="nscl")
-    assert set(rows["tau"]) == {0.1, 0.5, 1.0}
-    for tau, epoch, mean in rows.select("tau", "epoch", "mean").unique().iter_rows():
-        wanted = made_up.alignment(made_up.cell(tau=tau), "nscl", epoch)
-        assert mean == pytest.approx(wanted)
-
-
 @pytest.mark.parametrize(
     ("name", "column", "values", "arms"),
     [
@@ -284,6 +269,15 @@ def test_alignment_against_a_factor(name, column, values, arms, drawn):
         assert means == pytest.approx(wanted)
     control = numbers(drawn, name, metric="cka_to_init")
     assert set(control["objective"]) == {"dcl", "nscl", "scl", "ce"}
+
+
+def test_alignment_of_two_schedules_during_training(drawn):
+    rows = numbers(drawn, "alignment_schedules", objective="nscl")
+    for schedule in ("per_step", "constant"):
+        means = rows.filter(lr_schedule=schedule).select("epoch", "mean").unique().sort("epoch")
+        cell = made_up.cell(lr_schedule=schedule)
+        wanted = [made_up.alignment(cell, "nscl", epoch) for epoch in made_up.EPOCHS]
+        assert means["mean"].to_list() == pytest.approx(wanted)
 
 
 def test_gap_lies_between_the_untrained_gap_and_the_bound(drawn):

@@ -20,7 +20,7 @@ from waiting import HANGS
 from cltools.claims import load_claims
 from cltools.claims.evaluate import evaluate
 from cltools.config.cells import resolve_cell
-from cltools.figures.style import save
+from cltools.figures.sheet import save
 from cltools.report.answer import NONE, ends, sentences, spread, summary
 from cltools.report.explore import exploration
 from cltools.runtime.errors import InputError

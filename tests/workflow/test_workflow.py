@@ -228,15 +228,23 @@ def test_several_nodes_need_slurm(tmp_path):
     assert "Traceback" not in message
 
 
+@pytest.fixture(scope="module")
+def of_one_process(tmp_path_factory):
+    """The manifest of the first cell, trained by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    target = f"results/cells/{next(iter(load_experiment(CONFIG).plans))}/trained-2epochs.json"
+    snakemake(folder, target, config=CONFIG)
+    return folder, target
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("share", ["batch", "auto"])
-def test_several_gpus_train_a_cell_together(finished, tmp_path, share):
-    config = changed(gpus_per_cell=2, share=share)
-    target = f"results/cells/{next(iter(load_experiment(config).plans))}/trained-2epochs.json"
-    snakemake(tmp_path, target, config=config)
+def test_several_gpus_train_a_cell_together(of_one_process, tmp_path, share):
+    alone, target = of_one_process
+    snakemake(tmp_path, target, config=changed(gpus_per_cell=2, share=share))
     parts = {"batch": 2, "auto": 1}[share]
     assert json.loads((tmp_path / target).read_text())["trained_by"] == {"0": parts}
-    same = (tmp_path / target).read_bytes() == (finished / target).read_bytes()
+    same = (tmp_path / target).read_bytes() == (alone / target).read_bytes()
     assert same == (share == "auto")
 
 
