@@ -55,6 +55,8 @@ WITH_DCL = {**TEST, "reference": "dcl"}
 SELECTIONS = {
     "cka": Selection(
         "measures", {**WITH_DCL, "metric": "cka", "variant": "cosine_biased"}, training=True),
+    "cka_of_z": Selection(
+        "measures", {**WITH_DCL, "features": "z", "metric": "cka", "variant": "cosine_biased"}),
     "residual_cka": Selection(
         "measures", {**WITH_DCL, "metric": "cka", "variant": "residual_biased"}),
     "cka_null": Selection(
@@ -86,7 +88,8 @@ SELECTIONS = {
 }
 CELL = (
     "sweeps", "dataset", "architecture", "classes", "class_draw", "coupling", "imbalance",
-    "framework", "tau", "batch_size", "lr_rule", "seed", "step", "epoch", "objective",
+    "framework", "tau", "batch_size", "lr_rule", "lr_schedule", "seed", "step", "epoch",
+    "objective",
 )
 CLAIM = (
     "claim", "verdict", "dataset", "sweep", "part", "part_verdict", "claimed", "effect", "low",
