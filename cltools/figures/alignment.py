@@ -259,7 +259,7 @@ def alignment_schedules(experiment: ExperimentTables) -> tuple[Figure, pl.DataFr
         for ax, arm in zip(row, arms, strict=True):
             one = plotted.filter(arm=arm, lr_schedule=schedule)
             _draw(ax, one, "epoch", "cka", bars=False)
-            ax.set_title(f"{words}, {arm}")
+            ax.set_title(f"{words}, {arm}" if len(arms) > 1 else words)
             ax.set_ylabel("CKA")
             style.epoch_axis(ax, plotted["epoch"])
             style.alignment_axis(ax, plotted["value"])
