@@ -119,6 +119,7 @@ def test_what_is_kept_is_what_is_on_disk(digits, benched, tmp_path):
     assert benched[2]["kinds"][0]["disk_mb"] == pytest.approx(real / 1e6, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_config_of_two_kinds(tmp_path):
     """Seeds and temperatures cost the same, batch sizes do not; nothing is prepared."""
     base = {k: v for k, v in SETTINGS.items() if k not in ("recipe", "dataset")}
