@@ -113,7 +113,6 @@ def test_other_settings_of_the_theory_train_and_measure_nothing(finished):
     assert jobs.keys() == {"theory", "collect", "plot", "claims", "report"}
 
 
-@pytest.mark.slow
 def test_merging_and_simulations_are_added_to_what_is_there(finished, tmp_path):
     more = changed(
         merge={"sweeps": ["base"], "points": 2},
