@@ -97,7 +97,7 @@ def measure(manifest: Path, threads: int, full: bool) -> tuple[list[float], floa
             if not full:
                 process.terminate()
         time.sleep(0.05)
-    if process.returncode and not ends:
+    if process.returncode and (full or not ends):
         sys.exit(process.returncode)
     if full:
         ends.append(time.perf_counter() - began - ends[0])
