@@ -242,13 +242,12 @@ def alignment_schedules(experiment: ExperimentTables) -> tuple[Figure, pl.DataFr
 
     Of the objectives with labels of their own, only NSCL with shuffled labels is shown.
     """
+    experiment = experiment.without_own_labels(SHUFFLED)
     measures = experiment.over(experiment.measures, "lr_schedule")
     cells = tidy.rows(
         experiment.against_reference(measures), metric="cka", variant=PAPER, features="h",
         split="test",
     )  # fmt: skip
-    own_labels = pl.col("objective").str.contains(":") & (pl.col("objective") != SHUFFLED)
-    cells = cells.filter(~own_labels)
     plotted = tidy.spread(cells, ["panel", "arm", "lr_schedule", "metric", "objective", "epoch"])
     arms = plotted.sort("panel")["arm"].unique(maintain_order=True)
     schedules = plotted["lr_schedule"].unique().sort(descending=True)

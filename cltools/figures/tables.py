@@ -54,14 +54,17 @@ class ExperimentTables:
         """The rows that compare another objective with the reference."""
         return against(table, self.reference)
 
-    def without_own_labels(self) -> "ExperimentTables":
-        """The same, but only objectives that are trained with the labels of the data set."""
+    def without_own_labels(self, *kept: str) -> "ExperimentTables":
+        """The same, but only objectives with the labels of the data set, and those in `kept`."""
         found = {}
         for name, columns in OBJECTIVES_OF.items():
             table = getattr(self, name)
             if table is not None:
-                plain = [~pl.col(column).str.contains(":", literal=True) for column in columns]
-                found[name] = table.filter(plain)
+                shown = [
+                    ~pl.col(column).str.contains(":", literal=True) | pl.col(column).is_in(kept)
+                    for column in columns
+                ]
+                found[name] = table.filter(shown)
         return replace(self, **found)
 
     def base(self, table: pl.DataFrame) -> pl.DataFrame:
