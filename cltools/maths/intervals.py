@@ -5,7 +5,7 @@ representation, so that CKA (centered kernel alignment) and RSA (representationa
 analysis) come out far too high. Subsamples have no copies.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,68 +29,17 @@ class Interval(NamedTuple):
     high: float | NDArray[np.float64]
 
 
-def subsampling_interval(
-    statistic: Callable[[NDArray[np.intp]], ArrayLike],
-    n: int,
-    level: float = 0.9,
-    draws: int = 200,
-    fraction: float = 0.5,
-    seed: int = 0,
-    whole: tuple[ArrayLike, int] | None = None,
-) -> Interval:
-    """Interval of a statistic of n images, for images drawn from a larger population.
-
-    Let θ_b be the statistic of b images drawn without replacement. Suppose that each image
-    contributes to it additively, with variance σ², up to terms of order 1/n. Then
-    Var(θ_n) = σ²/n. Given the n images, Var(θ_b) = σ² (1/b - 1/n), as in any finite population. So
-
-        sqrt(b / (n - b)) (θ_b - mean θ_b)   has the spread of   θ_n - E θ_n
-
-    This is the scaling of the delete-d jackknife (Shao and Wu 1989); the factor is 1 for half
-    samples. The interval is θ_n minus the upper and the lower quantile of these deviations, as in
-    Politis, Romano and Wolf 1999. It covers E θ_n, the average over other sets of n images. A bias
-    that depends on n is not removed: this is why deviations are taken from the mean of the θ_b.
-
-    Where the additive part vanishes, the interval is too wide, by a factor of sqrt(3) at fraction
-    0.5. An example is CKA of unrelated features, whose sd is of order 1/n instead of 1/sqrt(n).
-
-    The n images may themselves be a random sample of N, of which the value is (`whole`). Then
-    Var(θ_N) = σ²/N is wanted instead, and
-
-        sqrt(n/N) sqrt(b / (n - b)) (θ_b - mean θ_b)   has the spread of   θ_N - E θ_N
-
-    Here the additive part must prevail at b images already. The sd of a biased measure changes with
-    its bias, and so does that of a measure of class means with the images per class.
+def subsets(n: int, draws: int = 200, fraction: float = 0.5, seed: int = 0) -> NDArray[np.intp]:
+    """The image numbers (draws, b) of random subsamples of n images, ascending, for `interval_of`.
 
     Args:
-        statistic: takes image numbers (m,), ascending and without duplicates; returns a number or
-            an array of fixed shape.
         n: images, at least 4.
-        level: coverage probability of the interval, in (0, 1).
         draws: number of subsamples, at least 2.
         fraction: b / n, in (0, 1); b is rounded, and at least 2 images are drawn and 2 left out.
         seed: draws the subsamples.
-        whole: (value of N images, N) if the n images are a sample of N, at least n.
-
-    Returns:
-        (value of all images, low, high). The limits are not clipped to the range of the statistic.
-        They are NaN where the statistic is NaN or infinite on any subsample.
 
     Raises:
         ValueError: arguments outside these ranges.
-    """
-    _check_level(level)
-    drawn = subsets(n, draws, fraction, seed)
-    value, images = (statistic(np.arange(n)), n) if whole is None else whole
-    table = np.array([statistic(each) for each in drawn], dtype=np.float64)
-    return interval_of(value, table, drawn.shape[1], n, images, level)
-
-
-def subsets(n: int, draws: int = 200, fraction: float = 0.5, seed: int = 0) -> NDArray[np.intp]:
-    """The image numbers (draws, b) of the subsamples of `subsampling_interval`, ascending.
-
-    Raises:
-        ValueError: arguments outside the ranges given there.
     """
     if n < FEWEST_IMAGES or draws < 2 or not 0 < fraction < 1:
         raise ValueError(
@@ -109,10 +58,46 @@ def _check_level(level: float) -> None:
 def interval_of(
     value: ArrayLike, drawn: ArrayLike, size: int, n: int, images: int, level: float = 0.9
 ) -> Interval:
-    """`subsampling_interval` from the statistics (draws, …) of subsamples of `size` of n images.
+    """Interval of a statistic of n images, for images drawn from a larger population.
 
-    The n images are themselves drawn from `images`, whose statistic is `value`.
+    Let θ_b be the statistic of b images drawn without replacement. Suppose that each image
+    contributes to it additively, with variance σ², up to terms of order 1/n. Then
+    Var(θ_n) = σ²/n. Given the n images, Var(θ_b) = σ² (1/b - 1/n), as in any finite population. So
+
+        sqrt(b / (n - b)) (θ_b - mean θ_b)   has the spread of   θ_n - E θ_n
+
+    This is the scaling of the delete-d jackknife (Shao and Wu 1989); the factor is 1 for half
+    samples. The interval is θ_n minus the upper and the lower quantile of these deviations, as in
+    Politis, Romano and Wolf 1999. It covers E θ_n, the average over other sets of n images. A bias
+    that depends on n is not removed: this is why deviations are taken from the mean of the θ_b.
+
+    Where the additive part vanishes, the interval is too wide, by a factor of sqrt(3) at fraction
+    0.5. An example is CKA of unrelated features, whose sd is of order 1/n instead of 1/sqrt(n).
+
+    The n images may themselves be a random sample of N, of which the value is. Then
+    Var(θ_N) = σ²/N is wanted instead, and
+
+        sqrt(n/N) sqrt(b / (n - b)) (θ_b - mean θ_b)   has the spread of   θ_N - E θ_N
+
+    Here the additive part must prevail at b images already. The sd of a biased measure changes with
+    its bias, and so does that of a measure of class means with the images per class.
+
+    Args:
+        value: the statistic (…) of all images.
+        drawn: (draws, …) the statistics of the subsamples that `subsets` draws.
+        size: images b of a subsample.
+        n: images that the subsamples are drawn from.
+        images: N, of which the n are a random sample; n if they are all.
+        level: coverage probability of the interval, in (0, 1).
+
+    Returns:
+        (value of all images, low, high). The limits are not clipped to the range of the statistic.
+        They are NaN where the statistic is NaN or infinite on any subsample.
+
+    Raises:
+        ValueError: a level outside this range.
     """
+    _check_level(level)
     whole, table = np.asarray(value, dtype=np.float64), np.asarray(drawn, dtype=np.float64)
     tails = [(1 + level) / 2, (1 - level) / 2]
     with np.errstate(invalid="ignore"):  # infinity minus infinity: the limits become NaN
@@ -154,21 +139,21 @@ def alignment_intervals(
     seed: int = 0,
     device: torch.device = CPU,
 ) -> dict[Pair, dict[Measure, Interval]]:
-    """`alignment` with intervals by `subsampling_interval`, each draw taking half the images.
+    """`alignment` with intervals as `interval_of`, each draw taking half the images.
 
     Each subsample is used for all pairs and measures. Of more than `samples.SAMPLED_IMAGES` images,
     as many are drawn at random, and the subsamples are drawn from these.
 
     Args:
         features, pairs, measures, device: as for `alignment`.
-        level, draws, seed: as for `subsampling_interval`.
+        level, draws, seed: as for `interval_of` and `subsets`.
 
     Returns:
         pair -> measure -> (value, low, high). The intervals of biased measures keep the bias, so
         that they do not cover the value that infinitely many images would give.
 
     Raises:
-        ValueError: as `alignment` and `subsampling_interval`.
+        ValueError: as `alignment`, `interval_of` and `subsets`.
     """
     sources = same_images(features)
     pairs = pairs_of(sources, pairs)

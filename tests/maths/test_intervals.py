@@ -5,9 +5,17 @@ import pytest
 from scipy import stats
 
 from cltools.maths.alignment import MEASURES, alignment, samples
-from cltools.maths.intervals import accuracy_interval, alignment_intervals, subsampling_interval
+from cltools.maths.intervals import accuracy_interval, alignment_intervals, interval_of, subsets
 
 DEBIASED, RSA = ("cka", "cosine_debiased"), ("rsa", "pearson_cosine")
+
+
+def subsampling_interval(statistic, n, level=0.9, draws=200, fraction=0.5, seed=0, whole=None):
+    """`interval_of` a function of image numbers; `whole` has the value of N images, and N."""
+    drawn = subsets(n, draws, fraction, seed)
+    value, images = (statistic(np.arange(n)), n) if whole is None else whole
+    table = [statistic(each) for each in drawn]
+    return interval_of(value, table, drawn.shape[1], n, images, level)
 
 
 def related(rng, n):

@@ -45,7 +45,7 @@ def spearman_rsa(
     sample is split at random into `PAIR_GROUPS` groups. Their standard deviation is scaled to the
     size of the whole sample, and by sqrt(1 - sampled / all), since pairs are drawn without
     replacement. The error says nothing about other images: for that, pass this function to
-    `intervals.subsampling_interval`.
+    `intervals.interval_of`.
 
     Args:
         a, b: (N, d) and (N, d').
