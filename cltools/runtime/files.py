@@ -23,6 +23,7 @@ log = logging.getLogger("cltools")
 ABANDONED = 24 * 3600  # seconds since its last change after which a scratch file is removed
 _asking = threading.Lock()
 LOCK = "lock"  # file in a folder that only one process may use
+OF_SAFETENSORS = ".tmp" + 6 * "[0-9A-Za-z]"
 
 
 @contextmanager
@@ -96,9 +97,12 @@ def _alive(process: int) -> bool:
 def remove_scratch(folder: Path, stem: str = "*") -> None:
     """Remove the scratch files of `whole_file` in `folder`. Call it only where nothing is written.
 
-    With `stem`, only those of the file with this name (without its ending).
+    With `stem`, only those of the file with this name (without its ending). Without, also what
+    safetensors leaves when it is killed: it writes to files of its own, whose names do not say of
+    what they are.
     """
-    for scratch in folder.glob(f".{stem}.*.part*"):
+    patterns = [f".{stem}.*.part*", *([OF_SAFETENSORS] if stem == "*" else [])]
+    for scratch in (path for pattern in patterns for path in folder.glob(pattern)):
         scratch.unlink()
 
 
